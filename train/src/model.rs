@@ -1,0 +1,394 @@
+//! TransNormerLLM (arXiv 2307.14995) on Burn.
+//!
+//! The parameters live in one flat buffer; the matrices of a pass are views of it. A pass is a
+//! function of these views, on the tape or not, so there is no module tree beside the list of
+//! parameters.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::Error;
+use crate::batch::{Batch, Rows};
+use crate::config::ModelConfig;
+use crate::ops::attention::{chunked, decay::decay_rates, gated, recurrent};
+use crate::ops::cross_entropy::cross_entropy;
+use crate::ops::embedding::embedding;
+use crate::ops::sequences::Sequences;
+use crate::ops::srms_norm::srms_norm;
+use crate::parameters::ParameterList;
+use crate::rng::Rng;
+
+/// A model: its sizes and its parameters in float32 on one device.
+#[derive(Clone, Debug)]
+pub struct Model {
+    config: ModelConfig,
+    parameters: ParameterList,
+    /// Every parameter, in the order of the list.
+    flat: Tensor<1>,
+    /// λ of every head of every layer.
+    decay: Vec<Arc<[f64]>>,
+}
+
+/// The matrices of one block, `[out, in]`.
+struct Block {
+    qkvu: Tensor<2>,
+    out: Tensor<2>,
+    /// `[H, K]`.
+    theta: Option<Tensor<2>>,
+    l1: Tensor<2>,
+    l2: Tensor<2>,
+    l3: Tensor<2>,
+}
+
+/// The parameters of one pass, as views of the flat buffer.
+pub(crate) struct Weights {
+    embed: Tensor<2>,
+    blocks: Vec<Block>,
+    head: Tensor<2>,
+}
+
+impl Weights {
+    /// The views in the order of the parameter list.
+    fn in_order(&self) -> Vec<&Tensor<2>> {
+        let mut views = vec![&self.embed];
+        for block in &self.blocks {
+            views.extend([&block.qkvu, &block.out]);
+            views.extend(&block.theta);
+            views.extend([&block.l1, &block.l2, &block.l3]);
+        }
+        views.push(&self.head);
+        views
+    }
+}
+
+/// What a model remembers of the tokens it has read: one K×V matrix per head and layer, whatever
+/// their number.
+#[derive(Clone, Debug)]
+pub struct RecurrentState {
+    layers: Vec<Option<Tensor<4>>>,
+    /// Tokens read.
+    position: usize,
+}
+
+impl RecurrentState {
+    /// Tokens read so far.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Number of values in the state of all layers.
+    pub fn len(&self) -> usize {
+        let size = |state: &Tensor<4>| state.dims().iter().product::<usize>();
+        self.layers.iter().flatten().map(size).sum()
+    }
+
+    /// Whether nothing has been read.
+    pub fn is_empty(&self) -> bool {
+        self.position == 0
+    }
+}
+
+fn linear(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
+    x.matmul(weight.clone().transpose())
+}
+
+impl Model {
+    /// A model with fresh weights: normal with the standard deviation of the configuration, LRPE's
+    /// angles `10000^(-2c/(H·K))`. The same seed gives the same weights on every device.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the sizes do not fit each other.
+    pub fn new(config: &ModelConfig, seed: u64, device: &Device) -> Result<Self, Error> {
+        config.validate()?;
+        let list = ParameterList::of(config);
+        let mut values = vec![0f32; list.total()];
+        for (index, parameter) in list.iter().enumerate() {
+            let values = &mut values[parameter.range()];
+            if parameter.decays() {
+                let mut rng = Rng::new(seed, index as u64);
+                values.fill_with(|| (rng.normal() * config.init_std) as f32);
+            } else {
+                let channels = values.len() as f64;
+                for (c, theta) in values.iter_mut().enumerate() {
+                    *theta = 10000f64.powf(-2.0 * c as f64 / channels) as f32;
+                }
+            }
+        }
+        Self::from_values(config, values, device)
+    }
+
+    /// A model with the given parameters, in the order of [`ParameterList`].
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the sizes do not fit each other, [`Error::Input`] when there are more
+    /// or fewer values than parameters.
+    pub fn from_values(
+        config: &ModelConfig,
+        values: Vec<f32>,
+        device: &Device,
+    ) -> Result<Self, Error> {
+        config.validate()?;
+        let parameters = ParameterList::of(config);
+        if values.len() != parameters.total() {
+            return Err(Error::Input(format!(
+                "{} values for {} parameters",
+                values.len(),
+                parameters.total()
+            )));
+        }
+        let shape = [values.len()];
+        let decay = (0..config.decoder_layers).map(|layer| {
+            decay_rates(
+                config.decoder_attention_heads,
+                layer,
+                config.decoder_layers,
+            )
+            .into()
+        });
+        Ok(Self {
+            decay: decay.collect(),
+            flat: Tensor::from_data(TensorData::new(values, shape), device),
+            config: config.clone(),
+            parameters,
+        })
+    }
+
+    /// The sizes of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Names, shapes and places of the parameters.
+    pub fn parameters(&self) -> &ParameterList {
+        &self.parameters
+    }
+
+    /// The device the parameters are on.
+    pub fn device(&self) -> Device {
+        self.flat.device()
+    }
+
+    /// All parameters, in the order of [`Model::parameters`].
+    pub fn values(&self) -> Vec<f32> {
+        read(self.flat.clone())
+    }
+
+    /// The flat buffer, for the optimizer to replace.
+    pub(crate) fn flat_mut(&mut self) -> &mut Tensor<1> {
+        &mut self.flat
+    }
+
+    /// Views of all parameters, as leaves of a tape where `tracked`.
+    pub(crate) fn weights(&self, tracked: bool) -> Weights {
+        let mut views = self.parameters.iter().map(|parameter| {
+            let range = parameter.range();
+            let view = self.flat.clone().slice([range.start..range.end]);
+            let view = view.reshape(parameter.matrix());
+            if tracked {
+                view.autodiff().require_grad()
+            } else {
+                view
+            }
+        });
+        let mut next = || views.next().unwrap_or_else(|| unreachable!("a view per parameter"));
+        Weights {
+            embed: next(),
+            blocks: (0..self.config.decoder_layers)
+                .map(|layer| Block {
+                    qkvu: next(),
+                    out: next(),
+                    theta: self.config.uses_lrpe(layer).then(&mut next),
+                    l1: next(),
+                    l2: next(),
+                    l3: next(),
+                })
+                .collect(),
+            head: next(),
+        }
+    }
+
+    fn check_ids(&self, ids: &[u32]) -> Result<(), Error> {
+        match ids
+            .iter()
+            .position(|&id| id as usize >= self.config.vocab_size)
+        {
+            None => Ok(()),
+            Some(at) => Err(Error::Input(format!(
+                "token id {} at position {at} is not below the vocabulary size {}",
+                ids[at], self.config.vocab_size
+            ))),
+        }
+    }
+
+    fn embed(&self, weights: &Weights, ids: &[u32]) -> Tensor<2> {
+        let scale = match self.config.no_scale_embedding {
+            true => 1.0,
+            false => (self.config.decoder_embed_dim as f64).sqrt(),
+        };
+        embedding(weights.embed.clone(), ids, scale)
+    }
+
+    /// One block: `mix` is the token mixer between its projections.
+    fn block(
+        &self,
+        block: &Block,
+        x: Tensor<2>,
+        mix: impl FnOnce(Tensor<2>) -> Tensor<2>,
+    ) -> Tensor<2> {
+        let qkvu = linear(srms_norm(x.clone()), &block.qkvu);
+        let x = x + linear(mix(qkvu), &block.out);
+        let normed = srms_norm(x.clone());
+        let gate = linear(normed.clone(), &block.l1) * linear(normed, &block.l2);
+        x + linear(gate, &block.l3)
+    }
+
+    /// The normed output of the last block for whole documents: `[B·T, D]`.
+    fn hidden(&self, weights: &Weights, ids: &[u32], sequences: &Arc<Sequences>) -> Tensor<2> {
+        let mut x = self.embed(weights, ids);
+        for (block, decay) in weights.blocks.iter().zip(&self.decay) {
+            x = self.block(block, x, |qkvu| {
+                gated::gated_attention(qkvu, block.theta.clone(), decay, sequences)
+            });
+        }
+        srms_norm(x)
+    }
+
+    /// Mean cross-entropy of a part of a batch, in nats: `[1]`.
+    fn rows_loss(&self, weights: &Weights, rows: &Rows) -> Tensor<1> {
+        let hidden = self.hidden(weights, &rows.inputs, &rows.sequences);
+        cross_entropy(hidden, weights.head.clone(), &rows.targets)
+    }
+
+    /// Mean cross-entropy in nats over the predicted tokens of `batch`, computed `rows` rows at a
+    /// time.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the batch does not fit its own sizes or the vocabulary.
+    pub fn loss(&self, batch: &Batch, rows: usize) -> Result<f64, Error> {
+        self.check_ids(&batch.tokens)?;
+        let weights = self.weights(false);
+        let (mut sum, mut count) = (0.0, 0);
+        for rows in batch.split(rows)? {
+            let loss: f32 = self.rows_loss(&weights, &rows).into_scalar();
+            sum += f64::from(loss) * rows.counted() as f64;
+            count += rows.counted();
+        }
+        Ok(sum / count.max(1) as f64)
+    }
+
+    /// [`Model::loss`] and its gradient, a tensor for every parameter in the order of the list,
+    /// given to `accumulate` for every part of `rows` rows. The gradients of all parts add up to
+    /// that of the loss.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn gradients(
+        &self,
+        batch: &Batch,
+        rows: usize,
+        mut accumulate: impl FnMut(Vec<Tensor<2>>),
+    ) -> Result<f64, Error> {
+        self.check_ids(&batch.tokens)?;
+        let parts = batch.split(rows)?;
+        let count: usize = parts.iter().map(Rows::counted).sum();
+        let mut sum = 0.0;
+        for rows in parts {
+            let share = rows.counted() as f64 / count.max(1) as f64;
+            let weights = self.weights(true);
+            let loss = self.rows_loss(&weights, &rows) * share;
+            let mut gradients = loss.backward();
+            let loss: f32 = loss.inner().into_scalar();
+            sum += f64::from(loss);
+            let of = |leaf: &Tensor<2>| {
+                let gradient = leaf.grad_remove(&mut gradients);
+                gradient.unwrap_or_else(|| leaf.clone().inner().zeros_like())
+            };
+            accumulate(weights.in_order().into_iter().map(of).collect());
+        }
+        Ok(sum)
+    }
+
+    /// The logits of every token of `ids: [B·T]`: `[B·T, vocabulary]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when the ids do not fit `sequences` or the vocabulary.
+    pub fn logits(&self, ids: &[u32], sequences: &Arc<Sequences>) -> Result<Tensor<2>, Error> {
+        self.check_ids(ids)?;
+        if ids.len() != sequences.rows() * sequences.length() || ids.is_empty() {
+            return Err(Error::Input(format!(
+                "{} ids for {} rows of {}",
+                ids.len(),
+                sequences.rows(),
+                sequences.length()
+            )));
+        }
+        let weights = self.weights(false);
+        Ok(linear(
+            self.hidden(&weights, ids, sequences),
+            &weights.head,
+        ))
+    }
+
+    /// The state of a model that has read nothing.
+    pub fn start(&self) -> RecurrentState {
+        RecurrentState {
+            layers: vec![None; self.config.decoder_layers],
+            position: 0,
+        }
+    }
+
+    /// Reads `ids`, one sequence, after what `state` remembers, which it brings up to date. Gives
+    /// the normed output of the last block: `[T, D]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there are no ids or one is not below the vocabulary size.
+    pub(crate) fn read(
+        &self,
+        weights: &Weights,
+        ids: &[u32],
+        state: &mut RecurrentState,
+    ) -> Result<Tensor<2>, Error> {
+        self.check_ids(ids)?;
+        if ids.is_empty() {
+            return Err(Error::Input("no tokens to read".to_owned()));
+        }
+        let sequences = Sequences::continued(1, ids.len(), state.position);
+        let form = match ids.len() {
+            1 => recurrent::attention,
+            _ => chunked::attention,
+        };
+        let mut x = self.embed(weights, ids);
+        let layers = weights.blocks.iter().zip(&self.decay);
+        for ((block, decay), memory) in layers.zip(&mut state.layers) {
+            x = self.block(block, x, |qkvu| {
+                let theta = block.theta.clone();
+                let (mixed, after) =
+                    gated::stateful(form, qkvu, theta, decay, &sequences, memory.take());
+                *memory = Some(after);
+                mixed
+            });
+        }
+        state.position += ids.len();
+        Ok(srms_norm(x))
+    }
+
+    /// The logits of one row of hidden values `[1, D]`.
+    pub(crate) fn head(&self, weights: &Weights, hidden: Tensor<2>) -> Vec<f32> {
+        read(linear(hidden, &weights.head))
+    }
+
+    /// Summed cross-entropy in nats of `targets` after `hidden: [T, D]`.
+    pub(crate) fn head_loss(&self, weights: &Weights, hidden: Tensor<2>, targets: &[u32]) -> f64 {
+        let count = targets.len() as f64;
+        let loss: f32 = cross_entropy(hidden, weights.head.clone(), targets).into_scalar();
+        f64::from(loss) * count
+    }
+}
+
+/// The values of a tensor in row-major order.
+pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor
+        .try_into_vec_as()
+        .unwrap_or_else(|error| panic!("a float32 tensor can be read: {error}"))
+}
