@@ -1,0 +1,170 @@
+//! One run: its directory, its settings, and what its stages have committed so far.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock};
+
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use crate::error::{Error, Result};
+use crate::event::{Event, Observer};
+use crate::manifest::JournalEntry;
+use crate::shard::{BATCH_ROWS, Shard, part_name};
+
+/// Settings of a run that never change its output.
+#[derive(Clone)]
+pub struct RunOptions {
+    /// Tasks at a time.
+    pub threads: usize,
+    /// Bytes that DataFusion may hold before it spills to disk, over all tasks.
+    pub memory_limit_bytes: usize,
+    /// Who watches.
+    pub observer: Observer,
+    /// Set by a signal handler: stop after a commit.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl RunOptions {
+    /// One task per core, half of the machine's memory, nobody watching.
+    pub fn new() -> Self {
+        Self {
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            memory_limit_bytes: half_of_memory(),
+            observer: Arc::new(|_| {}),
+            stop: Arc::new(AtomicBool::new(false)),
+        }
+    }
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Half of the physical memory, as Linux tells it; 4 GiB where it does not.
+fn half_of_memory() -> usize {
+    std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
+            line.split_whitespace().nth(1)?.parse::<usize>().ok()
+        })
+        .map_or(4 << 30, |kib| kib * 1024 / 2)
+}
+
+/// Everything the tasks of a run share.
+pub struct RunContext {
+    dir: PathBuf,
+    options: RunOptions,
+    runtime: Arc<RuntimeEnv>,
+    committed: RwLock<BTreeMap<String, BTreeMap<u32, JournalEntry>>>,
+}
+
+impl RunContext {
+    /// A run in `dir`, which is created.
+    pub fn new(dir: impl Into<PathBuf>, options: RunOptions) -> Result<Arc<Self>> {
+        let dir = dir.into();
+        let spill = dir.join("spill");
+        std::fs::create_dir_all(&spill).map_err(|e| Error::io(&spill, e))?;
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(FairSpillPool::new(options.memory_limit_bytes)))
+            .with_disk_manager_builder(
+                DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill])),
+            )
+            .build_arc()?;
+        Ok(Arc::new(Self { dir, options, runtime, committed: RwLock::default() }))
+    }
+
+    /// The run directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The directory of a stage.
+    pub fn stage_dir(&self, stage: &str) -> PathBuf {
+        self.dir.join(stage)
+    }
+
+    /// Settings.
+    pub fn options(&self) -> &RunOptions {
+        &self.options
+    }
+
+    /// Whether the run was asked to stop.
+    pub fn stop_requested(&self) -> bool {
+        self.options.stop.load(Ordering::Relaxed)
+    }
+
+    /// Tell the observer.
+    pub fn emit(&self, event: &Event) {
+        (self.options.observer)(event);
+    }
+
+    /// A fresh DataFusion session; see [`crate::stage::TaskContext::session`].
+    pub fn session(&self) -> SessionContext {
+        let config = SessionConfig::new()
+            .with_target_partitions(1)
+            .with_batch_size(BATCH_ROWS)
+            .with_information_schema(false)
+            // The build side of a join is the one we name: order and memory depend on it.
+            .set_bool("datafusion.optimizer.join_reordering", false);
+        SessionContext::new_with_config_rt(config, self.runtime.clone())
+    }
+
+    /// Committed tasks of a stage, by number.
+    pub fn journal(&self, stage: &str) -> BTreeMap<u32, JournalEntry> {
+        self.read_committed().get(stage).cloned().unwrap_or_default()
+    }
+
+    /// Committed shards of a stage, by number.
+    pub fn shards(&self, stage: &str) -> Result<Vec<Shard>> {
+        let committed = self.read_committed();
+        let journal = committed
+            .get(stage)
+            .ok_or_else(|| Error::Recipe(format!("stage {stage} has no output in {}", self.dir.display())))?;
+        Ok(journal.values().filter_map(|entry| self.shard_of(stage, entry)).collect())
+    }
+
+    /// Committed shard `index` of a stage.
+    pub fn shard(&self, stage: &str, index: u32) -> Result<Shard> {
+        self.read_committed()
+            .get(stage)
+            .and_then(|journal| journal.get(&index))
+            .and_then(|entry| self.shard_of(stage, entry))
+            .ok_or_else(|| Error::Recipe(format!("stage {stage} has no shard {index} in {}", self.dir.display())))
+    }
+
+    fn shard_of(&self, stage: &str, entry: &JournalEntry) -> Option<Shard> {
+        let name = part_name(entry.task);
+        let file = entry.files.iter().find(|f| f.path.as_os_str() == name.as_str())?;
+        Some(Shard {
+            index: entry.task,
+            path: self.stage_dir(stage).join(&file.path),
+            rows: file.rows,
+            bytes: file.bytes,
+            xxh3: file.xxh3,
+        })
+    }
+
+    pub(crate) fn set_journal(&self, stage: &str, journal: BTreeMap<u32, JournalEntry>) {
+        self.write_committed().insert(stage.into(), journal);
+    }
+
+    pub(crate) fn add_entry(&self, stage: &str, entry: JournalEntry) {
+        self.write_committed().entry(stage.into()).or_default().insert(entry.task, entry);
+    }
+
+    // A panic while the lock is held cannot leave the map half changed.
+    fn read_committed(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, BTreeMap<u32, JournalEntry>>> {
+        self.committed.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn write_committed(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, BTreeMap<u32, JournalEntry>>> {
+        self.committed.write().unwrap_or_else(|e| e.into_inner())
+    }
+}

@@ -1,0 +1,212 @@
+//! Shards: Parquet files that are written under a temporary name with their checksum taken on the
+//! way, and named for good only when the stage commits them.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use arrow::array::RecordBatch;
+use arrow::compute::BatchCoalescer;
+use arrow::datatypes::{DataType, SchemaRef};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{Digest, DigestWriter};
+use crate::error::{Error, Result};
+
+/// Rows in a batch, when written and when read back. Small, because a row holds a document.
+pub const BATCH_ROWS: usize = 1024;
+/// A row group is closed at this many encoded bytes: what a writer holds in memory.
+pub const ROW_GROUP_BYTES: usize = 32 << 20;
+/// A row group is closed at this many rows.
+pub const ROW_GROUP_ROWS: usize = 64 << 10;
+/// Zstandard level of shards: higher levels save few bytes of text and cost much time.
+const ZSTD_LEVEL: i32 = 3;
+
+/// A committed file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Path relative to the stage directory.
+    pub path: PathBuf,
+    /// Rows, for shards; 0 for other files.
+    pub rows: u64,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// XXH3 of the file.
+    pub xxh3: Digest,
+}
+
+/// A committed shard of kept rows, as a later stage sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shard {
+    /// Number of the task that wrote it.
+    pub index: u32,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Rows in it.
+    pub rows: u64,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// XXH3 of the file.
+    pub xxh3: Digest,
+}
+
+/// File name of shard `index`.
+pub fn part_name(index: u32) -> String {
+    format!("part-{index:05}.parquet")
+}
+
+/// A file that is complete and synced under a temporary name.
+#[derive(Debug)]
+pub struct PendingFile {
+    /// Where it is now.
+    pub temporary: PathBuf,
+    /// What it will be.
+    pub entry: FileEntry,
+}
+
+/// An open file of any kind under a temporary name.
+pub struct PendingWriter {
+    temporary: PathBuf,
+    name: PathBuf,
+    inner: DigestWriter<BufWriter<File>>,
+}
+
+impl PendingWriter {
+    /// Create the temporary file of `name` (relative to `stage_dir`).
+    pub fn create(stage_dir: &Path, name: impl Into<PathBuf>) -> Result<Self> {
+        let name = name.into();
+        let temporary = temporary_path(stage_dir, &name);
+        let dir = temporary.parent().unwrap_or(stage_dir);
+        fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
+        let file = File::create(&temporary).map_err(|e| Error::io(&temporary, e))?;
+        Ok(Self { temporary, name, inner: DigestWriter::new(BufWriter::with_capacity(1 << 18, file)) })
+    }
+
+    /// Flush, sync and hand over to the commit.
+    pub fn finish(self, rows: u64) -> Result<PendingFile> {
+        let Self { temporary, name, inner } = self;
+        let (buffered, bytes, xxh3) = inner.finish();
+        buffered
+            .into_inner()
+            .map_err(|e| e.into_error())
+            .and_then(|file| file.sync_all())
+            .map_err(|e| Error::io(&temporary, e))?;
+        Ok(PendingFile { temporary, entry: FileEntry { path: name, rows, bytes, xxh3 } })
+    }
+}
+
+impl Write for PendingWriter {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        self.inner.write(buf)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Directory of temporary files in a stage directory; cleared when the stage is opened.
+pub(crate) fn temporary_dir(stage_dir: &Path) -> PathBuf {
+    stage_dir.join("tmp")
+}
+
+fn temporary_path(stage_dir: &Path, name: &Path) -> PathBuf {
+    // Flat: `dropped/part-0` and `part-0` must not meet.
+    let flat = name.to_string_lossy().replace(['/', '\\'], "--");
+    temporary_dir(stage_dir).join(flat)
+}
+
+/// Writes batches of one schema to a Parquet shard.
+///
+/// Bytes depend on the sequence of rows alone, not on how it was cut into batches: rows are
+/// re-cut into batches of [`BATCH_ROWS`] first.
+pub struct ShardWriter {
+    path: PathBuf,
+    writer: ArrowWriter<PendingWriter>,
+    coalescer: BatchCoalescer,
+    rows: u64,
+}
+
+impl ShardWriter {
+    /// A shard `name` (relative to `stage_dir`) of rows of `schema`, with `metadata` in its footer.
+    pub fn create(
+        stage_dir: &Path,
+        name: impl Into<PathBuf>,
+        schema: SchemaRef,
+        metadata: Vec<(String, String)>,
+    ) -> Result<Self> {
+        let file = PendingWriter::create(stage_dir, name)?;
+        let path = file.temporary.clone();
+        let properties = properties(&schema, metadata)?;
+        // Without the Arrow schema in the footer: types are the Parquet ones that every reader knows.
+        let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
+        let writer =
+            ArrowWriter::try_new_with_options(file, schema.clone(), options).map_err(|e| Error::parquet(&path, e))?;
+        Ok(Self { path, writer, coalescer: BatchCoalescer::new(schema, BATCH_ROWS), rows: 0 })
+    }
+
+    /// Append rows.
+    pub fn write(&mut self, batch: RecordBatch) -> Result<()> {
+        self.rows += batch.num_rows() as u64;
+        self.coalescer.push_batch(batch)?;
+        self.drain()
+    }
+
+    /// Rows so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    fn drain(&mut self) -> Result<()> {
+        while let Some(batch) = self.coalescer.next_completed_batch() {
+            self.writer.write(&batch).map_err(|e| Error::parquet(&self.path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Write the rest and the footer, and hand over to the commit.
+    pub fn finish(mut self) -> Result<PendingFile> {
+        self.coalescer.finish_buffered_batch()?;
+        self.drain()?;
+        let file = self.writer.into_inner().map_err(|e| Error::parquet(&self.path, e))?;
+        file.finish(self.rows)
+    }
+}
+
+fn properties(schema: &SchemaRef, metadata: Vec<(String, String)>) -> Result<WriterProperties> {
+    let level = ZstdLevel::try_new(ZSTD_LEVEL).map_err(|e| Error::parquet("zstd", e))?;
+    let mut builder = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(level))
+        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_created_by("fulgurite".into())
+        .set_key_value_metadata(Some(
+            metadata.into_iter().map(|(key, value)| KeyValue { key, value: Some(value) }).collect(),
+        ));
+    for field in schema.fields() {
+        let column = ColumnPath::from(field.name().clone());
+        builder = match field.data_type() {
+            // Unique long values: a dictionary would be built and thrown away, statistics say nothing.
+            DataType::Utf8 | DataType::Utf8View | DataType::LargeUtf8
+                if matches!(field.name().as_str(), "text" | "url" | "metadata") =>
+            {
+                builder
+                    .set_column_dictionary_enabled(column.clone(), false)
+                    .set_column_statistics_enabled(column, EnabledStatistics::None)
+            }
+            DataType::FixedSizeBinary(_) => builder
+                .set_column_dictionary_enabled(column.clone(), false)
+                .set_column_statistics_enabled(column, EnabledStatistics::None),
+            DataType::UInt64 => builder
+                .set_column_dictionary_enabled(column.clone(), false)
+                .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED),
+            _ => builder,
+        };
+    }
+    Ok(builder.build())
+}

@@ -1,0 +1,43 @@
+//! Questions about a run: every stage is a table of its committed shards, `STAGE_dropped` the rows it
+//! dropped.
+
+use std::path::Path;
+
+use datafusion::logical_expr::ScalarUDF;
+use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
+
+use crate::error::{Error, Result};
+use crate::manifest::Journal;
+use crate::stage::file_url;
+use crate::status::summaries;
+
+/// A session with the tables of `run_dir` and `functions`, on all cores, and the names of the tables.
+///
+/// Journals decide which files belong to a table, so a run that is going on can be asked too.
+pub async fn session(run_dir: &Path, functions: Vec<ScalarUDF>) -> Result<(SessionContext, Vec<String>)> {
+    let session = SessionContext::new_with_config(SessionConfig::new().with_information_schema(true));
+    functions.into_iter().for_each(|f| session.register_udf(f));
+    let mut tables = Vec::new();
+    for summary in summaries(run_dir)? {
+        let dir = run_dir.join(&summary.stage);
+        let (mut kept, mut dropped) = (Vec::new(), Vec::new());
+        for entry in Journal::read(&dir)?.into_values() {
+            for file in entry.files.iter().filter(|f| f.path.extension().is_some_and(|e| e == "parquet")) {
+                let url = file_url(&dir.join(&file.path))?;
+                if file.path.starts_with("dropped") { dropped.push(url) } else { kept.push(url) }
+            }
+        }
+        for (name, files) in [(summary.stage.clone(), kept), (format!("{}_dropped", summary.stage), dropped)] {
+            if files.is_empty() {
+                continue;
+            }
+            let rows = session.read_parquet(files, ParquetReadOptions::default()).await?;
+            session.register_table(name.as_str(), rows.into_view())?;
+            tables.push(name);
+        }
+    }
+    if tables.is_empty() {
+        return Err(Error::Recipe(format!("{} has no shards yet", run_dir.display())));
+    }
+    Ok((session, tables))
+}
