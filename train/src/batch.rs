@@ -70,11 +70,7 @@ impl Batch {
                     starts.retain(|&start| (start as usize) < self.length);
                     read.push(starts);
                 }
-                Ok(Rows {
-                    inputs,
-                    targets,
-                    sequences: Arc::new(Sequences::packed(&read, self.length)?),
-                })
+                Ok(Rows { inputs, targets, sequences: Arc::new(Sequences::packed(&read, self.length)?) })
             })
             .collect()
     }
@@ -86,11 +82,7 @@ mod tests {
 
     #[test]
     fn the_first_token_of_a_document_is_no_target() {
-        let batch = Batch {
-            tokens: vec![1, 2, 3, 4, 5, 6, 7, 8],
-            starts: vec![vec![0, 2], vec![3]],
-            length: 3,
-        };
+        let batch = Batch { tokens: vec![1, 2, 3, 4, 5, 6, 7, 8], starts: vec![vec![0, 2], vec![3]], length: 3 };
         let parts = batch.split(1).unwrap();
         assert_eq!(parts[0].inputs, [1, 2, 3]);
         assert_eq!(parts[0].targets, [2, IGNORE, 4]);
@@ -102,11 +94,7 @@ mod tests {
 
     #[test]
     fn a_batch_of_another_size_is_refused() {
-        let batch = Batch {
-            tokens: vec![1; 7],
-            starts: vec![vec![]; 2],
-            length: 3,
-        };
+        let batch = Batch { tokens: vec![1; 7], starts: vec![vec![]; 2], length: 3 };
         assert!(batch.split(1).is_err());
     }
 }

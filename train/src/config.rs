@@ -77,9 +77,7 @@ impl TryFrom<ModelTable> for ModelConfig {
             vocab_size: table.vocab_size.unwrap_or(named.vocab_size),
             decoder_embed_dim: embed_dim,
             decoder_layers: layers,
-            decoder_attention_heads: table
-                .decoder_attention_heads
-                .unwrap_or(named.decoder_attention_heads),
+            decoder_attention_heads: table.decoder_attention_heads.unwrap_or(named.decoder_attention_heads),
             hidden_dim: table.hidden_dim.unwrap_or(match same_width {
                 true => named.hidden_dim,
                 false => embed_dim,
@@ -88,12 +86,8 @@ impl TryFrom<ModelTable> for ModelConfig {
                 true => named.glu_dim,
                 false => glu_dim(embed_dim),
             }),
-            linear_use_lrpe_list: table
-                .linear_use_lrpe_list
-                .unwrap_or_else(|| lrpe_in_first_layer(layers)),
-            no_scale_embedding: table
-                .no_scale_embedding
-                .unwrap_or(named.no_scale_embedding),
+            linear_use_lrpe_list: table.linear_use_lrpe_list.unwrap_or_else(|| lrpe_in_first_layer(layers)),
+            no_scale_embedding: table.no_scale_embedding.unwrap_or(named.no_scale_embedding),
             init_std: table.init_std.unwrap_or(named.init_std),
             pad_token_id: table.pad_token_id.unwrap_or(named.pad_token_id),
             bos_token_id: table.bos_token_id.unwrap_or(named.bos_token_id),
@@ -152,10 +146,7 @@ impl ModelConfig {
     /// One of `tiny`, `small`, `385m`, `1b`, `3b`, `7b`, `13b`, `65b`, `175b`, in any case.
     pub fn named(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
-        SIZES
-            .into_iter()
-            .find(|size| size.0 == name)
-            .map(Self::sized)
+        SIZES.into_iter().find(|size| size.0 == name).map(Self::sized)
     }
 
     /// K = V, the width of one head.
@@ -204,10 +195,7 @@ impl ModelConfig {
         if lrpe.len() != self.decoder_layers || lrpe.iter().any(|&flag| flag > 1) {
             return Err(Error::config(
                 "model.linear_use_lrpe_list",
-                format!(
-                    "needs one 0 or 1 for each of the {} layers, has {lrpe:?}",
-                    self.decoder_layers
-                ),
+                format!("needs one 0 or 1 for each of the {} layers, has {lrpe:?}", self.decoder_layers),
             ));
         }
         for (key, id) in [
@@ -327,14 +315,7 @@ pub struct OptimizerConfig {
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self {
-            peak_learning_rate: 1e-3,
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-        }
+        Self { peak_learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, clip_norm: 1.0 }
     }
 }
 
@@ -350,10 +331,7 @@ impl OptimizerConfig {
         ];
         for (key, value, most) in checks {
             if !(0.0..=most).contains(&value) {
-                return Err(Error::config(
-                    format!("optimizer.{key}"),
-                    format!("{value} is out of range"),
-                ));
+                return Err(Error::config(format!("optimizer.{key}"), format!("{value} is out of range")));
             }
         }
         Ok(())
@@ -400,20 +378,13 @@ impl Default for ScheduleConfig {
 
 impl Default for CosineConfig {
     fn default() -> Self {
-        Self {
-            warmup_steps: 50,
-            minimum_ratio: 0.1,
-        }
+        Self { warmup_steps: 50, minimum_ratio: 0.1 }
     }
 }
 
 impl Default for WarmupStableDecayConfig {
     fn default() -> Self {
-        Self {
-            warmup_steps: 50,
-            decay_steps: 100,
-            minimum_ratio: 0.0,
-        }
+        Self { warmup_steps: 50, decay_steps: 100, minimum_ratio: 0.0 }
     }
 }
 
@@ -421,10 +392,7 @@ impl ScheduleConfig {
     fn validate(&self, steps: u64) -> Result<(), Error> {
         let (parts, minimum) = match self {
             Self::Cosine(cosine) => (cosine.warmup_steps, cosine.minimum_ratio),
-            Self::WarmupStableDecay(wsd) => (
-                wsd.warmup_steps.saturating_add(wsd.decay_steps),
-                wsd.minimum_ratio,
-            ),
+            Self::WarmupStableDecay(wsd) => (wsd.warmup_steps.saturating_add(wsd.decay_steps), wsd.minimum_ratio),
         };
         if parts > steps {
             return Err(Error::config(
@@ -433,10 +401,7 @@ impl ScheduleConfig {
             ));
         }
         if !(0.0..=1.0).contains(&minimum) {
-            return Err(Error::config(
-                "schedule.minimum_ratio",
-                format!("{minimum} is not between 0 and 1"),
-            ));
+            return Err(Error::config("schedule.minimum_ratio", format!("{minimum} is not between 0 and 1")));
         }
         Ok(())
     }
@@ -454,10 +419,7 @@ pub struct EvaluationConfig {
 
 impl Default for EvaluationConfig {
     fn default() -> Self {
-        Self {
-            every_steps: 0,
-            sequences: 16,
-        }
+        Self { every_steps: 0, sequences: 16 }
     }
 }
 
@@ -478,8 +440,7 @@ mod tests {
 
     #[test]
     fn a_size_can_be_overridden_and_is_written_out() {
-        let config: TrainConfig =
-            toml::from_str("[model]\nsize = \"385M\"\nvocab_size = 300\n").unwrap();
+        let config: TrainConfig = toml::from_str("[model]\nsize = \"385M\"\nvocab_size = 300\n").unwrap();
         assert_eq!(config.model.decoder_layers, 24);
         assert_eq!(config.model.vocab_size, 300);
         let written = toml::to_string(&config).unwrap();

@@ -63,24 +63,15 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn config(key: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Config {
-            key: key.into(),
-            reason: reason.into(),
-        }
+        Self::Config { key: key.into(), reason: reason.into() }
     }
 
     pub(crate) fn format(path: &Path, reason: impl ToString) -> Self {
-        Self::Format {
-            path: path.to_owned(),
-            reason: reason.to_string(),
-        }
+        Self::Format { path: path.to_owned(), reason: reason.to_string() }
     }
 
     /// Turns an IO error of `path` into an [`Error::Io`], for `map_err`.
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io {
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Self::Io { path: path.to_owned(), source }
     }
 }

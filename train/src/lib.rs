@@ -1,17 +1,29 @@
 //! The trainer: TransNormerLLM on Burn, on the CPU or a CUDA GPU chosen at run time.
 //!
 //! [`config`] holds the settings, [`model`] the network over the operations of [`ops`],
-//! [`published`] the layout other programs read.
+//! [`published`] the layout other programs read, [`evaluate()`] the loss on given sequences and
+//! [`mod@generate`] the recurrent form that writes text.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod batch;
+pub mod checkpoint;
 pub mod config;
+pub mod device;
 mod error;
+mod evaluate;
+mod files;
+pub mod generate;
 pub mod model;
 pub mod ops;
+pub mod optimizer;
 pub mod parameters;
+pub mod published;
 pub mod rng;
+pub mod run;
+pub mod schedule;
+mod tensors;
 
 pub use batch::Batch;
 pub use error::Error;
+pub use evaluate::{Evaluation, evaluate, evaluate_model};
 pub use model::Model;

@@ -123,29 +123,15 @@ impl Model {
     /// # Errors
     /// [`Error::Config`] when the sizes do not fit each other, [`Error::Input`] when there are more
     /// or fewer values than parameters.
-    pub fn from_values(
-        config: &ModelConfig,
-        values: Vec<f32>,
-        device: &Device,
-    ) -> Result<Self, Error> {
+    pub fn from_values(config: &ModelConfig, values: Vec<f32>, device: &Device) -> Result<Self, Error> {
         config.validate()?;
         let parameters = ParameterList::of(config);
         if values.len() != parameters.total() {
-            return Err(Error::Input(format!(
-                "{} values for {} parameters",
-                values.len(),
-                parameters.total()
-            )));
+            return Err(Error::Input(format!("{} values for {} parameters", values.len(), parameters.total())));
         }
         let shape = [values.len()];
-        let decay = (0..config.decoder_layers).map(|layer| {
-            decay_rates(
-                config.decoder_attention_heads,
-                layer,
-                config.decoder_layers,
-            )
-            .into()
-        });
+        let decay = (0..config.decoder_layers)
+            .map(|layer| decay_rates(config.decoder_attention_heads, layer, config.decoder_layers).into());
         Ok(Self {
             decay: decay.collect(),
             flat: Tensor::from_data(TensorData::new(values, shape), device),
@@ -185,11 +171,7 @@ impl Model {
             let range = parameter.range();
             let view = self.flat.clone().slice([range.start..range.end]);
             let view = view.reshape(parameter.matrix());
-            if tracked {
-                view.autodiff().require_grad()
-            } else {
-                view
-            }
+            if tracked { view.autodiff().require_grad() } else { view }
         });
         let mut next = || views.next().unwrap_or_else(|| unreachable!("a view per parameter"));
         Weights {
@@ -208,11 +190,9 @@ impl Model {
         }
     }
 
-    fn check_ids(&self, ids: &[u32]) -> Result<(), Error> {
-        match ids
-            .iter()
-            .position(|&id| id as usize >= self.config.vocab_size)
-        {
+    /// Checks that every id is below the vocabulary size.
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), Error> {
+        match ids.iter().position(|&id| id as usize >= self.config.vocab_size) {
             None => Ok(()),
             Some(at) => Err(Error::Input(format!(
                 "token id {} at position {at} is not below the vocabulary size {}",
@@ -230,12 +210,7 @@ impl Model {
     }
 
     /// One block: `mix` is the token mixer between its projections.
-    fn block(
-        &self,
-        block: &Block,
-        x: Tensor<2>,
-        mix: impl FnOnce(Tensor<2>) -> Tensor<2>,
-    ) -> Tensor<2> {
+    fn block(&self, block: &Block, x: Tensor<2>, mix: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
         let qkvu = linear(srms_norm(x.clone()), &block.qkvu);
         let x = x + linear(mix(qkvu), &block.out);
         let normed = srms_norm(x.clone());
@@ -247,9 +222,7 @@ impl Model {
     fn hidden(&self, weights: &Weights, ids: &[u32], sequences: &Arc<Sequences>) -> Tensor<2> {
         let mut x = self.embed(weights, ids);
         for (block, decay) in weights.blocks.iter().zip(&self.decay) {
-            x = self.block(block, x, |qkvu| {
-                gated::gated_attention(qkvu, block.theta.clone(), decay, sequences)
-            });
+            x = self.block(block, x, |qkvu| gated::gated_attention(qkvu, block.theta.clone(), decay, sequences));
         }
         srms_norm(x)
     }
@@ -324,18 +297,12 @@ impl Model {
             )));
         }
         let weights = self.weights(false);
-        Ok(linear(
-            self.hidden(&weights, ids, sequences),
-            &weights.head,
-        ))
+        Ok(linear(self.hidden(&weights, ids, sequences), &weights.head))
     }
 
     /// The state of a model that has read nothing.
     pub fn start(&self) -> RecurrentState {
-        RecurrentState {
-            layers: vec![None; self.config.decoder_layers],
-            position: 0,
-        }
+        RecurrentState { layers: vec![None; self.config.decoder_layers], position: 0 }
     }
 
     /// Reads `ids`, one sequence, after what `state` remembers, which it brings up to date. Gives
@@ -343,12 +310,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Input`] when there are no ids or one is not below the vocabulary size.
-    pub(crate) fn read(
-        &self,
-        weights: &Weights,
-        ids: &[u32],
-        state: &mut RecurrentState,
-    ) -> Result<Tensor<2>, Error> {
+    pub(crate) fn read(&self, weights: &Weights, ids: &[u32], state: &mut RecurrentState) -> Result<Tensor<2>, Error> {
         self.check_ids(ids)?;
         if ids.is_empty() {
             return Err(Error::Input("no tokens to read".to_owned()));
@@ -363,8 +325,7 @@ impl Model {
         for ((block, decay), memory) in layers.zip(&mut state.layers) {
             x = self.block(block, x, |qkvu| {
                 let theta = block.theta.clone();
-                let (mixed, after) =
-                    gated::stateful(form, qkvu, theta, decay, &sequences, memory.take());
+                let (mixed, after) = gated::stateful(form, qkvu, theta, decay, &sequences, memory.take());
                 *memory = Some(after);
                 mixed
             });
@@ -388,7 +349,5 @@ impl Model {
 
 /// The values of a tensor in row-major order.
 pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor
-        .try_into_vec_as()
-        .unwrap_or_else(|error| panic!("a float32 tensor can be read: {error}"))
+    tensor.try_into_vec_as().unwrap_or_else(|error| panic!("a float32 tensor can be read: {error}"))
 }

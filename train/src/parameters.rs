@@ -44,15 +44,8 @@ pub struct ParameterList {
 impl ParameterList {
     /// The parameters of a model of these sizes.
     pub fn of(config: &ModelConfig) -> Self {
-        let mut list = Self {
-            parameters: Vec::new(),
-            total: 0,
-        };
-        let (d, e, g) = (
-            config.decoder_embed_dim,
-            config.hidden_dim,
-            config.glu_dim,
-        );
+        let mut list = Self { parameters: Vec::new(), total: 0 };
+        let (d, e, g) = (config.decoder_embed_dim, config.hidden_dim, config.glu_dim);
         let heads = config.decoder_attention_heads;
         list.push("model.embed_tokens.weight", &[config.vocab_size, d]);
         for layer in 0..config.decoder_layers {
@@ -72,11 +65,7 @@ impl ParameterList {
     }
 
     fn push(&mut self, name: &str, shape: &[usize]) {
-        self.parameters.push(Parameter {
-            name: name.to_owned(),
-            shape: shape.to_vec(),
-            offset: self.total,
-        });
+        self.parameters.push(Parameter { name: name.to_owned(), shape: shape.to_vec(), offset: self.total });
         self.total += shape.iter().product::<usize>();
     }
 

@@ -58,10 +58,7 @@ mod tests {
         let values: Vec<f64> = (0..100_000).map(|_| rng.normal()).collect();
         let mean = values.iter().sum::<f64>() / 1e5;
         let variance = values.iter().map(|x| x * x).sum::<f64>() / 1e5;
-        assert!(
-            mean.abs() < 0.01 && (variance - 1.0).abs() < 0.02,
-            "{mean} {variance}"
-        );
+        assert!(mean.abs() < 0.01 && (variance - 1.0).abs() < 0.02, "{mean} {variance}");
         assert_ne!(Rng::new(7, 0).next_u64(), Rng::new(7, 1).next_u64());
         assert_eq!(Rng::new(7, 1), Rng::new(7, 1));
     }

@@ -30,12 +30,7 @@ struct Adapter<O>(PhantomData<O>);
 impl<O: CpuOperation<N>, const N: usize> Backward<Flex, N> for Adapter<O> {
     type State = (O, Vec<FlexTensor>);
 
-    fn backward(
-        self,
-        ops: Ops<Self::State, N>,
-        gradients: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
+    fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
         let gradient = gradients.consume::<Flex>(&ops.node);
         let (operation, saved) = ops.state;
         let results = operation.backward(saved, gradient);
@@ -69,9 +64,7 @@ pub(crate) fn apply<O: CpuOperation<N>, const N: usize, const D: usize>(
         nodes.push(node);
         primitive
     });
-    let Ok(nodes) = nodes.try_into() else {
-        unreachable!("one node for each input")
-    };
+    let Ok(nodes) = nodes.try_into() else { unreachable!("one node for each input") };
     let (output, saved) = operation.forward(primitives, true);
     let preparation = Adapter(PhantomData).prepare::<NoCheckpointing>(nodes);
     let output = match preparation.compute_bound().stateful() {
@@ -110,20 +103,12 @@ pub(crate) struct View<'a> {
 impl<'a> View<'a> {
     /// Rows of `stride` values, of which the first ones count.
     pub(crate) fn rows(values: &'a [f32], stride: usize) -> Self {
-        Self {
-            values,
-            row_stride: stride,
-            column_stride: 1,
-        }
+        Self { values, row_stride: stride, column_stride: 1 }
     }
 
     /// The transpose, without a copy.
     pub(crate) fn t(self) -> Self {
-        Self {
-            values: self.values,
-            row_stride: self.column_stride,
-            column_stride: self.row_stride,
-        }
+        Self { values: self.values, row_stride: self.column_stride, column_stride: self.row_stride }
     }
 
     fn holds(&self, rows: usize, columns: usize) -> bool {

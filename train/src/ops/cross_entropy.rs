@@ -19,9 +19,7 @@ const LOGITS: usize = 1 << 21;
 /// count; without any other row the loss is 0. Gives `[1]`.
 pub fn cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1> {
     if super::has_cpu_form(&hidden) {
-        let operation = CrossEntropy {
-            targets: targets.into(),
-        };
+        let operation = CrossEntropy { targets: targets.into() };
         return cpu::apply(operation, [hidden, weight]);
     }
     composed(hidden, weight, targets)
@@ -44,17 +42,11 @@ pub(crate) fn composed(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) ->
     let mut sum = Tensor::<1>::zeros([1], (&device, hidden.dtype()));
     for (part, targets) in targets.chunks(rows).enumerate() {
         let n = targets.len();
-        let logits = hidden
-            .clone()
-            .narrow(0, part * rows, n)
-            .matmul(weight.clone());
+        let logits = hidden.clone().narrow(0, part * rows, n).matmul(weight.clone());
         let index = |&target: &u32| i64::from(if target == IGNORE { 0 } else { target });
         let index: Vec<i64> = targets.iter().map(index).collect();
         let index = Tensor::<2, Int>::from_data(TensorData::new(index, [n, 1]), &device);
-        let counts: Vec<f64> = targets
-            .iter()
-            .map(|&target| f64::from(u8::from(target != IGNORE)))
-            .collect();
+        let counts: Vec<f64> = targets.iter().map(|&target| f64::from(u8::from(target != IGNORE))).collect();
         let counts = TensorData::new(counts, [n, 1]);
         let counts = Tensor::<2>::from_data(counts, (&device, logits.dtype()));
         let chosen = activation::log_softmax(logits, 1).gather(1, index);

@@ -10,11 +10,7 @@ use super::cpu::{self, CpuOperation, FlexTensor};
 /// Rows `ids` of `weight: [vocabulary, D]`, times `scale`: `[N, D]`. Ids are below `vocabulary`.
 pub fn embedding(weight: Tensor<2>, ids: &[u32], scale: f64) -> Tensor<2> {
     if super::has_cpu_form(&weight) {
-        let operation = Embedding {
-            ids: ids.into(),
-            vocabulary: weight.dims()[0],
-            scale: scale as f32,
-        };
+        let operation = Embedding { ids: ids.into(), vocabulary: weight.dims()[0], scale: scale as f32 };
         return cpu::apply(operation, [weight]);
     }
     composed(weight, ids, scale)
@@ -60,22 +56,20 @@ impl CpuOperation<1> for Embedding {
         order.sort_by_key(|&token| self.ids[token]);
         let mut sums = vec![0f32; self.vocabulary * width];
         let rows = self.vocabulary.div_ceil(64).max(1);
-        sums.par_chunks_mut(rows * width)
-            .enumerate()
-            .for_each(|(part, sums)| {
-                let id = |token: usize| self.ids[token] as usize;
-                let first = part * rows;
-                let begin = order.partition_point(|&token| id(token) < first);
-                for &token in &order[begin..] {
-                    let Some(to) = sums.chunks_exact_mut(width).nth(id(token) - first) else {
-                        break;
-                    };
-                    let from = &gradient[token * width..][..width];
-                    for (to, from) in to.iter_mut().zip(from) {
-                        *to += from * self.scale;
-                    }
+        sums.par_chunks_mut(rows * width).enumerate().for_each(|(part, sums)| {
+            let id = |token: usize| self.ids[token] as usize;
+            let first = part * rows;
+            let begin = order.partition_point(|&token| id(token) < first);
+            for &token in &order[begin..] {
+                let Some(to) = sums.chunks_exact_mut(width).nth(id(token) - first) else {
+                    break;
+                };
+                let from = &gradient[token * width..][..width];
+                for (to, from) in to.iter_mut().zip(from) {
+                    *to += from * self.scale;
                 }
-            });
+            }
+        });
         [cpu::tensor(sums, [self.vocabulary, width])]
     }
 }

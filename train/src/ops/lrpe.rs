@@ -8,11 +8,7 @@ use crate::ops::sequences::Sequences;
 /// position in the document.
 pub fn lrpe(z: Tensor<4>, theta: Tensor<2>, sequences: &Sequences) -> Tensor<4> {
     let [heads, key] = theta.dims();
-    let positions: Vec<f64> = sequences
-        .all_positions()
-        .iter()
-        .map(|&position| f64::from(position))
-        .collect();
+    let positions: Vec<f64> = sequences.all_positions().iter().map(|&position| f64::from(position)).collect();
     let shape = [sequences.rows(), 1, sequences.length(), 1];
     let positions = TensorData::new(positions, shape);
     let positions = Tensor::<4>::from_data(positions, (&z.device(), z.dtype()));

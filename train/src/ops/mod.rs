@@ -21,10 +21,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 /// Whether `device` is Burn's CPU backend, with or without autodiff.
 pub(crate) fn is_flex(device: &Device) -> bool {
-    matches!(
-        device.as_dispatch().clone().inner(),
-        DispatchDevice::Flex(_)
-    )
+    matches!(device.as_dispatch().clone().inner(), DispatchDevice::Flex(_))
 }
 
 /// Whether an operation on `x` runs in its own CPU form: Flex, float32.

@@ -27,12 +27,7 @@ impl Sequences {
     /// read before.
     pub fn continued(rows: usize, length: usize, offset: usize) -> Self {
         let row = offset as u32..(offset + length) as u32;
-        Self {
-            rows,
-            length,
-            positions: (0..rows).flat_map(|_| row.clone()).collect(),
-            packed: false,
-        }
+        Self { rows, length, positions: (0..rows).flat_map(|_| row.clone()).collect(), packed: false }
     }
 
     /// One row per entry of `starts`, which names the positions where a document starts in
@@ -61,12 +56,7 @@ impl Sequences {
                 positions.push(t - begin);
             }
         }
-        Ok(Self {
-            rows: starts.len(),
-            length,
-            positions,
-            packed,
-        })
+        Ok(Self { rows: starts.len(), length, positions, packed })
     }
 
     /// B, the number of rows.
@@ -102,10 +92,7 @@ mod tests {
     #[test]
     fn positions_restart_at_documents() {
         let sequences = Sequences::packed(&[vec![0, 3], vec![], vec![1]], 4).unwrap();
-        assert_eq!(
-            sequences.all_positions(),
-            [0, 1, 2, 0, 0, 1, 2, 3, 0, 0, 1, 2]
-        );
+        assert_eq!(sequences.all_positions(), [0, 1, 2, 0, 0, 1, 2, 3, 0, 0, 1, 2]);
         assert!(sequences.is_packed());
         assert!(!Sequences::packed(&[vec![0]], 4).unwrap().is_packed());
         assert!(Sequences::packed(&[vec![2, 2]], 4).is_err());

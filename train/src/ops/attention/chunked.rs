@@ -34,10 +34,7 @@ pub fn attention(
         let padding = chunks * CHUNK - length;
         let x = match padding {
             0 => x,
-            _ => Tensor::cat(
-                vec![x, Tensor::zeros([rows, heads, padding, width], place)],
-                2,
-            ),
+            _ => Tensor::cat(vec![x, Tensor::zeros([rows, heads, padding, width], place)], 2),
         };
         x.reshape([rows, heads, chunks, CHUNK, width])
     };
@@ -54,16 +51,9 @@ pub fn attention(
         None => Tensor::zeros([rows, heads, 1, key * value], place),
     };
     // [B, H, n + 1, n + 1] × [B, H, n + 1, K·V]: the state before every chunk and after the last.
-    let states = factors
-        .between(place)
-        .matmul(Tensor::cat(vec![first, sums], 2));
-    let before: Tensor<5> = states
-        .clone()
-        .narrow(2, 0, chunks)
-        .reshape([rows, heads, chunks, key, value]);
-    let last = states
-        .narrow(2, chunks, 1)
-        .reshape([rows, heads, key, value]);
+    let states = factors.between(place).matmul(Tensor::cat(vec![first, sums], 2));
+    let before: Tensor<5> = states.clone().narrow(2, 0, chunks).reshape([rows, heads, chunks, key, value]);
+    let last = states.narrow(2, chunks, 1).reshape([rows, heads, key, value]);
 
     let across = q.mul(factors.from_start(place)).matmul(before);
     let output: Tensor<4> = (within + across).reshape([rows, heads, chunks * CHUNK, value]);
@@ -85,11 +75,7 @@ impl<'a> Factors<'a> {
         Self {
             decay,
             sequences,
-            rows: if sequences.is_packed() {
-                sequences.rows()
-            } else {
-                1
-            },
+            rows: if sequences.is_packed() { sequences.rows() } else { 1 },
             chunks: sequences.length().div_ceil(CHUNK),
         }
     }
@@ -166,11 +152,7 @@ impl<'a> Factors<'a> {
                 // Through chunk l - 1 everything before it decays, or ends at a document.
                 let (from, tokens) = ((l - 1) * CHUNK, self.tokens(l - 1));
                 let ends = positions[from..from + tokens].contains(&0);
-                let factor = if ends {
-                    0.0
-                } else {
-                    (-rate * tokens as f64).exp()
-                };
+                let factor = if ends { 0.0 } else { (-rate * tokens as f64).exp() };
                 let (before, after) = table.split_at_mut(l * (n + 1));
                 let before = &before[(l - 1) * (n + 1)..];
                 for (to, from) in after[..l].iter_mut().zip(before) {

@@ -4,10 +4,7 @@
 /// ALiBi (arXiv 2108.12409). A model of one layer has no ℓ/(L−1); it takes the first layer's.
 pub fn decay_rates(heads: usize, layer: usize, layers: usize) -> Vec<f64> {
     let depth = layer as f64 / (layers.max(2) - 1) as f64;
-    slopes(heads)
-        .into_iter()
-        .map(|slope| slope * (1.0 - depth + 1e-5))
-        .collect()
+    slopes(heads).into_iter().map(|slope| slope * (1.0 - depth + 1e-5)).collect()
 }
 
 fn slopes(heads: usize) -> Vec<f64> {
@@ -16,10 +13,7 @@ fn slopes(heads: usize) -> Vec<f64> {
         let start = (-(-((n as f64).log2() - 3.0)).exp2()).exp2();
         (1..=n).map(move |i| start.powi(i as i32))
     };
-    series(power)
-        .chain(series(2 * power).step_by(2))
-        .take(heads)
-        .collect()
+    series(power).chain(series(2 * power).step_by(2)).take(heads).collect()
 }
 
 #[cfg(test)]

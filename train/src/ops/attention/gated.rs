@@ -12,14 +12,7 @@ use crate::ops::{cpu, has_cpu_form};
 
 /// One form of the attention: (q, k, v, λ per head, documents, incoming state) gives the output and
 /// the state after the last token.
-pub type Form = fn(
-    Tensor<4>,
-    Tensor<4>,
-    Tensor<4>,
-    &[f64],
-    &Sequences,
-    Option<Tensor<4>>,
-) -> (Tensor<4>, Tensor<4>);
+pub type Form = fn(Tensor<4>, Tensor<4>, Tensor<4>, &[f64], &Sequences, Option<Tensor<4>>) -> (Tensor<4>, Tensor<4>);
 
 /// `u ⊙ SRMSNorm(attention(LRPE(SiLU(q)), LRPE(SiLU(k)), v))` for whole documents.
 ///
@@ -56,10 +49,7 @@ pub fn stateful(
     let (heads, width) = (decay.len(), width / 4);
     let (rows, length) = (sequences.rows(), sequences.length());
     let part = |index: usize| qkvu.clone().narrow(1, index * width, width);
-    let split = |x: Tensor<2>| -> Tensor<4> {
-        x.reshape([rows, length, heads, width / heads])
-            .swap_dims(1, 2)
-    };
+    let split = |x: Tensor<2>| -> Tensor<4> { x.reshape([rows, length, heads, width / heads]).swap_dims(1, 2) };
     let feature = |index: usize| {
         let z = activation::silu(split(part(index)));
         match &theta {
@@ -67,14 +57,7 @@ pub fn stateful(
             None => z,
         }
     };
-    let (output, state) = form(
-        feature(0),
-        feature(1),
-        split(part(2)),
-        decay,
-        sequences,
-        state,
-    );
+    let (output, state) = form(feature(0), feature(1), split(part(2)), decay, sequences, state);
     let output: Tensor<2> = output.swap_dims(1, 2).reshape([tokens, width]);
     (part(3) * srms_norm(output), state)
 }

@@ -26,11 +26,7 @@ pub(super) struct GatedAttention {
 
 impl GatedAttention {
     pub(super) fn new(decay: &Arc<[f64]>, sequences: &Arc<Sequences>, rotated: bool) -> Self {
-        Self {
-            decay: decay.clone(),
-            sequences: sequences.clone(),
-            rotated,
-        }
+        Self { decay: decay.clone(), sequences: sequences.clone(), rotated }
     }
 }
 
@@ -183,9 +179,7 @@ impl<'a> Call<'a> {
         }
         if !second.is_empty() {
             let (cos, sin) = self.angles(position, head);
-            for ((first, second), (cos, sin)) in
-                first.iter_mut().zip(second).zip(cos.iter().zip(sin))
-            {
+            for ((first, second), (cos, sin)) in first.iter_mut().zip(second).zip(cos.iter().zip(sin)) {
                 *second = *first * sin;
                 *first *= cos;
             }
@@ -210,18 +204,9 @@ impl<'a> Call<'a> {
     }
 
     /// `S' = λ^c S + (λ^{c-1-j} k̂)ᵀ v`.
-    fn advance(
-        &self,
-        state: &mut [f32],
-        features: &mut Features,
-        v: View<'_>,
-        tokens: usize,
-        powers: &[f32],
-    ) {
+    fn advance(&self, state: &mut [f32], features: &mut Features, v: View<'_>, tokens: usize, powers: &[f32]) {
         let (f, d) = (self.feature, self.head);
-        scale_rows(&mut features.scaled, &features.k[..tokens * f], f, |j| {
-            powers[tokens - 1 - j]
-        });
+        scale_rows(&mut features.scaled, &features.k[..tokens * f], f, |j| powers[tokens - 1 - j]);
         let k = View::rows(&features.scaled, f).t();
         product([f, d, tokens], state, d, powers[tokens], k, v);
     }
@@ -246,9 +231,7 @@ impl<'a> Call<'a> {
             if positions[chunk.start] == 0 {
                 state.fill(0.0);
             } else {
-                scale_rows(&mut features.scaled, &features.q[..tokens * f], f, |i| {
-                    powers[i + 1]
-                });
+                scale_rows(&mut features.scaled, &features.q[..tokens * f], f, |i| powers[i + 1]);
                 let q = View::rows(&features.scaled, f);
                 product([tokens, d, f], output, d, 1.0, q, View::rows(&state, d));
             }
@@ -258,13 +241,7 @@ impl<'a> Call<'a> {
 
     /// The gradients of one head of one row: `gradient` has do `[T, V]` on entry, `output` gets dq,
     /// dk and dv `[3, T, K]`, and dθ `[K]` is given back.
-    fn attend_backward(
-        &self,
-        row: usize,
-        head: usize,
-        gradient: &[f32],
-        output: &mut [f32],
-    ) -> Vec<f32> {
+    fn attend_backward(&self, row: usize, head: usize, gradient: &[f32], output: &mut [f32]) -> Vec<f32> {
         let (f, d) = (self.feature, self.head);
         let positions = self.sequences.positions(row);
         let powers = &self.powers[head];
@@ -331,9 +308,7 @@ impl<'a> Call<'a> {
             // dv.
             let dv = &mut dv[range.clone()];
             product([tokens, d, tokens], dv, d, 0.0, scores.t(), do_rows);
-            scale_rows(&mut features.scaled, &features.k[..tokens * f], f, |j| {
-                powers[tokens - 1 - j]
-            });
+            scale_rows(&mut features.scaled, &features.k[..tokens * f], f, |j| powers[tokens - 1 - j]);
             let decayed_k = View::rows(&features.scaled, f);
             product([tokens, d, f], dv, d, 1.0, decayed_k, after);
 
@@ -345,10 +320,7 @@ impl<'a> Call<'a> {
                 product([f, d, tokens], &mut dstate, d, keep, q.t(), decayed);
             }
 
-            for (part, (wide, to)) in [(&dq_feature, &mut *dq), (&dk_feature, &mut *dk)]
-                .into_iter()
-                .enumerate()
-            {
+            for (part, (wide, to)) in [(&dq_feature, &mut *dq), (&dk_feature, &mut *dk)].into_iter().enumerate() {
                 let lines = to[range.clone()].chunks_exact_mut(d);
                 for (i, (to, wide)) in lines.zip(wide.chunks_exact(f)).enumerate() {
                     let t = chunk.start + i;
@@ -404,23 +376,16 @@ impl<'a> Call<'a> {
 }
 
 impl GatedAttention {
-    fn run_forward(
-        &self,
-        qkvu: FlexTensor,
-        theta: Option<FlexTensor>,
-    ) -> (FlexTensor, Vec<FlexTensor>) {
+    fn run_forward(&self, qkvu: FlexTensor, theta: Option<FlexTensor>) -> (FlexTensor, Vec<FlexTensor>) {
         let qkvu = cpu::contiguous(qkvu);
         let theta = theta.map(cpu::contiguous);
         let call = Call::new(self, &qkvu, theta.as_ref());
         let (rows, length) = (self.sequences.rows(), self.sequences.length());
         let (width, head) = (call.width, call.head);
         let mut output = vec![0f32; rows * length * width];
-        output
-            .par_chunks_mut(length * head)
-            .enumerate()
-            .for_each(|(index, output)| {
-                call.attend(index / call.heads, index % call.heads, output);
-            });
+        output.par_chunks_mut(length * head).enumerate().for_each(|(index, output)| {
+            call.attend(index / call.heads, index % call.heads, output);
+        });
         let mut y = vec![0f32; rows * length * width];
         y.par_chunks_mut(width).enumerate().for_each(|(token, y)| {
             let (scale, _) = call.norm(token, &output);
@@ -486,40 +451,30 @@ impl GatedAttention {
             .collect();
 
         let mut dqkvu = vec![0f32; rows * length * width * 4];
-        dqkvu
-            .par_chunks_mut(width * 4)
-            .enumerate()
-            .for_each(|(token, to)| {
-                let (row, t) = (token / length, token % length);
-                let (scale, _) = factors[token];
-                call.each_head(token, output, |h, o| {
-                    for part in 0..3 {
-                        let from = ((row * heads + h) * 3 + part) * length * head + t * head;
-                        to[part * width + h * head..][..head]
-                            .copy_from_slice(&dqkv[from..from + head]);
-                    }
-                    let dy = &dy[token * width + h * head..][..head];
-                    let du = &mut to[3 * width + h * head..][..head];
-                    for ((du, o), dy) in du.iter_mut().zip(o).zip(dy) {
-                        *du = dy * o * scale;
-                    }
-                });
+        dqkvu.par_chunks_mut(width * 4).enumerate().for_each(|(token, to)| {
+            let (row, t) = (token / length, token % length);
+            let (scale, _) = factors[token];
+            call.each_head(token, output, |h, o| {
+                for part in 0..3 {
+                    let from = ((row * heads + h) * 3 + part) * length * head + t * head;
+                    to[part * width + h * head..][..head].copy_from_slice(&dqkv[from..from + head]);
+                }
+                let dy = &dy[token * width + h * head..][..head];
+                let du = &mut to[3 * width + h * head..][..head];
+                for ((du, o), dy) in du.iter_mut().zip(o).zip(dy) {
+                    *du = dy * o * scale;
+                }
             });
+        });
 
         let mut sum = vec![0f32; if self.rotated { width } else { 0 }];
         for (index, part) in dtheta.iter().enumerate() {
             let h = index % heads;
-            for (to, from) in sum[if part.is_empty() { 0..0 } else { h * head..(h + 1) * head }]
-                .iter_mut()
-                .zip(part)
-            {
+            for (to, from) in sum[if part.is_empty() { 0..0 } else { h * head..(h + 1) * head }].iter_mut().zip(part) {
                 *to += from;
             }
         }
         let columns = sum.len() / heads;
-        (
-            cpu::tensor(dqkvu, [rows * length, width * 4]),
-            cpu::tensor(sum, [heads, columns]),
-        )
+        (cpu::tensor(dqkvu, [rows * length, width * 4]), cpu::tensor(sum, [heads, columns]))
     }
 }

@@ -6,13 +6,7 @@ use crate::ops::sequences::Sequences;
 
 /// Attention of `q, k: [B, H, T, K]`, `v: [B, H, T, V]` as a masked product of T×T scores, with
 /// `decay` the λ of every head. Gives `[B, H, T, V]` in the type of `q`.
-pub fn attention(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    decay: &[f64],
-    sequences: &Sequences,
-) -> Tensor<4> {
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, decay: &[f64], sequences: &Sequences) -> Tensor<4> {
     let length = sequences.length();
     let mut mask = vec![0f64; sequences.rows() * decay.len() * length * length];
     for (index, line) in mask.chunks_exact_mut(length.max(1)).enumerate() {

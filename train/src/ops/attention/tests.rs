@@ -18,10 +18,7 @@ fn documents(length: usize) -> Vec<Sequences> {
         let starts = starts.iter().filter(|&&start| start < length);
         starts.map(|&start| start as u32).collect()
     };
-    let rows = [
-        within(&[1, 2, 3, 64, 65, 127, 129]),
-        within(&[63, 96, 128, 192]),
-    ];
+    let rows = [within(&[1, 2, 3, 64, 65, 127, 129]), within(&[63, 96, 128, 192])];
     vec![
         Sequences::whole(2, length),
         Sequences::packed(&rows, length).unwrap(),
@@ -42,9 +39,7 @@ fn three_forms_agree() {
             for key in [4, 8] {
                 let [q, k, v] = inputs(length, key);
                 let want = naive::attention(q.clone(), k.clone(), v.clone(), &DECAY, &sequences);
-                let run = |form: Form| {
-                    form(q.clone(), k.clone(), v.clone(), &DECAY, &sequences, None)
-                };
+                let run = |form: Form| form(q.clone(), k.clone(), v.clone(), &DECAY, &sequences, None);
                 let (by_chunks, chunk_state) = run(chunked::attention);
                 let (by_tokens, token_state) = run(recurrent::attention);
                 assert_close("chunked", by_chunks, want.clone(), 1e-12);
@@ -94,9 +89,7 @@ fn gradients_of_the_chunked_form_are_the_naive_ones() {
                 let (q, k, v) = (q.clone(), k.clone(), v.clone());
                 chunked::attention(q, k, v, &DECAY, &sequences, None).0
             });
-            let want = run(&|[q, k, v]| {
-                naive::attention(q.clone(), k.clone(), v.clone(), &DECAY, &sequences)
-            });
+            let want = run(&|[q, k, v]| naive::attention(q.clone(), k.clone(), v.clone(), &DECAY, &sequences));
             for ((got, want), name) in got.into_iter().zip(want).zip(["dq", "dk", "dv"]) {
                 assert_close(name, got, want, 1e-11);
             }
@@ -129,13 +122,9 @@ fn the_cpu_operation_is_the_naive_form_in_float64_with_its_gradients() {
                 let weight = random([2 * length, 12], 3);
                 let run = |dtype: DType| {
                     let qkvu = qkvu.clone().cast(dtype).autodiff().require_grad();
-                    let theta = theta
-                        .clone()
-                        .map(|theta| theta.cast(dtype).autodiff().require_grad());
+                    let theta = theta.clone().map(|theta| theta.cast(dtype).autodiff().require_grad());
                     let y = match dtype {
-                        DType::F32 => {
-                            gated_attention(qkvu.clone(), theta.clone(), &decay, &sequences)
-                        }
+                        DType::F32 => gated_attention(qkvu.clone(), theta.clone(), &decay, &sequences),
                         _ => {
                             let theta = theta.clone();
                             stateful(naive_form, qkvu.clone(), theta, &decay, &sequences, None).0

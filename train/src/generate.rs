@@ -1,0 +1,263 @@
+//! Generation in the recurrent form: the prompt is read in chunks, then every token takes the same
+//! time and memory, however many came before.
+
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::evaluate::WINDOW;
+use crate::rng::Rng;
+use crate::{Error, Model};
+
+/// How tokens are chosen and when to stop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GenerateConfig {
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// Divides the logits; 0 always takes the likeliest token.
+    pub temperature: f64,
+    /// Only the `top_k` likeliest tokens are candidates; 0 for all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together have this probability are candidates; 1 for all.
+    pub top_p: f64,
+    /// Seed of the choice.
+    pub seed: u64,
+    /// Go on after the end-of-text token.
+    pub ignore_eos: bool,
+}
+
+impl Default for GenerateConfig {
+    fn default() -> Self {
+        Self { max_tokens: 200, temperature: 0.8, top_k: 0, top_p: 0.95, seed: 0, ignore_eos: false }
+    }
+}
+
+impl GenerateConfig {
+    fn validate(&self) -> Result<(), Error> {
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            let reason = format!("{} is not 0 or positive", self.temperature);
+            return Err(Error::config("temperature", reason));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            let reason = format!("{} is not above 0 and at most 1", self.top_p);
+            return Err(Error::config("top_p", reason));
+        }
+        Ok(())
+    }
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model ended the text.
+    EndOfText,
+    /// `max_tokens` were generated.
+    Length,
+    /// The callback asked for it.
+    Stopped,
+}
+
+/// Continues `prompt` and gives each token to `on_token` as soon as it is chosen, except the one
+/// that ends the text.
+///
+/// # Errors
+/// [`Error::Config`] for settings out of range, [`Error::Input`] for an empty prompt, an id that is
+/// not below the vocabulary size, or logits that are not numbers.
+pub fn generate(
+    model: &Model,
+    prompt: &[u32],
+    config: &GenerateConfig,
+    mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+) -> Result<Finish, Error> {
+    config.validate()?;
+    if prompt.is_empty() {
+        return Err(Error::Input("the prompt has no tokens".to_owned()));
+    }
+    let weights = model.weights(false);
+    let mut state = model.start();
+    let mut rng = Rng::new(config.seed, 0);
+    let mut logits = Vec::new();
+    let mut windows = prompt.chunks(WINDOW).peekable();
+    while let Some(ids) = windows.next() {
+        let hidden = model.read(&weights, ids, &mut state)?;
+        if windows.peek().is_none() {
+            logits = model.head(&weights, hidden.narrow(0, ids.len() - 1, 1));
+        }
+    }
+    for generated in 1..=config.max_tokens {
+        let token = choose(&logits, config, &mut rng)?;
+        if token == model.config().eos_token_id && !config.ignore_eos {
+            return Ok(Finish::EndOfText);
+        }
+        if on_token(token).is_break() {
+            return Ok(Finish::Stopped);
+        }
+        if generated < config.max_tokens {
+            let hidden = model.read(&weights, &[token], &mut state)?;
+            logits = model.head(&weights, hidden);
+        }
+    }
+    Ok(Finish::Length)
+}
+
+/// Chooses a token; of equal logits the lower id comes first.
+fn choose(logits: &[f32], config: &GenerateConfig, rng: &mut Rng) -> Result<u32, Error> {
+    if logits.iter().any(|logit| logit.is_nan()) {
+        return Err(Error::Input("the model's logits are not numbers".to_owned()));
+    }
+    let likelier = |a: &u32, b: &u32| {
+        let (x, y) = (logits[*a as usize], logits[*b as usize]);
+        y.total_cmp(&x).then(a.cmp(b))
+    };
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let count = match (config.temperature, config.top_k) {
+        (0.0, _) => 1,
+        (_, 0) => order.len(),
+        (_, k) => k.min(order.len()),
+    };
+    if count < order.len() {
+        order.select_nth_unstable_by(count - 1, likelier);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(likelier);
+    if count == 1 {
+        return Ok(order[0]);
+    }
+    let largest = f64::from(logits[order[0] as usize]);
+    let mut weights: Vec<f64> =
+        order.iter().map(|&id| ((f64::from(logits[id as usize]) - largest) / config.temperature).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let mut nucleus = 0.0;
+    let kept = weights.iter().position(|weight| {
+        nucleus += weight;
+        nucleus >= config.top_p * total
+    });
+    weights.truncate(kept.map_or(weights.len(), |last| last + 1));
+    let mut left = rng.uniform() * weights.iter().sum::<f64>();
+    for (id, weight) in order.iter().zip(&weights) {
+        left -= weight;
+        if left < 0.0 {
+            return Ok(*id);
+        }
+    }
+    // Rounding can leave a remainder after the last candidate.
+    Ok(order[weights.len() - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::config::ModelConfig;
+    use crate::model::read;
+    use crate::ops::sequences::Sequences;
+
+    fn model() -> Model {
+        let config = ModelConfig {
+            vocab_size: 40,
+            decoder_embed_dim: 24,
+            decoder_layers: 3,
+            decoder_attention_heads: 3,
+            hidden_dim: 24,
+            glu_dim: 40,
+            linear_use_lrpe_list: vec![1, 0, 1],
+            init_std: 0.2,
+            ..ModelConfig::default()
+        };
+        Model::new(&config, 5, &Device::flex()).unwrap()
+    }
+
+    fn run(model: &Model, prompt: &[u32], config: &GenerateConfig) -> (Vec<u32>, Finish) {
+        let mut tokens = Vec::new();
+        let finish = generate(model, prompt, config, |token| {
+            tokens.push(token);
+            ControlFlow::Continue(())
+        });
+        (tokens, finish.unwrap())
+    }
+
+    #[test]
+    fn recurrent_logits_are_those_of_the_parallel_form() {
+        let model = model();
+        let mut rng = Rng::new(2, 0);
+        let ids: Vec<u32> = (0..140).map(|_| (rng.next_u64() % 40) as u32).collect();
+        let sequences = Arc::new(Sequences::whole(1, ids.len()));
+        let parallel = read(model.logits(&ids, &sequences).unwrap());
+        let weights = model.weights(false);
+        for prefill in [1, 64, 100] {
+            let mut state = model.start();
+            let hidden = model.read(&weights, &ids[..prefill], &mut state).unwrap();
+            let mut logits = model.head(&weights, hidden);
+            let size = state.len();
+            for &id in &ids[prefill..] {
+                let hidden = model.read(&weights, &[id], &mut state).unwrap();
+                logits.extend(model.head(&weights, hidden));
+            }
+            assert_eq!((state.len(), state.position()), (size, ids.len()));
+            let norm = |values: &mut dyn Iterator<Item = f32>| -> f64 {
+                values.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt()
+            };
+            let error = norm(&mut parallel.iter().zip(&logits).map(|(a, b)| a - b));
+            assert!(error < 1e-5 * norm(&mut parallel.iter().copied()), "{error}");
+        }
+    }
+
+    #[test]
+    fn greedy_generation_is_the_argmax_of_the_parallel_form() {
+        let model = model();
+        let config = GenerateConfig { max_tokens: 70, temperature: 0.0, ignore_eos: true, ..GenerateConfig::default() };
+        let (tokens, finish) = run(&model, &[7, 3], &config);
+        assert_eq!((tokens.len(), finish), (70, Finish::Length));
+        let ids: Vec<u32> = [7, 3].into_iter().chain(tokens.clone()).collect();
+        let sequences = Arc::new(Sequences::whole(1, ids.len()));
+        let logits = read(model.logits(&ids, &sequences).unwrap());
+        let argmax = |line: &[f32]| {
+            let best = line.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            line.iter().position(|&logit| logit == best).unwrap() as u32
+        };
+        let want: Vec<u32> = logits.chunks(40).map(argmax).collect();
+        assert_eq!(tokens, want[1..71]);
+    }
+
+    #[test]
+    fn the_seed_decides_and_eos_and_the_callback_stop() {
+        let model = model();
+        let config = GenerateConfig { max_tokens: 300, temperature: 1.5, top_p: 1.0, ..GenerateConfig::default() };
+        let (first, finish) = run(&model, &[7], &config);
+        assert_eq!((first.clone(), finish), run(&model, &[7], &config));
+        assert_eq!(finish, Finish::EndOfText);
+        assert!(first.len() < 300 && !first.contains(&model.config().eos_token_id));
+        let other = GenerateConfig { seed: 1, ..config.clone() };
+        assert_ne!(first, run(&model, &[7], &other).0);
+        let stopped = generate(&model, &[7], &config, |_| ControlFlow::Break(()));
+        assert_eq!(stopped.unwrap(), Finish::Stopped);
+        assert!(generate(&model, &[], &config, |_| ControlFlow::Continue(())).is_err());
+        assert!(generate(&model, &[40], &config, |_| ControlFlow::Continue(())).is_err());
+    }
+
+    #[test]
+    fn top_k_and_top_p_leave_the_likeliest() {
+        let logits = [0.0, 2.0, 1.0, 2.0, -3.0];
+        let seen = |top_k, top_p| {
+            let config = GenerateConfig { temperature: 1.0, top_k, top_p, ..GenerateConfig::default() };
+            let mut rng = Rng::new(0, 0);
+            let mut seen = [0u32; 5];
+            for _ in 0..4000 {
+                seen[choose(&logits, &config, &mut rng).unwrap() as usize] += 1;
+            }
+            seen
+        };
+        assert!(seen(0, 1.0).iter().all(|&count| count > 0));
+        let [a, b, c, d, e] = seen(3, 1.0);
+        assert!(a == 0 && e == 0 && b > 0 && c > 0 && d > 0);
+        // Two tokens share 0.79 of the probability.
+        let [a, b, c, d, e] = seen(0, 0.75);
+        assert!(a == 0 && c == 0 && e == 0 && b.abs_diff(d) < 300);
+        assert_eq!(seen(1, 1.0)[1], 4000);
+    }
+}

@@ -1,0 +1,106 @@
+//! From the path a person gives to the model it means, and what is in it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::SafeTensors;
+use serde::Serialize;
+
+use crate::published::{CONFIG, MODEL};
+use crate::run::CHECKPOINTS;
+use crate::{Error, checkpoint};
+
+/// The directory that holds the model meant by `path`: itself when it holds one, else the newest
+/// checkpoint of the training run in it, or of the run whose `train` stage is in it.
+///
+/// # Errors
+/// [`Error::Format`] when there is none.
+pub fn locate(path: &Path) -> Result<PathBuf, Error> {
+    if path.join(MODEL).exists() {
+        return Ok(path.to_owned());
+    }
+    for directory in [path.join(CHECKPOINTS), path.join("train").join(CHECKPOINTS), path.to_owned()] {
+        if let Some((_, newest)) = checkpoint::list(&directory)?.pop() {
+            return Ok(newest);
+        }
+    }
+    Err(Error::format(path, format!("holds no {MODEL} and no checkpoint")))
+}
+
+/// One tensor of a file.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TensorFacts {
+    /// Name.
+    pub name: String,
+    /// Type of the values.
+    pub dtype: String,
+    /// Shape.
+    pub shape: Vec<usize>,
+}
+
+/// What is in a checkpoint or a published model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelFacts {
+    /// Settings of the model, and where a checkpoint stands.
+    pub facts: BTreeMap<String, serde_json::Value>,
+    /// Its tensors, by name.
+    pub tensors: Vec<TensorFacts>,
+}
+
+/// Describe the model meant by `path`. A checkpoint's files are verified against their checksums.
+///
+/// # Errors
+/// As [`locate`], and [`Error::Io`] and [`Error::Format`] for files that are not what they should be.
+pub fn describe(path: &Path) -> Result<ModelFacts, Error> {
+    let directory = locate(path)?;
+    let mut facts: BTreeMap<String, serde_json::Value> = BTreeMap::new();
+    facts.insert("path".into(), directory.display().to_string().into());
+    if directory.join(checkpoint::STATE).exists() {
+        checkpoint::verify(&directory)?;
+        facts.insert("checksums".into(), "match".into());
+        let state = read_json(&directory.join(checkpoint::STATE))?;
+        for key in ["step", "tokens", "loader"] {
+            if let Some(value) = state.get(key) {
+                facts.insert(key.into(), value.clone());
+            }
+        }
+    }
+    if let serde_json::Value::Object(config) = read_json(&directory.join(CONFIG))? {
+        facts.extend(config);
+    }
+    let file = directory.join(MODEL);
+    let tensors = header(&file)?;
+    let parameters: usize = tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum();
+    facts.insert("parameters".into(), parameters.into());
+    Ok(ModelFacts { facts, tensors })
+}
+
+fn read_json(path: &Path) -> Result<serde_json::Value, Error> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|error| Error::format(path, error))
+}
+
+/// The tensors of a safetensors file, from its header alone.
+fn header(path: &Path) -> Result<Vec<TensorFacts>, Error> {
+    use std::io::Read;
+    /// Headers are a few hundred bytes a tensor; more than this is not one.
+    const LIMIT: u64 = 100 << 20;
+    let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(Error::io(path))?;
+    let length = u64::from_le_bytes(length);
+    if length > LIMIT {
+        return Err(Error::format(path, format!("a header of {length} bytes")));
+    }
+    let mut bytes = Vec::with_capacity(length as usize + 8);
+    bytes.extend_from_slice(&length.to_le_bytes());
+    file.take(length).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| Error::format(path, error))?;
+    let mut tensors: Vec<TensorFacts> = metadata
+        .tensors()
+        .into_iter()
+        .map(|(name, info)| TensorFacts { name, dtype: format!("{:?}", info.dtype), shape: info.shape.clone() })
+        .collect();
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
+}

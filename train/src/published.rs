@@ -1,0 +1,214 @@
+//! The layout of the published checkpoints: `config.json`, `model.safetensors` and, beside them,
+//! `tokenizer.json`.
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::config::ModelConfig;
+use crate::{Error, Model, files, tensors};
+
+/// Name of the configuration in a model directory.
+pub const CONFIG: &str = "config.json";
+/// Name of the parameters in a model directory.
+pub const MODEL: &str = "model.safetensors";
+/// Name of the tokenizer in a model directory.
+pub const TOKENIZER: &str = "tokenizer.json";
+
+/// The keys of `config.json` that say something about the network. A published file has more keys;
+/// they do not matter here.
+#[derive(Serialize, Deserialize)]
+struct PublishedConfig {
+    model_type: String,
+    vocab_size: usize,
+    decoder_embed_dim: usize,
+    decoder_layers: usize,
+    decoder_attention_heads: usize,
+    hidden_dim: usize,
+    glu_dim: usize,
+    linear_use_lrpe_list: Vec<u8>,
+    linear_act_fun: String,
+    norm_type: String,
+    #[serde(default)]
+    no_scale_embedding: bool,
+    #[serde(default)]
+    bias: bool,
+    #[serde(default = "default_init_std")]
+    init_std: f64,
+    #[serde(default)]
+    pad_token_id: Option<u32>,
+    #[serde(default)]
+    bos_token_id: Option<u32>,
+    #[serde(default)]
+    eos_token_id: Option<u32>,
+}
+
+fn default_init_std() -> f64 {
+    ModelConfig::default().init_std
+}
+
+impl From<&ModelConfig> for PublishedConfig {
+    fn from(config: &ModelConfig) -> Self {
+        Self {
+            model_type: "transnormer".to_owned(),
+            vocab_size: config.vocab_size,
+            decoder_embed_dim: config.decoder_embed_dim,
+            decoder_layers: config.decoder_layers,
+            decoder_attention_heads: config.decoder_attention_heads,
+            hidden_dim: config.hidden_dim,
+            glu_dim: config.glu_dim,
+            linear_use_lrpe_list: config.linear_use_lrpe_list.clone(),
+            linear_act_fun: "silu".to_owned(),
+            norm_type: "simplermsnorm".to_owned(),
+            no_scale_embedding: config.no_scale_embedding,
+            bias: false,
+            init_std: config.init_std,
+            pad_token_id: Some(config.pad_token_id),
+            bos_token_id: Some(config.bos_token_id),
+            eos_token_id: Some(config.eos_token_id),
+        }
+    }
+}
+
+/// Reads the sizes of a model from a `config.json`.
+///
+/// # Errors
+/// [`Error::Io`] when it cannot be read, [`Error::Format`] when it is not the configuration of a
+/// TransNormerLLM or of a variant that is not implemented here, [`Error::Config`] when its sizes do
+/// not fit each other.
+pub fn read_config(path: &Path) -> Result<ModelConfig, Error> {
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let object: Map<String, Value> = serde_json::from_str(&text).map_err(|error| Error::format(path, error))?;
+    // A file for another architecture is told by its type rather than by the first missing key.
+    let fixed = [("model_type", "transnormer"), ("linear_act_fun", "silu"), ("norm_type", "simplermsnorm")];
+    for (key, want) in fixed {
+        let value = object.get(key).unwrap_or(&Value::Null);
+        if value != want {
+            let reason = format!("{key} is {value}, only \"{want}\" is implemented");
+            return Err(Error::format(path, reason));
+        }
+    }
+    let published: PublishedConfig =
+        serde_json::from_value(Value::Object(object)).map_err(|error| Error::format(path, error))?;
+    if published.bias {
+        return Err(Error::format(path, "bias is true, only false is implemented"));
+    }
+    let defaults = ModelConfig::default();
+    let config = ModelConfig {
+        vocab_size: published.vocab_size,
+        decoder_embed_dim: published.decoder_embed_dim,
+        decoder_layers: published.decoder_layers,
+        decoder_attention_heads: published.decoder_attention_heads,
+        hidden_dim: published.hidden_dim,
+        glu_dim: published.glu_dim,
+        linear_use_lrpe_list: published.linear_use_lrpe_list,
+        no_scale_embedding: published.no_scale_embedding,
+        init_std: published.init_std,
+        pad_token_id: published.pad_token_id.unwrap_or(defaults.pad_token_id),
+        bos_token_id: published.bos_token_id.unwrap_or(defaults.bos_token_id),
+        eos_token_id: published.eos_token_id.unwrap_or(defaults.eos_token_id),
+    };
+    config.validate()?;
+    Ok(config)
+}
+
+/// The content of the `config.json` of a model of these sizes.
+pub fn config_json(config: &ModelConfig) -> String {
+    let mut text = serde_json::to_string_pretty(&PublishedConfig::from(config))
+        .unwrap_or_else(|error| unreachable!("plain values are JSON: {error}"));
+    text.push('\n');
+    text
+}
+
+/// Loads the model in `directory` onto `device`.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::Format`] with the file that is missing or is not what it has to be.
+pub fn load(directory: &Path, device: &Device) -> Result<Model, Error> {
+    let config = read_config(&directory.join(CONFIG))?;
+    let parameters = crate::parameters::ParameterList::of(&config);
+    let [values] = tensors::read(&directory.join(MODEL), &parameters, [""])?;
+    Model::from_values(&config, values, device)
+}
+
+/// Writes `model` to `directory`, which is made when it is not there, and copies the tokenizer
+/// beside it when one is given. [`load`] gives the same model back, bit for bit.
+///
+/// # Errors
+/// [`Error::Io`] with the file that cannot be written.
+pub fn save(model: &Model, directory: &Path, tokenizer: Option<&Path>) -> Result<(), Error> {
+    fs::create_dir_all(directory).map_err(Error::io(directory))?;
+    if let Some(from) = tokenizer {
+        files::replace(&directory.join(TOKENIZER), |path| fs::copy(from, path).map(drop).map_err(Error::io(from)))?;
+    }
+    files::replace(&directory.join(MODEL), |path| tensors::write(path, model.parameters(), &[("", &model.values())]))?;
+    files::replace(&directory.join(CONFIG), |path| {
+        fs::write(path, config_json(model.config())).map_err(Error::io(path))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tiny() -> Model {
+        let config = ModelConfig {
+            vocab_size: 20,
+            decoder_embed_dim: 8,
+            decoder_layers: 2,
+            decoder_attention_heads: 2,
+            hidden_dim: 8,
+            glu_dim: 12,
+            linear_use_lrpe_list: vec![1, 0],
+            ..ModelConfig::default()
+        };
+        Model::new(&config, 3, &Device::flex()).unwrap()
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let tokenizer = directory.path().join("tokens");
+        fs::write(&tokenizer, "{}").unwrap();
+        let target = directory.path().join("model");
+        let model = tiny();
+        save(&model, &target, Some(&tokenizer)).unwrap();
+        let loaded = load(&target, &Device::flex()).unwrap();
+        assert_eq!(loaded.config(), model.config());
+        assert_eq!(loaded.values(), model.values());
+        let mut names: Vec<_> = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, [CONFIG, MODEL, TOKENIZER]);
+    }
+
+    #[test]
+    fn another_model_is_refused_with_file_and_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        save(&tiny(), path, None).unwrap();
+        let text = fs::read_to_string(path.join(CONFIG)).unwrap();
+        let load_with = |from: &str, to: &str| {
+            assert!(text.contains(from));
+            fs::write(path.join(CONFIG), text.replace(from, to)).unwrap();
+            load(path, &Device::flex()).unwrap_err().to_string()
+        };
+        for (from, to, reason) in [
+            ("\"transnormer\"", "\"llama\"", "model_type is \"llama\""),
+            ("\"bias\": false", "\"bias\": true", "bias is true"),
+            ("\"glu_dim\": 12", "\"glu_dim\": 13", "l1.weight is [12, 8]"),
+            ("\"decoder_layers\": 2", "\"decoder_layers\": 3", "linear_use_lrpe_list"),
+            ("\"hidden_dim\": 8,", "", "hidden_dim"),
+        ] {
+            let error = load_with(from, to);
+            assert!(error.contains(reason), "{error}");
+        }
+        fs::write(path.join(CONFIG), text.replace('{', "{\"use_cache\": true,")).unwrap();
+        load(path, &Device::flex()).unwrap();
+        fs::write(path.join(MODEL), b"short").unwrap();
+        let error = load(path, &Device::flex()).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors: "), "{error}");
+    }
+}

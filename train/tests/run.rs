@@ -1,0 +1,261 @@
+//! Training runs that are stopped, killed and damaged continue as if nothing had happened.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::Device;
+use serde_json::{Value, json};
+use train::config::{ModelConfig, TrainConfig};
+use train::rng::Rng;
+use train::run::{BatchSource, CHECKPOINTS, METRICS, Metrics, Outcome, Run, train};
+use train::{Batch, Error, checkpoint};
+
+const VOCABULARY: u64 = 60;
+
+/// Documents in which each token follows from the one before, of random lengths.
+struct Documents {
+    rows: usize,
+    length: usize,
+    /// The step whose batch cannot be made: what a kill looks like from outside.
+    fails_at: Option<u64>,
+    next: u64,
+}
+
+impl BatchSource for Documents {
+    fn batch(&mut self, step: u64) -> Result<Batch, Error> {
+        if self.fails_at == Some(step) {
+            let reason = "the power went out".to_owned();
+            return Err(Error::Batch { step, reason });
+        }
+        self.next = step + 1;
+        let mut rng = Rng::new(9, step);
+        let (mut tokens, mut starts) = (Vec::new(), Vec::new());
+        for _ in 0..self.rows {
+            let mut row_starts = Vec::new();
+            let mut token = 0;
+            for t in 0..=self.length {
+                let starts_here = rng.uniform() < 0.05;
+                if t == 0 || starts_here {
+                    row_starts.push(t as u32);
+                    token = rng.next_u64() % VOCABULARY;
+                }
+                tokens.push(token as u32);
+                token = (token * 7 + 3) % VOCABULARY;
+            }
+            starts.push(row_starts);
+        }
+        Ok(Batch { tokens, starts, length: self.length })
+    }
+
+    fn state(&self) -> Value {
+        json!({ "next": self.next })
+    }
+
+    fn resume(&mut self, state: &Value, step: u64) -> Result<(), Error> {
+        assert_eq!(state, &json!({ "next": step }));
+        Ok(())
+    }
+}
+
+fn config() -> TrainConfig {
+    let mut config: TrainConfig = TrainConfig {
+        sequence_length: 70,
+        batch: 2,
+        gradient_accumulation: 2,
+        steps: 12,
+        log_every_steps: 1,
+        checkpoint_every_steps: 3,
+        model: ModelConfig {
+            vocab_size: VOCABULARY as usize,
+            decoder_embed_dim: 32,
+            decoder_layers: 2,
+            decoder_attention_heads: 2,
+            hidden_dim: 32,
+            glu_dim: 48,
+            linear_use_lrpe_list: vec![1, 0],
+            ..ModelConfig::default()
+        },
+        ..TrainConfig::default()
+    };
+    config.schedule = serde_json::from_value(json!({"kind": "cosine", "warmup_steps": 2})).unwrap();
+    config.optimizer.peak_learning_rate = 0.01;
+    config
+}
+
+fn documents(config: &TrainConfig, fails_at: Option<u64>) -> Documents {
+    Documents { rows: config.batch * config.gradient_accumulation, length: config.sequence_length, fails_at, next: 0 }
+}
+
+/// Runs until the end, the failure, or the step after which the stop flag is set.
+fn run(
+    config: &TrainConfig,
+    directory: &Path,
+    fails_at: Option<u64>,
+    stops_after: Option<u64>,
+) -> Result<Outcome, Error> {
+    let stop = AtomicBool::new(false);
+    let run = Run { config, device: &Device::flex(), directory, tokenizer: None, held_out: None, stop: &stop };
+    train(&run, &mut documents(config, fails_at), &mut |metrics| {
+        stop.store(Some(metrics.step) == stops_after, Ordering::Relaxed);
+    })
+}
+
+/// Step and bits of loss and norm of every line, which are in order and without gaps.
+fn losses(directory: &Path) -> Vec<(u64, u64)> {
+    let text = fs::read_to_string(directory.join(METRICS)).unwrap();
+    let lines = text.lines().map(|line| {
+        let metrics: Metrics = serde_json::from_str(line).unwrap();
+        (metrics.loss.to_bits(), metrics.grad_norm.to_bits(), metrics.step)
+    });
+    let lines: Vec<_> = lines.collect();
+    for (index, line) in lines.iter().enumerate() {
+        assert_eq!(line.2, index as u64 + 1);
+    }
+    lines.into_iter().map(|line| (line.0, line.1)).collect()
+}
+
+fn weights(directory: &Path, step: u64) -> (Vec<u8>, Vec<u8>) {
+    let path = directory.join(CHECKPOINTS).join(format!("step-{step:06}"));
+    checkpoint::verify(&path).unwrap();
+    let read = |name| fs::read(path.join(name)).unwrap();
+    (read("model.safetensors"), read("optimizer.safetensors"))
+}
+
+#[test]
+fn stopped_and_killed_runs_continue_bit_for_bit() {
+    let config = config();
+    let straight = tempfile::tempdir().unwrap();
+    let outcome = run(&config, straight.path(), None, None).unwrap();
+    let last = straight.path().join(CHECKPOINTS).join("step-000012");
+    assert_eq!(outcome, Outcome::Finished(last));
+    assert_eq!(losses(straight.path()).len(), 12);
+    let first = f64::from_bits(losses(straight.path())[0].0);
+    let end = f64::from_bits(losses(straight.path())[11].0);
+    assert!(end < 0.8 * first, "the loss falls: {first} {end}");
+
+    // Stopped after step 5, killed while step 8 is fetched, then left alone.
+    let broken = tempfile::tempdir().unwrap();
+    let outcome = run(&config, broken.path(), None, Some(5)).unwrap();
+    let at_five = broken.path().join(CHECKPOINTS).join("step-000005");
+    assert_eq!(outcome, Outcome::Stopped(at_five));
+    let error = run(&config, broken.path(), Some(8), None).unwrap_err();
+    assert!(error.to_string().contains("step 8: the power went out"));
+    assert_eq!(losses(broken.path()).len(), 8, "two lines after the checkpoint of step 6");
+    run(&config, broken.path(), None, None).unwrap();
+    assert_eq!(losses(broken.path()), losses(straight.path()));
+    assert_eq!(weights(broken.path(), 12), weights(straight.path(), 12));
+
+    // Nothing is left to do: the same outcome and the same file.
+    run(&config, broken.path(), Some(0), None).unwrap();
+    assert_eq!(losses(broken.path()), losses(straight.path()));
+    let left = checkpoint::list(&broken.path().join(CHECKPOINTS)).unwrap();
+    let steps: Vec<u64> = left.into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [6, 9, 12]);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over() {
+    let mut config = config();
+    config.steps = 7;
+    let straight = tempfile::tempdir().unwrap();
+    run(&config, straight.path(), None, None).unwrap();
+    for name in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+        let directory = tempfile::tempdir().unwrap();
+        run(&config, directory.path(), Some(6), None).unwrap_err();
+        run(&config, directory.path(), None, Some(6)).unwrap();
+        let newest = directory.path().join(CHECKPOINTS).join("step-000006");
+        let path = newest.join(name);
+        let mut content = fs::read(&path).unwrap();
+        let middle = content.len() / 2;
+        content[middle] ^= 1;
+        fs::write(&path, content).unwrap();
+        let error = checkpoint::verify(&newest).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("checksum"), "{error}");
+        // What a crash in the middle of writing leaves does no harm.
+        fs::create_dir(directory.path().join(CHECKPOINTS).join("step-000007.partial")).unwrap();
+        run(&config, directory.path(), None, None).unwrap();
+        assert_eq!(losses(directory.path()), losses(straight.path()));
+        assert_eq!(weights(directory.path(), 7), weights(straight.path(), 7));
+    }
+}
+
+#[test]
+fn another_model_is_not_continued() {
+    let mut config = config();
+    config.steps = 3;
+    let directory = tempfile::tempdir().unwrap();
+    run(&config, directory.path(), None, None).unwrap();
+    config.model.glu_dim = 64;
+    let error = run(&config, directory.path(), None, None).unwrap_err();
+    assert!(error.to_string().starts_with("model: "), "{error}");
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let mut config = config();
+    // Large enough that every product is split between threads.
+    config.model.decoder_embed_dim = 256;
+    config.model.hidden_dim = 256;
+    config.model.glu_dim = 384;
+    config.model.vocab_size = 1000;
+    config.sequence_length = 200;
+    config.steps = 3;
+    let results: Vec<_> = [1, 2, 3]
+        .into_iter()
+        .map(|threads| {
+            let directory = tempfile::tempdir().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+            let pool = pool.build().unwrap();
+            pool.install(|| run(&config, directory.path(), None, None).unwrap());
+            (losses(directory.path()), weights(directory.path(), 3))
+        })
+        .collect();
+    assert!(results[0] == results[1], "1 and 2 threads differ");
+    assert!(results[0] == results[2], "1 and 3 threads differ");
+}
+
+#[test]
+fn accumulated_micro_batches_are_one_batch() {
+    let (mut one, mut four) = (config(), config());
+    (one.batch, one.gradient_accumulation) = (4, 1);
+    (four.batch, four.gradient_accumulation) = (1, 4);
+    let losses = [one, four].map(|config| {
+        let directory = tempfile::tempdir().unwrap();
+        run(&config, directory.path(), None, None).unwrap();
+        losses(directory.path())
+    });
+    for (a, b) in losses[0].iter().zip(&losses[1]) {
+        for (a, b) in [(a.0, b.0), (a.1, b.1)] {
+            let (a, b) = (f64::from_bits(a), f64::from_bits(b));
+            assert!((a - b).abs() < 1e-3 * a, "{a} {b}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_another_size_and_a_token_out_of_range_are_errors() {
+    let mut config = config();
+    let directory = tempfile::tempdir().unwrap();
+    let stop = AtomicBool::new(false);
+    let mut source = documents(&config, None);
+    config.batch = 3;
+    let mut train = |config: &TrainConfig| {
+        let run = Run {
+            config,
+            device: &Device::flex(),
+            directory: directory.path(),
+            tokenizer: None,
+            held_out: None,
+            stop: &stop,
+        };
+        train(&run, &mut source, &mut |_| {}).unwrap_err().to_string()
+    };
+    let error = train(&config);
+    assert!(error.contains("4 rows of 70 tokens, the settings say 6"), "{error}");
+    config.batch = 2;
+    config.model.vocab_size = 10;
+    let error = train(&config);
+    assert!(error.contains("is not below the vocabulary size 10"), "{error}");
+}
