@@ -1,0 +1,91 @@
+//! The last stage of a deduplication: which documents stay.
+
+use async_trait::async_trait;
+use datafusion::dataframe::DataFrame;
+use datafusion::prelude::{SessionContext, col, lit};
+use pipeline::document::ordinal;
+use pipeline::{Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
+
+use crate::functions::udfs;
+use crate::partition::digest_of;
+
+/// The documents of a shard that are in no removal.
+pub(crate) struct Selection {
+    pub(crate) name: String,
+    pub(crate) rule: &'static str,
+    /// Stage of the rows `id`, `ordinal` to choose from.
+    pub(crate) selection: String,
+    /// Stage of the rows `ordinal`, `survivor`, `cluster_id`, sorted by ordinal within every shard.
+    pub(crate) removals: String,
+}
+
+#[async_trait]
+impl Stage for Selection {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn inputs(&self) -> Vec<String> {
+        vec![self.selection.clone(), self.removals.clone()]
+    }
+
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({ "rule": self.rule }))
+    }
+
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let removals = digest_of(&run.shards(&self.removals)?);
+        Ok(run
+            .shards(&self.selection)?
+            .iter()
+            .map(|shard| Task {
+                index: shard.index,
+                inputs: serde_json::json!({
+                    "stage": self.selection,
+                    "shard": shard.index,
+                    "xxh3": shard.xxh3,
+                    "removals": removals,
+                }),
+            })
+            .collect())
+    }
+
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let session = session(task);
+        let shard = task.run.shard(&self.selection, task.index())?;
+        let documents = task.read(&session, &self.selection, task.index()).await?;
+        register(&session, "documents", documents)?;
+        let (first, last) = (ordinal(task.index(), 0), ordinal(task.index(), u32::MAX));
+        let removals = task.read_all(&session, &self.removals).await?;
+        let removals = removals.filter(col("ordinal").gt_eq(lit(first)).and(col("ordinal").lt_eq(lit(last))))?;
+        register(&session, "removals", removals)?;
+        let plan = session
+            .sql(&format!(
+                "select id, documents.ordinal, cluster_id, survivor,
+                        case when survivor is not null then '{}' end as rule
+                 from removals right join documents on removals.ordinal = documents.ordinal
+                 order by documents.ordinal",
+                self.rule
+            ))
+            .await?;
+        let output = Output { kept: &["id", "ordinal"], dropped: &["id", "ordinal", "rule", "cluster_id", "survivor"] };
+        task.write(plan, output, RowsRead::Known(shard.rows)).await
+    }
+}
+
+/// The task's session, with our functions.
+pub(crate) fn session(task: &TaskContext) -> SessionContext {
+    let session = task.session();
+    udfs().into_iter().for_each(|udf| session.register_udf(udf));
+    session
+}
+
+/// Make `rows` a table of the session.
+pub(crate) fn register(session: &SessionContext, name: &str, rows: DataFrame) -> Result<()> {
+    session.register_table(name, rows.into_view())?;
+    Ok(())
+}
