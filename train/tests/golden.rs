@@ -7,10 +7,21 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 use safetensors::SafeTensors;
+use train::device::cuda_devices;
 use train::ops::sequences::Sequences;
 use train::{Batch, Model, evaluate, published};
 
-const TOLERANCE: f64 = 1e-4;
+/// The CPU, and the first CUDA device where there is one.
+fn devices() -> Vec<Device> {
+    let cuda = cuda_devices().is_ok_and(|count| count > 0).then(|| Device::cuda(0));
+    [Device::flex()].into_iter().chain(cuda).collect()
+}
+
+/// Relative norm of the difference. CUDA's float32 products may round their factors to tf32, with
+/// 11 bits.
+fn tolerance(device: &Device) -> f64 {
+    if *device == Device::flex() { 1e-4 } else { 5e-3 }
+}
 
 struct Golden {
     content: Vec<u8>,
@@ -23,7 +34,7 @@ fn folder() -> &'static Path {
 }
 
 impl Golden {
-    fn load() -> Self {
+    fn load(device: &Device) -> Self {
         let content = std::fs::read(folder().join("tnl_tiny.safetensors")).unwrap();
         let config = published::read_config(&folder().join("tnl_tiny.config.json")).unwrap();
         let tensors = SafeTensors::deserialize(&content).unwrap();
@@ -39,7 +50,7 @@ impl Golden {
         let ids = ids.data().as_chunks::<8>().0;
         Self {
             ids: ids.iter().map(|&id| i64::from_le_bytes(id) as u32).collect(),
-            model: Model::from_values(&config, values, &Device::flex()).unwrap(),
+            model: Model::from_values(&config, values, device).unwrap(),
             content,
         }
     }
@@ -56,54 +67,63 @@ fn floats(bytes: &[u8]) -> Vec<f32> {
 }
 
 #[track_caller]
-fn assert_close(what: &str, got: &[f32], want: &[f32]) {
+fn assert_close(what: &str, got: &[f32], want: &[f32], tolerance: f64) {
     assert_eq!(got.len(), want.len(), "{what}");
     let square = |x: f32| f64::from(x) * f64::from(x);
     let error: f64 = got.iter().zip(want).map(|(g, w)| square(g - w)).sum();
     let norm: f64 = want.iter().map(|&w| square(w)).sum();
     let relative = (error / norm).sqrt();
-    assert!(relative < TOLERANCE, "{what}: relative error {relative:e}");
+    assert!(relative < tolerance, "{what}: relative error {relative:e}");
 }
 
 #[test]
 fn logits_agree() {
-    let golden = Golden::load();
-    let sequences = Arc::new(Sequences::whole(2, 97));
-    let logits = golden.model.logits(&golden.ids, &sequences).unwrap();
-    assert_close("logits", &logits.try_into_vec_as().unwrap(), &golden.tensor("logits"));
+    for device in devices() {
+        let golden = Golden::load(&device);
+        let sequences = Arc::new(Sequences::whole(2, 97));
+        let logits = golden.model.logits(&golden.ids, &sequences).unwrap();
+        let logits: Vec<f32> = logits.try_into_vec_as().unwrap();
+        assert_close("logits", &logits, &golden.tensor("logits"), tolerance(&device));
+    }
 }
 
 #[test]
 fn loss_and_every_gradient_agree() {
-    let golden = Golden::load();
-    let batch = Batch { tokens: golden.ids.clone(), starts: vec![vec![0]; 2], length: 96 };
-    // Both rows at once, and one after the other as gradient accumulation does.
-    for rows in [2, 1] {
-        let parameters = golden.model.parameters();
-        let mut sums: Vec<Vec<f32>> = parameters.iter().map(|parameter| vec![0.0; parameter.range().len()]).collect();
-        let loss = golden.model.gradients(&batch, rows, |gradients| {
-            for (sum, gradient) in sums.iter_mut().zip(gradients) {
-                let gradient: Vec<f32> = gradient.try_into_vec_as().unwrap();
-                for (sum, value) in sum.iter_mut().zip(gradient) {
-                    *sum += value;
-                }
-            }
-        });
-        assert_close("loss", &[loss.unwrap() as f32], &golden.tensor("loss"));
-        for (parameter, sum) in parameters.iter().zip(&sums) {
-            let want = golden.tensor(&format!("grad.{}", parameter.name));
-            assert_close(&parameter.name, sum, &want);
+    for device in devices() {
+        let golden = Golden::load(&device);
+        // Both rows at once, and one after the other as gradient accumulation does.
+        for rows in [2, 1] {
+            compare_gradients(&golden, rows, tolerance(&device));
         }
+    }
+}
+
+fn compare_gradients(golden: &Golden, rows: usize, tolerance: f64) {
+    let batch = Batch { tokens: golden.ids.clone(), starts: vec![vec![0]; 2], length: 96 };
+    let parameters = golden.model.parameters();
+    let mut sums: Vec<Vec<f32>> = parameters.iter().map(|parameter| vec![0.0; parameter.range().len()]).collect();
+    let loss = golden.model.gradients(&batch, rows, |gradients| {
+        for (sum, gradient) in sums.iter_mut().zip(gradients) {
+            let gradient: Vec<f32> = gradient.try_into_vec_as().unwrap();
+            for (sum, value) in sum.iter_mut().zip(gradient) {
+                *sum += value;
+            }
+        }
+    });
+    assert_close("loss", &[loss.unwrap() as f32], &golden.tensor("loss"), tolerance);
+    for (parameter, sum) in parameters.iter().zip(&sums) {
+        let want = golden.tensor(&format!("grad.{}", parameter.name));
+        assert_close(&parameter.name, sum, &want, tolerance);
     }
 }
 
 #[test]
 fn the_exported_model_evaluates_to_the_same_loss() {
-    let golden = Golden::load();
+    let golden = Golden::load(&Device::flex());
     let directory = tempfile::tempdir().unwrap();
     published::save(&golden.model, directory.path(), None).unwrap();
     let sequences: Vec<&[u32]> = golden.ids.chunks(97).collect();
     let evaluation = evaluate(directory.path(), &sequences).unwrap();
     assert_eq!(evaluation.tokens, 2 * 96);
-    assert_close("loss", &[evaluation.loss as f32], &golden.tensor("loss"));
+    assert_close("loss", &[evaluation.loss as f32], &golden.tensor("loss"), 1e-4);
 }

@@ -7,6 +7,8 @@ use burn::tensor::{Int, Tensor, TensorData, activation};
 use rayon::prelude::*;
 
 use super::cpu::{self, CpuOperation, FlexTensor, View, parallel_product};
+use super::exp::exp;
+use super::lanes;
 
 /// A target that predicts nothing: the position does not count.
 pub const IGNORE: u32 = u32::MAX;
@@ -60,23 +62,32 @@ struct CrossEntropy {
     targets: Arc<[u32]>,
 }
 
+/// Logits that are summed in float32 before the sum goes on in float64.
+const PART: usize = 256;
+
 /// The loss of one row of logits. With `gradient` the logits become the gradient of that loss
 /// times `gradient`.
-pub(crate) fn row_loss(logits: &mut [f32], target: u32, gradient: Option<f32>) -> f64 {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+fn row_loss(logits: &mut [f32], target: u32, gradient: Option<f32>) -> f64 {
+    let largest = lanes::max(logits);
     let chosen = f64::from(logits[target as usize] - largest);
     let Some(gradient) = gradient else {
-        let sum: f64 = logits.iter().map(|x| f64::from((x - largest).exp())).sum();
+        let mut buffer = [0f32; PART];
+        let mut sum = 0f64;
+        for part in logits.chunks(PART) {
+            let buffer = &mut buffer[..part.len()];
+            for (to, logit) in buffer.iter_mut().zip(part) {
+                *to = exp(logit - largest);
+            }
+            sum += f64::from(lanes::sum(buffer));
+        }
         return sum.ln() - chosen;
     };
     let mut sum = 0f64;
-    for chunk in logits.chunks_mut(64) {
-        let mut part = 0f32;
-        for logit in chunk {
-            *logit = (*logit - largest).exp();
-            part += *logit;
+    for part in logits.chunks_mut(PART) {
+        for logit in part.iter_mut() {
+            *logit = exp(*logit - largest);
         }
-        sum += f64::from(part);
+        sum += f64::from(lanes::sum(part));
     }
     let factor = gradient / sum as f32;
     for logit in logits.iter_mut() {

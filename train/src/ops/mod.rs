@@ -9,6 +9,8 @@ pub mod attention;
 pub(crate) mod cpu;
 pub mod cross_entropy;
 pub mod embedding;
+mod exp;
+mod lanes;
 pub mod lrpe;
 pub mod sequences;
 pub mod srms_norm;

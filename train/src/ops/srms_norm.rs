@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use super::cpu::{self, CpuOperation, FlexTensor};
+use super::lanes::dot;
 
 /// Added to the root mean square.
 pub(crate) const EPSILON: f64 = 1e-8;
@@ -32,19 +33,6 @@ pub(crate) fn scale(sum_of_squares: f32, width: usize) -> (f32, f32) {
 pub(crate) fn backward_factor(dot: f32, (scale, root): (f32, f32), width: usize) -> f32 {
     // At x = 0 the norm has no derivative; its part is left out there.
     if root > 0.0 { dot * scale * scale / (root * width as f32) } else { 0.0 }
-}
-
-/// Σ x·y in eight running sums, so that it vectorises; the order is fixed.
-pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let mut sums = [0f32; 8];
-    let (xs, ys) = (x.chunks_exact(8), y.chunks_exact(8));
-    let rest: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(x, y)| x * y).sum();
-    for (x, y) in xs.zip(ys) {
-        for i in 0..8 {
-            sums[i] += x[i] * y[i];
-        }
-    }
-    sums.iter().sum::<f32>() + rest
 }
 
 #[derive(Clone, Debug)]

@@ -14,8 +14,10 @@ use rayon::prelude::*;
 
 use super::chunked::CHUNK;
 use crate::ops::cpu::{self, CpuOperation, FlexTensor, View, product};
+use crate::ops::exp::exp;
+use crate::ops::lanes::dot;
 use crate::ops::sequences::Sequences;
-use crate::ops::srms_norm::{self, dot};
+use crate::ops::srms_norm;
 
 #[derive(Clone, Debug)]
 pub(super) struct GatedAttention {
@@ -78,12 +80,12 @@ struct Features {
 }
 
 fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
+    x / (1.0 + exp(-x))
 }
 
 /// d silu(x) / dx.
 fn silu_slope(x: f32) -> f32 {
-    let sigmoid = 1.0 / (1.0 + (-x).exp());
+    let sigmoid = 1.0 / (1.0 + exp(-x));
     sigmoid * (1.0 + x * (1.0 - sigmoid))
 }
 
