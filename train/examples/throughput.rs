@@ -2,10 +2,12 @@
 //! `cargo run --release -p train --example throughput [DEVICE [LAYERS D HEADS GLU VOCABULARY T BATCH]]`
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use train::config::{ModelConfig, OptimizerConfig};
 use train::device::DeviceChoice;
+use train::generate::{GenerateConfig, generate};
 use train::optimizer::AdamW;
 use train::rng::Rng;
 use train::{Batch, Model};
@@ -31,7 +33,7 @@ fn main() {
     let mut model = Model::new(&config, 1, &device).unwrap();
     let mut optimizer = AdamW::new(&OptimizerConfig::default(), &model);
     let mut rng = Rng::new(0, 0);
-    let mut id = || (rng.next_u64() % vocabulary as u64) as u32;
+    let mut id = move || (rng.next_u64() % vocabulary as u64) as u32;
     let batch = Batch { tokens: (0..rows * (length + 1)).map(|_| id()).collect(), starts: vec![vec![0]; rows], length };
 
     let mut times = [0f64; 3];
@@ -66,4 +68,17 @@ fn main() {
         1e3 * passes,
         1e3 * update
     );
+
+    let settings = GenerateConfig { max_tokens: 200, temperature: 0.0, ignore_eos: true, ..GenerateConfig::default() };
+    for prompt in [16, 4096] {
+        let prompt: Vec<u32> = (0..prompt).map(|_| id()).collect();
+        let mut times = Vec::new();
+        generate(&model, &prompt, &settings, |_| {
+            times.push(Instant::now());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        let span = times[times.len() - 1].duration_since(times[0]).as_secs_f64();
+        println!("generation after {} tokens: {:.0} tokens/s", prompt.len(), (times.len() - 1) as f64 / span);
+    }
 }

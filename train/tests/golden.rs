@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use safetensors::SafeTensors;
 use train::device::cuda_devices;
 use train::ops::sequences::Sequences;
-use train::{Batch, Model, evaluate, published};
+use train::{Batch, Model, evaluate, evaluate_model, published};
 
 /// The CPU, and the first CUDA device where there is one.
 fn devices() -> Vec<Device> {
@@ -119,11 +119,16 @@ fn compare_gradients(golden: &Golden, rows: usize, tolerance: f64) {
 
 #[test]
 fn the_exported_model_evaluates_to_the_same_loss() {
-    let golden = Golden::load(&Device::flex());
     let directory = tempfile::tempdir().unwrap();
-    published::save(&golden.model, directory.path(), None).unwrap();
-    let sequences: Vec<&[u32]> = golden.ids.chunks(97).collect();
-    let evaluation = evaluate(directory.path(), &sequences).unwrap();
-    assert_eq!(evaluation.tokens, 2 * 96);
-    assert_close("loss", &[evaluation.loss as f32], &golden.tensor("loss"), 1e-4);
+    for device in devices() {
+        let golden = Golden::load(&device);
+        let sequences: Vec<&[u32]> = golden.ids.chunks(97).collect();
+        published::save(&golden.model, directory.path(), None).unwrap();
+        let on_cpu = evaluate(directory.path(), &sequences).unwrap();
+        let here = evaluate_model(&golden.model, &sequences).unwrap();
+        for (evaluation, tolerance) in [(on_cpu, 1e-4), (here, tolerance(&device))] {
+            assert_eq!(evaluation.tokens, 2 * 96);
+            assert_close("loss", &[evaluation.loss as f32], &golden.tensor("loss"), tolerance);
+        }
+    }
 }
