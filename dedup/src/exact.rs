@@ -18,13 +18,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::prelude::{col, lit};
+use datafusion::prelude::{col, ident, lit};
 use pipeline::stage::tasks_per_shard;
 use pipeline::{Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
 use crate::normalise::Normalise;
-use crate::partition::{digest_of, hash_range, input_number, partitions};
+use crate::partition::{PARTITION_ROWS, digest_of, hash_range, input_number, partitions};
 use crate::selection::{Selection, register, session};
 use crate::survivor::Keep;
 
@@ -83,7 +83,7 @@ fn chain(name: &str, key: Key, config: &ExactConfig, documents: &str, selection:
             documents: documents.into(),
             selection: selection.map(Into::into),
         }),
-        Arc::new(Groups { name: groups.clone(), hashes, keep: config.keep }),
+        Arc::new(Groups { name: groups.clone(), hashes, keep: config.keep, partition_rows: PARTITION_ROWS }),
         Arc::new(Selection {
             name: name.into(),
             rule: match key {
@@ -134,19 +134,30 @@ impl Stage for Hashes {
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let session = session(task);
         let documents = task.read_selected(&session, &self.documents, self.selection.as_deref(), task.index()).await?;
+        let documents = match self.key {
+            Key::Text => documents,
+            Key::Url => documents.filter(col("url").is_not_null())?,
+        };
         register(&session, "documents", documents)?;
         let hash = match self.key {
             Key::Text => format!("content_hash(text, '{}')", self.normalise.name()),
             Key::Url => "content_hash(canonical_url(url), 'none')".into(),
         };
+        // Taken apart by unnest, not by get_field: the optimiser would move that into the scan and hash
+        // every text twice.
         let plan = session
             .sql(&format!(
-                "select get_field(hash, 'hi') as hash_hi, get_field(hash, 'lo') as hash_lo, ordinal, bytes
-                 from (select ordinal, cast(octet_length(text) as bigint unsigned) as bytes, {hash} as hash from documents)
-                 where hash is not null
-                 order by hash_hi, hash_lo, ordinal"
+                "select {hash} as hash, ordinal, cast(octet_length(text) as bigint unsigned) as bytes from documents"
             ))
-            .await?;
+            .await?
+            .unnest_columns(&["hash"])?
+            .select(vec![
+                ident("hash.hi").alias("hash_hi"),
+                ident("hash.lo").alias("hash_lo"),
+                col("ordinal"),
+                col("bytes"),
+            ])?
+            .sort(["hash_hi", "hash_lo", "ordinal"].map(|name| col(name).sort(true, false)).to_vec())?;
         let output = Output { kept: &["hash_hi", "hash_lo", "ordinal", "bytes"], dropped: &[] };
         task.write(plan, output, RowsRead::Made).await
     }
@@ -157,6 +168,7 @@ struct Groups {
     name: String,
     hashes: String,
     keep: Keep,
+    partition_rows: u64,
 }
 
 #[async_trait]
@@ -182,7 +194,7 @@ impl Stage for Groups {
         if shards.is_empty() {
             return Ok(Vec::new());
         }
-        let count = partitions(shards.iter().map(|s| s.rows).sum());
+        let count = partitions(shards.iter().map(|s| s.rows).sum(), self.partition_rows);
         let digest = digest_of(&shards);
         Ok((0..count)
             .map(|index| Task {
@@ -219,5 +231,33 @@ impl Stage for Groups {
             .sort(vec![col("ordinal").sort(true, false)])?;
         let output = Output { kept: &["ordinal", "survivor", "cluster_id"], dropped: &[] };
         task.write(plan, output, RowsRead::Made).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::partition::tests::{Rows, removals_of, shuffled};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_number_of_partitions_changes_no_removal() {
+        // 300 hashes over the whole range, each of 1 to 4 documents.
+        let rows = shuffled((0..750u64).map(|i| {
+            let hash = (i * i % 300).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            [hash, !hash, i << 32 | i, i % 7]
+        }));
+        for keep in [Keep::Earliest, Keep::Longest] {
+            let groups = |partition_rows| -> Vec<Arc<dyn Stage>> {
+                vec![
+                    Arc::new(Rows::new("hashes", &["hash_hi", "hash_lo", "ordinal", "bytes"], rows.clone())),
+                    Arc::new(Groups { name: "groups".into(), hashes: "hashes".into(), keep, partition_rows }),
+                ]
+            };
+            let (tasks, whole) = removals_of(groups(1 << 20), "groups", &["ordinal", "survivor", "cluster_id"]).await;
+            assert_eq!(tasks, 1);
+            assert!(whole.len() > 400);
+            let (tasks, parts) = removals_of(groups(100), "groups", &["ordinal", "survivor", "cluster_id"]).await;
+            assert_eq!((tasks, parts), (8, whole), "{keep:?}");
+        }
     }
 }

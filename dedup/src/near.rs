@@ -28,7 +28,7 @@ use pipeline::{Error, Output, Result, RowsRead, RunContext, Stage, Task, TaskCon
 use serde::{Deserialize, Serialize};
 
 use crate::clusters::{Clusters, Numbering, Removal};
-use crate::partition::{digest_of, hash_range, input_number, partitions};
+use crate::partition::{PARTITION_ROWS, digest_of, hash_range, input_number, partitions};
 use crate::selection::{Selection, register, session};
 use crate::survivor::Keep;
 use crate::union_find::Number;
@@ -92,7 +92,7 @@ pub fn near_stages(config: &NearConfig, documents: &str, selection: Option<&str>
             documents: documents.into(),
             selection: selection.map(Into::into),
         }),
-        Arc::new(Pairs { bands: config.bands }),
+        Arc::new(Pairs { bands: config.bands, partition_rows: PARTITION_ROWS }),
         Arc::new(ClusterStage { keep: config.keep }),
         Arc::new(Selection {
             name: "near".into(),
@@ -164,6 +164,7 @@ impl Stage for Signatures {
 /// The edges of one band and one range of its keys.
 struct Pairs {
     bands: u32,
+    partition_rows: u64,
 }
 
 #[async_trait]
@@ -190,7 +191,7 @@ impl Stage for Pairs {
             return Ok(Vec::new());
         }
         let rows: u64 = shards.iter().map(|s| s.rows).sum();
-        let count = partitions(rows / u64::from(self.bands.max(1)));
+        let count = partitions(rows / u64::from(self.bands.max(1)), self.partition_rows);
         let digest = digest_of(&shards);
         Ok((0..self.bands)
             .flat_map(|band| (0..count).map(move |partition| (band, partition)))
@@ -329,4 +330,35 @@ async fn each_pair(rows: DataFrame, mut take: impl FnMut(u64, u64)) -> Result<()
         column(0).iter().zip(column(1)).for_each(|(&a, &b)| take(a, b));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::partition::tests::{Rows, removals_of, shuffled};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_number_of_partitions_changes_no_removal() {
+        // Two bands; buckets of 1 to 4 documents in the first, of two neighbours in the second.
+        let rows = shuffled((0..600u64).flat_map(|i| {
+            let key = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            [[0, key(i * i % 300), i << 32 | i, i % 7], [1, key(i / 2 * 1000), i << 32 | i, 0]]
+        }));
+        for keep in [Keep::Earliest, Keep::Longest] {
+            let stages = |partition_rows| -> Vec<Arc<dyn Stage>> {
+                vec![
+                    Arc::new(Rows::new(SIGNATURES, &["band", "key", "ordinal", "bytes"], rows.clone())),
+                    Arc::new(Pairs { bands: 2, partition_rows }),
+                    Arc::new(ClusterStage { keep }),
+                ]
+            };
+            let columns = ["ordinal", "survivor", "cluster_id"];
+            let (_, whole) = removals_of(stages(1 << 20), CLUSTERS, &columns).await;
+            assert!(whole.len() > 300);
+            let (_, parts) = removals_of(stages(100), CLUSTERS, &columns).await;
+            assert_eq!(parts, whole, "{keep:?}");
+            let (tasks, _) = removals_of(stages(100), PAIRS, &["first", "ordinal"]).await;
+            assert_eq!(tasks, 2 * 8);
+        }
+    }
 }
