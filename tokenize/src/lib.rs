@@ -1,1 +1,24 @@
-//! tokenize
+//! Text to token ids, token ids to shards, shards to batches.
+//!
+//! - [`train`]: byte-level BPE in the Hugging Face `tokenizer.json` format.
+//! - [`encoder`]: the ids of the `tokenizers` crate.
+//! - [`stages`]: the stages of a run that make token shards in a globally shuffled order.
+//! - [`loader`]: batches that depend on data set, seed and step alone.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod bpe;
+mod config;
+pub mod encoder;
+mod error;
+pub mod functions;
+pub mod loader;
+pub mod shard;
+pub mod shuffle;
+mod split;
+pub mod stages;
+pub mod train;
+
+pub use config::{Digits, Pattern, TokenizeConfig, TokenizerConfig, VOCABULARY_MULTIPLE};
+pub use encoder::Encoder;
+pub use error::{Error, Result};
+pub use stages::{TokenStatistics, token_stages, tokenizer_path};

@@ -1,0 +1,68 @@
+//! Errors of this crate, and what each means for a run.
+
+use std::path::{Path, PathBuf};
+
+/// A result with [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong between text and batches.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The recipe asks for something that cannot be done.
+    #[error("{0}")]
+    Config(String),
+    /// A `tokenizer.json` cannot be used.
+    #[error("tokenizer {path}: {reason}")]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The `tokenizers` crate refused to train, encode or decode.
+    #[error("tokenizer: {0}")]
+    Tokenizers(#[source] tokenizers::Error),
+    /// A file could not be read.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// A token shard is damaged or is not a token shard.
+    #[error("{path}{}: {reason}", row_group.map(|g| format!(", row group {g}")).unwrap_or_default())]
+    Shard {
+        /// The file.
+        path: PathBuf,
+        /// Row group within the file, when the footer could be read.
+        row_group: Option<usize>,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A loader state belongs to another data set or another order of it.
+    #[error("the saved loader state does not fit this run: {0}")]
+    State(String),
+    /// An error of the ground floor.
+    #[error(transparent)]
+    Pipeline(#[from] pipeline::Error),
+}
+
+impl Error {
+    /// An I/O error at `path`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().into(), source }
+    }
+}
+
+impl From<Error> for pipeline::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Pipeline(error) => error,
+            Error::Config(_) | Error::Tokenizer { .. } => Self::Recipe(error.to_string()),
+            Error::Io { path, source } => Self::io(path, source),
+            other => Self::shard(other),
+        }
+    }
+}

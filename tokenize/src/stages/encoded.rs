@@ -1,0 +1,142 @@
+//! Stage `encoded`, the first pass of the shuffle: each curated shard tokenized, and sorted by shuffle
+//! key.
+
+use std::sync::{Arc, OnceLock};
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{DataType, UInt64Type};
+use async_trait::async_trait;
+use datafusion::functions::expr_fn::octet_length;
+use datafusion::prelude::{cast, col};
+use futures::StreamExt;
+use pipeline::stage::tasks_per_shard;
+use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
+
+use super::{ENCODED, TOKENIZER, tokenizer_path};
+use crate::config::TokenizeConfig;
+use crate::encoder::Encoder;
+use crate::functions::{encode, shuffle_key};
+use crate::shard::{ShardMetadata, TokenCounter, TokenShardWriter};
+use crate::shuffle::HELD_OUT;
+
+/// Columns: `shuffle_key` u64, `id`, `source`, `bytes` (of text) u64, `tokens` list of u16 or u32.
+pub(super) struct Encode {
+    config: TokenizeConfig,
+    documents: String,
+    seed: u64,
+    /// Shared by all tasks: `tokenizers` keeps a cache per encoder and thread that is never freed.
+    encoder: OnceLock<Arc<Encoder>>,
+}
+
+impl Encode {
+    pub fn new(config: TokenizeConfig, documents: String, seed: u64) -> Self {
+        Self { config, documents, seed, encoder: OnceLock::new() }
+    }
+
+    fn encoder(&self, run: &RunContext) -> Result<Arc<Encoder>> {
+        if let Some(encoder) = self.encoder.get() {
+            return Ok(encoder.clone());
+        }
+        let encoder = Arc::new(Encoder::load(tokenizer_path(run.dir()))?);
+        Ok(self.encoder.get_or_init(|| encoder).clone())
+    }
+}
+
+#[async_trait]
+impl Stage for Encode {
+    fn name(&self) -> &str {
+        ENCODED
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn inputs(&self) -> Vec<String> {
+        vec![self.documents.clone(), TOKENIZER.into()]
+    }
+
+    fn config(&self) -> Result<serde_json::Value> {
+        self.config.validate()?;
+        Ok(serde_json::json!({
+            "bos_token": self.config.add_bos.then_some(&self.config.tokenizer.bos_token),
+            "eos_token": self.config.tokenizer.eos_token,
+            "validation_fraction": self.config.validation_fraction,
+            "seed": self.seed,
+        }))
+    }
+
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        tasks_per_shard(run, &self.documents)
+    }
+
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let encoder = self.encoder(&task.run)?;
+        let eos_id = encoder.token_id(&self.config.tokenizer.eos_token)?;
+        let bos_id = match self.config.add_bos {
+            true => Some(encoder.token_id(&self.config.tokenizer.bos_token)?),
+            false => None,
+        };
+        let session = task.session();
+        let key = shuffle_key(self.seed, self.config.validation_fraction);
+        let tokens = encode(encoder.clone(), Vec::from_iter(bos_id), vec![eos_id]);
+        let plan = task.read(&session, &self.documents, task.index()).await?;
+        let plan = plan
+            .select(vec![
+                key.call(vec![col("id")]).alias("shuffle_key"),
+                col("id"),
+                col("source"),
+                cast(octet_length(col("text")), DataType::UInt64).alias("bytes"),
+                tokens.call(vec![col("text")]).alias("tokens"),
+            ])?
+            .sort(vec![col("shuffle_key").sort(true, false), col("id").sort(true, false)])?;
+        let mut rows = plan.execute_stream().await?;
+        let name = pipeline::shard::part_name(task.index());
+        let metadata = ShardMetadata {
+            tokenizer: encoder.digest(),
+            vocabulary_size: encoder.vocabulary_size(),
+            eos_id,
+            seed: self.seed,
+            documents: 0,
+            tokens: 0,
+        };
+        let path = task.stage_dir().join(&name);
+        let mut writer = TokenShardWriter::new(task.create_file(name)?, path, rows.schema(), metadata)?;
+        let mut train = TokenCounter::new(encoder.vocabulary_size());
+        let mut validation = TokenCounter::new(encoder.vocabulary_size());
+        while let Some(batch) = rows.next().await {
+            let batch = batch?;
+            let held_out = first_held_out(&batch)?;
+            train.count(&batch.slice(0, held_out))?;
+            validation.count(&batch.slice(held_out, batch.num_rows() - held_out))?;
+            writer.write(&batch)?;
+        }
+        let (file, metadata) = writer.finish()?;
+        let read = task.run.shard(&self.documents, task.index())?.rows;
+        if read != metadata.documents {
+            return Err(Error::RowsLost {
+                stage: ENCODED.into(),
+                task: task.index(),
+                read,
+                kept: metadata.documents,
+                dropped: 0,
+            });
+        }
+        Ok(TaskReport {
+            files: vec![file],
+            rows_read: read,
+            rows_kept: read,
+            notes: serde_json::json!({ "train": train.sources.notes(), "validation": validation.sources.notes() }),
+            ..TaskReport::default()
+        })
+    }
+}
+
+/// Rows are sorted by key: where the held-out ones begin.
+fn first_held_out(batch: &RecordBatch) -> Result<usize> {
+    let keys = batch
+        .column(0)
+        .as_primitive_opt::<UInt64Type>()
+        .ok_or_else(|| Error::Arrow(arrow::error::ArrowError::SchemaError("shuffle_key is not a u64".into())))?;
+    Ok(keys.values().partition_point(|&key| key < HELD_OUT))
+}

@@ -1,0 +1,52 @@
+//! The stages of this crate: `tokenizer` → `encoded` → `tokens`, `tokens_validation` →
+//! `token_statistics`.
+//!
+//! The global shuffle takes two passes of bounded memory. `encoded` tokenizes each curated shard and
+//! sorts it by shuffle key; `tokens` gathers one range of keys from all of them into each of its
+//! shards. Both sorts spill to disk when they must.
+
+mod encoded;
+mod statistics;
+mod tokenizer;
+mod tokens;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pipeline::Stage;
+
+pub use statistics::TokenStatistics;
+
+use crate::config::TokenizeConfig;
+use crate::shuffle::Split;
+
+/// Name of the stage that trains or copies the tokenizer.
+pub const TOKENIZER: &str = "tokenizer";
+/// Name of the stage that encodes each curated shard.
+pub const ENCODED: &str = "encoded";
+/// Name of the stage of training shards.
+pub const TOKENS: &str = "tokens";
+/// Name of the stage of held-out shards.
+pub const TOKENS_VALIDATION: &str = "tokens_validation";
+/// Name of the stage that sums up token counts.
+pub const TOKEN_STATISTICS: &str = "token_statistics";
+
+/// The stages from the document shards of stage `documents` to token shards, in order.
+///
+/// `seed` is the seed of the run: it decides the tokenizer's sample and the order of the documents, not
+/// the held-out split.
+pub fn token_stages(config: &TokenizeConfig, documents: &str, seed: u64) -> Vec<Arc<dyn Stage>> {
+    let tokens = |name, split| Arc::new(tokens::Tokens { name, split, config: config.clone(), seed }) as Arc<dyn Stage>;
+    vec![
+        Arc::new(tokenizer::TrainTokenizer { config: config.clone(), documents: documents.into(), seed }),
+        Arc::new(encoded::Encode::new(config.clone(), documents.into(), seed)),
+        tokens(TOKENS, Split::Train),
+        tokens(TOKENS_VALIDATION, Split::Validation),
+        Arc::new(statistics::Statistics),
+    ]
+}
+
+/// The `tokenizer.json` of a run.
+pub fn tokenizer_path(run_dir: &Path) -> PathBuf {
+    run_dir.join(TOKENIZER).join(tokenizer::FILE)
+}

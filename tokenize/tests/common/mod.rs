@@ -1,0 +1,111 @@
+//! A stage of given documents, and runs of it.
+#![allow(dead_code)]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{FixedSizeBinaryArray, RecordBatch, StringViewArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use async_trait::async_trait;
+use pipeline::document::document_id;
+use pipeline::stage::Output;
+use pipeline::{Result, RowsRead, RunContext, RunOptions, Runner, Stage, Task, TaskContext, TaskReport};
+use tokenize::{TokenizeConfig, TokenizerConfig};
+
+pub const SPEECHES: &str = include_str!("../fixtures/inaugural_addresses.txt");
+pub const DECLARATION: &str = include_str!("../fixtures/udhr.txt");
+
+#[derive(Clone, Debug)]
+pub struct Document {
+    pub id: [u8; 16],
+    pub source: &'static str,
+    pub text: String,
+}
+
+/// Paragraphs of the fixtures as documents, and an empty one.
+pub fn documents() -> Vec<Document> {
+    let sources = [("speeches", SPEECHES), ("declaration", DECLARATION)];
+    let mut documents: Vec<Document> = sources
+        .into_iter()
+        .flat_map(|(source, text)| {
+            let paragraphs = text.split(['\u{c}', '\n']).filter(|p| !p.is_empty());
+            paragraphs.enumerate().map(move |(i, p)| Document {
+                id: document_id(source, i as u64),
+                source,
+                text: p.into(),
+            })
+        })
+        .collect();
+    documents.push(Document { id: document_id("empty", 0), source: "speeches", text: String::new() });
+    documents
+}
+
+/// Cuts documents into `shards` shards, unevenly; the last of several is empty.
+pub struct Curate {
+    pub documents: Vec<Document>,
+    pub shards: usize,
+}
+
+#[async_trait]
+impl Stage for Curate {
+    fn name(&self) -> &str {
+        "curate"
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        Vec::new()
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({ "shards": self.shards, "documents": self.documents.len() }))
+    }
+    async fn tasks(&self, _: &RunContext) -> Result<Vec<Task>> {
+        Ok((0..self.shards as u32).map(|index| Task { index, inputs: serde_json::Value::Null }).collect())
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let chosen = || {
+            let of_shard = |i: usize| (i * i / 7) % (self.shards - 1).max(1) == task.index() as usize;
+            self.documents.iter().enumerate().filter(move |(i, _)| of_shard(*i)).map(|(_, d)| d)
+        };
+        let schema = Arc::new(Schema::new(vec![
+            Field::new("id", DataType::FixedSizeBinary(16), false),
+            Field::new("text", DataType::Utf8View, false),
+            Field::new("source", DataType::Utf8View, false),
+        ]));
+        let batch = RecordBatch::try_new(
+            schema,
+            vec![
+                Arc::new(
+                    FixedSizeBinaryArray::try_from_sparse_iter_with_size(chosen().map(|d| Some(d.id)), 16).unwrap(),
+                ),
+                Arc::new(StringViewArray::from_iter_values(chosen().map(|d| &d.text))),
+                Arc::new(StringViewArray::from_iter_values(chosen().map(|d| d.source))),
+            ],
+        )?;
+        let plan = task.session().read_batch(batch)?;
+        task.write(plan, Output { kept: &["id", "text", "source"], dropped: &[] }, RowsRead::Made).await
+    }
+}
+
+/// A small vocabulary, an eighth held out, and shards of some thousand tokens.
+pub fn config() -> TokenizeConfig {
+    TokenizeConfig {
+        tokenizer: TokenizerConfig { vocab_size: 1000, ..TokenizerConfig::default() },
+        validation_fraction: 0.125,
+        shard_tokens: 30_000,
+        ..TokenizeConfig::default()
+    }
+}
+
+/// Run all stages over `documents` in `shards` shards.
+pub fn run(dir: &Path, documents: Vec<Document>, shards: usize, config: &TokenizeConfig, seed: u64) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let options = RunOptions { threads: 2, ..RunOptions::new() };
+        let context = RunContext::new(dir, options)?;
+        let mut stages: Vec<Arc<dyn Stage>> = vec![Arc::new(Curate { documents, shards })];
+        stages.extend(tokenize::token_stages(config, "curate", seed));
+        Runner::new(context, stages)?.run(None).await
+    })
+}

@@ -1,0 +1,167 @@
+//! Training is deterministic, and encoding is that of the `tokenizers` crate.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+use tokenize::train::Trainer;
+use tokenize::{Digits, Encoder, Pattern, TokenizerConfig};
+use tokenizers::Tokenizer;
+
+use common::{DECLARATION, SPEECHES};
+
+fn train(config: &TokenizerConfig, texts: &[&str]) -> String {
+    let mut trainer = Trainer::new(config).unwrap();
+    texts.chunks(7).for_each(|chunk| trainer.feed(chunk));
+    trainer.finish(|_| true).unwrap().unwrap().to_string(false).unwrap()
+}
+
+fn paragraphs() -> Vec<&'static str> {
+    [SPEECHES, DECLARATION].iter().flat_map(|t| t.split(['\u{c}', '\n'])).collect()
+}
+
+fn configs() -> Vec<TokenizerConfig> {
+    let regex = Pattern::Regex(r"\w+|[^\w\s]+".into());
+    let kinds = [
+        (Pattern::Gpt2, Digits::Pattern),
+        (Pattern::Gpt2, Digits::Individual),
+        (Pattern::Cl100k, Digits::Pattern),
+        (Pattern::O200k, Digits::Pattern),
+        (regex, Digits::Individual),
+    ];
+    let config = |(pattern, digits)| TokenizerConfig { vocab_size: 1200, pattern, digits, ..Default::default() };
+    kinds.into_iter().map(config).collect()
+}
+
+/// Every kind of tokenizer, ours beside the crate's.
+static TOKENIZERS: LazyLock<Vec<(Encoder, Tokenizer)>> = LazyLock::new(|| {
+    let load = |config: &TokenizerConfig| {
+        let json = train(config, &paragraphs());
+        let mut reference = Tokenizer::from_bytes(&json).unwrap();
+        reference.set_encode_special_tokens(true);
+        (Encoder::from_bytes(json.as_bytes(), Path::new("tokenizer.json")).unwrap(), reference)
+    };
+    configs().iter().map(load).collect()
+});
+
+fn check(text: &str) {
+    for (encoder, reference) in TOKENIZERS.iter() {
+        let mut ids = Vec::new();
+        encoder.encode(text, &mut ids).unwrap();
+        assert_eq!(ids, reference.encode_fast(text, false).unwrap().get_ids(), "{text:?}");
+        assert_eq!(encoder.decode(&ids).unwrap(), text);
+    }
+}
+
+#[test]
+fn a_training_is_a_function_of_the_documents() {
+    let texts = paragraphs();
+    let reversed: Vec<&str> = texts.iter().rev().copied().collect();
+    for config in configs() {
+        let tokenizer = train(&config, &texts);
+        assert_eq!(tokenizer, train(&config, &reversed));
+        let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert_eq!(tokenizer, one_thread.install(|| train(&config, &texts)));
+        let tokenizer = Tokenizer::from_bytes(tokenizer).unwrap();
+        assert_eq!(tokenizer.get_vocab_size(true), 1280);
+        for (id, token) in ["<|pad|>", "<|bos|>", "<|endoftext|>"].into_iter().enumerate() {
+            assert_eq!(tokenizer.token_to_id(token), Some(id as u32));
+        }
+    }
+}
+
+#[test]
+fn text_too_small_for_the_vocabulary_leaves_reserved_tokens() {
+    let config = TokenizerConfig { vocab_size: 600, ..Default::default() };
+    let tokenizer = Tokenizer::from_bytes(train(&config, &["the cat, the hat", "the cat"])).unwrap();
+    assert_eq!(tokenizer.get_vocab_size(true), 640);
+    assert_eq!(
+        tokenizer.id_to_token(639).unwrap(),
+        format!("<|reserved_{}|>", 639 - tokenizer.token_to_id("<|reserved_0|>").unwrap())
+    );
+    // " the" and " cat" are seen twice or more, "hat" once.
+    assert!(tokenizer.token_to_id("\u{120}cat").is_some());
+    assert!(tokenizer.token_to_id("\u{120}hat").is_none());
+}
+
+#[test]
+fn training_compresses() {
+    let (encoder, _) = &TOKENIZERS[0];
+    let mut ids = Vec::new();
+    encoder.encode(SPEECHES, &mut ids).unwrap();
+    let bytes_per_token = SPEECHES.len() as f64 / ids.len() as f64;
+    assert!(bytes_per_token > 2.5, "{bytes_per_token}");
+}
+
+#[test]
+fn ids_are_those_of_tokenizers_on_real_text() {
+    check(SPEECHES);
+    check(DECLARATION);
+    check(include_str!("../src/bpe.rs"));
+}
+
+#[test]
+fn ids_are_those_of_tokenizers_on_odd_text() {
+    let blanks = " ".repeat(5000);
+    let odd = [
+        "",
+        " ",
+        "\n\n \t",
+        "a",
+        "é",
+        "e\u{301}",
+        "\u{0}",
+        "\u{feff}x",
+        "<|endoftext|>",
+        "x<|pad|>y <|reserved_0|>",
+        "1234567890 ½ Ⅷ ٣",
+        "don't DON'T 'll",
+        "👩‍👩‍👧‍👦🏳️‍🌈",
+        "\r\n\r\n",
+        "ﬁ ﷺ",
+        "ab\u{85}cd\u{2028}ef",
+        &blanks,
+    ];
+    odd.into_iter().for_each(check);
+    check(&format!("x{}y", "=".repeat(3000)));
+}
+
+#[test]
+fn special_tokens_in_text_are_text() {
+    let (encoder, _) = &TOKENIZERS[0];
+    let eos = encoder.token_id("<|endoftext|>").unwrap();
+    let mut ids = Vec::new();
+    encoder.encode("before<|endoftext|>after", &mut ids).unwrap();
+    assert!(!ids.contains(&eos));
+}
+
+#[test]
+fn a_tokenizer_that_cannot_be_used_is_refused() {
+    let error = |json: &str| Encoder::from_bytes(json.as_bytes(), Path::new("t.json")).err().unwrap().to_string();
+    assert!(error("{").contains("t.json"));
+    let dropout = train(&configs()[0], &["a b"]).replace("\"dropout\":null", "\"dropout\":0.1");
+    assert!(error(&dropout).contains("dropout"));
+}
+
+#[test]
+fn configurations_that_cannot_work_are_refused() {
+    let error = |config: TokenizerConfig| Trainer::new(&config).err().unwrap().to_string();
+    assert!(error(TokenizerConfig { vocab_size: 200, ..Default::default() }).contains("vocab_size"));
+    assert!(error(TokenizerConfig { eos_token: "<|eos|>".into(), ..Default::default() }).contains("eos_token"));
+    assert!(error(TokenizerConfig { pattern: Pattern::Regex("(".into()), ..Default::default() }).contains("pattern"));
+}
+
+proptest! {
+    #[test]
+    fn ids_are_those_of_tokenizers_on_any_text(text in any::<String>()) {
+        check(&text);
+    }
+
+    #[test]
+    fn ids_are_those_of_tokenizers_on_text_like_text(text in "([a-zA-Z' ]{0,8}|[0-9.,]{0,4}|[ \n\t\r]{0,3}|[а-яé中文👍]{0,3}|<\\|endoftext\\|>){0,40}") {
+        check(&text);
+    }
+}
