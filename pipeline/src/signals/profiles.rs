@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use arrow::datatypes::DataType;
+use datafusion::common::tree_node::TreeNode;
 use datafusion::common::utils::datafusion_strsim::levenshtein;
 use datafusion::common::{Column, DFSchema, DataFusionError, ScalarValue, SchemaError};
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator};
@@ -237,6 +238,14 @@ fn plan(rule: &str, drop_when: &str) -> Result<Expr, RuleError> {
     let session = SessionContext::new();
     let schema = DFSchema::try_from(udf::schema()).map_err(failed)?;
     let predicate = session.parse_sql_expr(drop_when, &schema).map_err(failed)?;
+    // SQL would turn the number into text and compare letter by letter.
+    if predicate.exists(|expr| Ok(is_text(expr))).map_err(failed)? {
+        return Err(RuleError::Predicate {
+            rule: rule.into(),
+            drop_when: drop_when.into(),
+            reason: "signals are numbers and truth values, not text".into(),
+        });
+    }
     let physical = session.create_physical_expr(predicate.clone(), &schema).map_err(failed)?;
     match physical.data_type(&udf::schema()).map_err(failed)? {
         DataType::Boolean => Ok(predicate),
@@ -264,6 +273,10 @@ fn simple(predicate: &Expr) -> Option<(String, Option<Comparison>, Option<f64>)>
         }
         _ => None,
     }
+}
+
+fn is_text(expr: &Expr) -> bool {
+    matches!(expr, Expr::Literal(value, _) if value.data_type().is_string())
 }
 
 fn literal(expr: &Expr) -> Option<f64> {
@@ -435,7 +448,7 @@ mod tests {
     fn own_rules_show_value_and_threshold_where_they_can() {
         let rule = own("word_count < 80").unwrap();
         assert_eq!(rule.signal.as_deref(), Some("word_count"));
-        assert_eq!((rule.comparison, rule.threshold), (Some(Comparison::Less), Some(80.0)));
+        assert_eq!((rule.comparison, rule.threshold), (Some(Less), Some(80.0)));
         let rule = own("0.5 <= symbol_ratio").unwrap();
         assert_eq!(rule.signal.as_deref(), Some("symbol_ratio"));
         assert_eq!((rule.comparison, rule.threshold), (Some(Comparison::GreaterOrEqual), Some(0.5)));
@@ -473,7 +486,7 @@ mod tests {
         assert!(matches!(own("word_count <"), Err(RuleError::Predicate { .. })));
         assert!(matches!(own(""), Err(RuleError::Predicate { .. })));
         assert!(matches!(own("word_count < 80; DROP TABLE t"), Err(RuleError::Predicate { .. })));
-        assert!(matches!(own("word_count < 'many words'"), Err(RuleError::Predicate { .. })));
+        assert!(matches!(own("word_count < '80'"), Err(RuleError::Predicate { .. })));
         assert!(matches!(own("sum(word_count) > 3"), Err(RuleError::Predicate { .. })));
         assert!(matches!(own("no_such_function(word_count) > 3"), Err(RuleError::Predicate { .. })));
     }

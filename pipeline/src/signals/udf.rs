@@ -16,9 +16,9 @@ use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, Sca
 
 use super::{Kind, SIGNALS, Scratch, Value, c4_clean as clean, compute};
 
-/// Columns of the signals, in the order of [`SIGNALS`], none of them null.
+/// Columns of the signals, in the order of [`SIGNALS`]. A signal is null where the text is.
 pub fn fields() -> Fields {
-    SIGNALS.iter().map(|signal| Field::new(signal.name, data_type(signal.kind), false)).collect()
+    SIGNALS.iter().map(|signal| Field::new(signal.name, data_type(signal.kind), true)).collect()
 }
 
 /// The schema that predicates over signals are planned against: [`fields`].
@@ -47,7 +47,7 @@ pub fn c4_clean() -> ScalarUDF {
 }
 
 fn one_string() -> Signature {
-    Signature::uniform(1, vec![DataType::Utf8View, DataType::Utf8, DataType::LargeUtf8], Volatility::Immutable)
+    Signature::string(1, Volatility::Immutable)
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -155,15 +155,25 @@ impl Columns {
         }
     }
 
-    /// The fields are not nullable: below a null struct stand the signals of the empty text.
+    /// Below a null struct stand nulls too: a field that is taken out of the struct must not show a value.
     fn push(&mut self, text: Option<&str>, scratch: &mut Scratch) {
         self.validity.append(text.is_some());
-        for (builder, value) in self.builders.iter_mut().zip(compute(text.unwrap_or(""), scratch).values()) {
+        let Some(text) = text else {
+            for builder in &mut self.builders {
+                match builder {
+                    Builder::Int64(builder) => builder.append_null(),
+                    Builder::Float64(builder) => builder.append_null(),
+                    Builder::Boolean(builder) => builder.append_null(),
+                }
+            }
+            return;
+        };
+        for (builder, value) in self.builders.iter_mut().zip(compute(text, scratch).values()) {
             match (builder, value) {
                 (Builder::Int64(builder), Value::Int64(value)) => builder.append_value(value),
                 (Builder::Float64(builder), Value::Float64(value)) => builder.append_value(value),
                 (Builder::Boolean(builder), Value::Boolean(value)) => builder.append_value(value),
-                // Builders and values come from the same list, so this shows as a short column below.
+                // Builders and values come from one list; were they not, the short column fails below.
                 _ => {}
             }
         }
@@ -248,6 +258,7 @@ mod tests {
     async fn a_number_is_no_text() {
         let session = SessionContext::new();
         session.register_udf(signals());
-        assert!(session.sql("SELECT signals([1, 2])").await.is_err());
+        let error = session.sql("SELECT signals(42)").await.unwrap_err();
+        assert!(error.to_string().contains("String"), "{error}");
     }
 }
