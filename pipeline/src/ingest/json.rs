@@ -38,7 +38,10 @@ pub(super) fn read(input: impl Read, span: Span, fields: &Fields, limit: usize, 
     let mut records = 0u64;
     let skipped = if span.start == 0 { lines.skip_bom() } else { lines.skip_partial_line(span.end) };
     let mut failed = skipped.err();
-    while failed.is_none() && lines.offset() < span.end {
+    // The first line begins at byte 0, before the byte order mark.
+    let mut first = span.start == 0;
+    while failed.is_none() && (first || lines.offset() < span.end) {
+        first = false;
         let line = match lines.next() {
             Ok(Some(line)) => line,
             Ok(None) => break,

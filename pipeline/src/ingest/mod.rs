@@ -20,6 +20,8 @@ mod parquet;
 pub mod rows;
 pub(crate) mod scan;
 pub mod splits;
+#[cfg(test)]
+mod tests;
 mod text;
 mod warc;
 

@@ -187,12 +187,12 @@ impl<R: Read + Send + 'static> Records<'_, R> {
         let headers = Headers::parse(&self.buffer[self.start..self.start + head_end]);
         self.consume(block_start);
         let Some(length) = headers.get("content-length").and_then(|n| n.parse::<u64>().ok()) else {
-            self.skip_to_record()?;
+            self.skip_to_next()?;
             bad(rows, Reason::InvalidRecord, "the record has no Content-Length", &self.head)?;
             return Ok(true);
         };
         if self.plain_size.is_some_and(|size| length > size.saturating_sub(self.position)) {
-            let (reason, detail) = if self.skip_to_record()? {
+            let (reason, detail) = if self.skip_to_next()? {
                 (Reason::InvalidRecord, "Content-Length goes beyond the end of the file")
             } else {
                 (Reason::Truncated, "the file ends within the record")
@@ -300,6 +300,11 @@ impl<R: Read + Send + 'static> Records<'_, R> {
         }
     }
 
+    /// As [`Self::skip_to_record`], or stay where a record begins here.
+    fn skip_to_next(&mut self) -> io::Result<bool> {
+        Ok(self.record_begins_at(0)? || self.skip_to_record()?)
+    }
+
     /// Have the next `length` bytes in the buffer.
     fn hold(&mut self, length: usize) -> io::Result<End> {
         while self.end - self.start < length {
@@ -345,14 +350,18 @@ impl<R: Read + Send + 'static> Records<'_, R> {
         Ok(self.buffer[self.start + at..self.end].starts_with(MAGIC))
     }
 
-    /// Whether nothing but empty lines lie between the byte `at` bytes from here and the next record
-    /// or the end of the member.
+    /// Whether a record ends `at` bytes from here: with an empty line, as the format wants it, or with
+    /// fewer line ends before the next record or the end of the member.
     fn record_ends_after(&mut self, mut at: usize) -> io::Result<bool> {
+        let end = at;
         loop {
-            let window = &self.buffer[self.start + at..self.end];
-            match window.iter().position(|b| !b"\r\n".contains(b)) {
+            let window = &self.buffer[self.start..self.end];
+            if window[end..].starts_with(b"\r\n\r\n") || window[end..].starts_with(b"\n\n") {
+                return Ok(true);
+            }
+            match window[at..].iter().position(|b| !b"\r\n".contains(b)) {
                 Some(lines) => return self.record_begins_at(at + lines),
-                None => at += window.len(),
+                None => at = window.len(),
             }
             if !self.fill()? {
                 return Ok(true);
