@@ -169,7 +169,7 @@ impl Model {
     pub(crate) fn weights(&self, tracked: bool) -> Weights {
         let mut views = self.parameters.iter().map(|parameter| {
             let range = parameter.range();
-            let view = self.flat.clone().slice([range.start..range.end]);
+            let view = self.flat.clone().narrow(0, range.start, range.len());
             let view = view.reshape(parameter.matrix());
             if tracked { view.autodiff().require_grad() } else { view }
         });
@@ -350,4 +350,41 @@ impl Model {
 /// The values of a tensor in row-major order.
 pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.try_into_vec_as().unwrap_or_else(|error| panic!("a float32 tensor can be read: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::assert_close;
+
+    #[test]
+    fn packed_documents_do_not_see_each_other() {
+        let config = ModelConfig {
+            vocab_size: 30,
+            decoder_embed_dim: 16,
+            decoder_layers: 3,
+            decoder_attention_heads: 2,
+            hidden_dim: 16,
+            glu_dim: 24,
+            linear_use_lrpe_list: vec![1, 0, 1],
+            init_std: 0.3,
+            ..ModelConfig::default()
+        };
+        let model = Model::new(&config, 4, &Device::flex()).unwrap();
+        let mut rng = Rng::new(6, 0);
+        let ids: Vec<u32> = (0..150).map(|_| (rng.next_u64() % 30) as u32).collect();
+        let starts = [0, 1, 40, 104];
+        let packed = Arc::new(Sequences::packed(&[starts], ids.len()).unwrap());
+        let together = model.logits(&ids, &packed).unwrap();
+        let ends = starts[1..].iter().copied().chain([ids.len() as u32]);
+        let alone = starts.into_iter().zip(ends).map(|(start, end)| {
+            let ids = &ids[start as usize..end as usize];
+            model.logits(ids, &Arc::new(Sequences::whole(1, ids.len()))).unwrap()
+        });
+        let alone = Tensor::cat(alone.collect(), 0);
+        assert_close("logits", together.clone(), alone, 1e-6);
+        let one = model.logits(&ids, &Arc::new(Sequences::whole(1, ids.len()))).unwrap();
+        let difference: f32 = (one - together).abs().max().into_scalar();
+        assert!(difference > 1e-2, "without borders they do: {difference}");
+    }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use train::config::{ModelConfig, TrainConfig};
 use train::rng::Rng;
 use train::run::{BatchSource, CHECKPOINTS, METRICS, Metrics, Outcome, Run, train};
-use train::{Batch, Error, checkpoint};
+use train::{Batch, Error, checkpoint, published};
 
 const VOCABULARY: u64 = 60;
 
@@ -102,18 +102,19 @@ fn run(
     })
 }
 
-/// Step and bits of loss and norm of every line, which are in order and without gaps.
-fn losses(directory: &Path) -> Vec<(u64, u64)> {
+fn metrics(directory: &Path) -> Vec<Metrics> {
     let text = fs::read_to_string(directory.join(METRICS)).unwrap();
-    let lines = text.lines().map(|line| {
-        let metrics: Metrics = serde_json::from_str(line).unwrap();
-        (metrics.loss.to_bits(), metrics.grad_norm.to_bits(), metrics.step)
-    });
-    let lines: Vec<_> = lines.collect();
-    for (index, line) in lines.iter().enumerate() {
-        assert_eq!(line.2, index as u64 + 1);
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Every line up to the speed: step, loss, learning rate, norm and tokens. They are compared as
+/// text, which is exact; reading them back may round. Steps are in order and without gaps.
+fn losses(directory: &Path) -> Vec<String> {
+    for (index, line) in metrics(directory).iter().enumerate() {
+        assert_eq!(line.step, index as u64 + 1);
     }
-    lines.into_iter().map(|line| (line.0, line.1)).collect()
+    let text = fs::read_to_string(directory.join(METRICS)).unwrap();
+    text.lines().map(|line| line.split_once(",\"tokens_per_s\"").unwrap().0.to_owned()).collect()
 }
 
 fn weights(directory: &Path, step: u64) -> (Vec<u8>, Vec<u8>) {
@@ -131,9 +132,9 @@ fn stopped_and_killed_runs_continue_bit_for_bit() {
     let last = straight.path().join(CHECKPOINTS).join("step-000012");
     assert_eq!(outcome, Outcome::Finished(last));
     assert_eq!(losses(straight.path()).len(), 12);
-    let first = f64::from_bits(losses(straight.path())[0].0);
-    let end = f64::from_bits(losses(straight.path())[11].0);
-    assert!(end < 0.8 * first, "the loss falls: {first} {end}");
+    let lines = metrics(straight.path());
+    let (first, last) = (lines[0].loss, lines[11].loss);
+    assert!(last < 0.8 * first, "the loss falls: {first} {last}");
 
     // Stopped after step 5, killed while step 8 is fetched, then left alone.
     let broken = tempfile::tempdir().unwrap();
@@ -221,14 +222,13 @@ fn accumulated_micro_batches_are_one_batch() {
     let (mut one, mut four) = (config(), config());
     (one.batch, one.gradient_accumulation) = (4, 1);
     (four.batch, four.gradient_accumulation) = (1, 4);
-    let losses = [one, four].map(|config| {
+    let metrics = [one, four].map(|config| {
         let directory = tempfile::tempdir().unwrap();
         run(&config, directory.path(), None, None).unwrap();
-        losses(directory.path())
+        metrics(directory.path())
     });
-    for (a, b) in losses[0].iter().zip(&losses[1]) {
-        for (a, b) in [(a.0, b.0), (a.1, b.1)] {
-            let (a, b) = (f64::from_bits(a), f64::from_bits(b));
+    for (a, b) in metrics[0].iter().zip(&metrics[1]) {
+        for (a, b) in [(a.loss, b.loss), (a.grad_norm, b.grad_norm)] {
             assert!((a - b).abs() < 1e-3 * a, "{a} {b}");
         }
     }
@@ -258,4 +258,37 @@ fn a_batch_of_another_size_and_a_token_out_of_range_are_errors() {
     config.model.vocab_size = 10;
     let error = train(&config);
     assert!(error.contains("is not below the vocabulary size 10"), "{error}");
+}
+
+#[test]
+fn held_out_rows_are_evaluated_and_the_tokenizer_is_kept() {
+    let mut config = config();
+    config.evaluation.every_steps = 5;
+    config.log_every_steps = 100;
+    let directory = tempfile::tempdir().unwrap();
+    let tokenizer = directory.path().join("some-tokenizer.json");
+    fs::write(&tokenizer, "{}").unwrap();
+    let held_out = documents(&config, None).batch(1_000_000).unwrap();
+    let run = Run {
+        config: &config,
+        device: &Device::flex(),
+        directory: directory.path(),
+        tokenizer: Some(&tokenizer),
+        held_out: Some(&held_out),
+        stop: &AtomicBool::new(false),
+    };
+    let Outcome::Finished(last) = train(&run, &mut documents(&config, None), &mut |_| {}).unwrap() else {
+        panic!("nothing stops this run")
+    };
+    let lines = metrics(directory.path());
+    let steps: Vec<u64> = lines.iter().map(|line| line.step).collect();
+    assert_eq!(steps, [5, 10, 12]);
+    assert_eq!(fs::read_to_string(last.join("tokenizer.json")).unwrap(), "{}");
+    // The checkpoint is a published model with the loss of the last line.
+    let model = published::load(&last, &Device::flex()).unwrap();
+    let loss = model.loss(&held_out, config.batch).unwrap();
+    let text = fs::read_to_string(directory.path().join(METRICS)).unwrap();
+    let written = format!("\"held_out_loss\":{}}}\n", serde_json::to_string(&loss).unwrap());
+    assert!(text.ends_with(&written), "{text} {written}");
+    assert!(lines[2].held_out_loss < lines[0].held_out_loss);
 }

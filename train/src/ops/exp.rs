@@ -16,7 +16,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let r = x - n * LN_2[0] - n * LN_2[1];
     // The minimax polynomial of Cephes' expf for |r| <= ln 2 / 2.
     let mut p = 1.987_569_1e-4f32;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = p * r + c;
     }
     let p = p * r * r + r + 1.0;

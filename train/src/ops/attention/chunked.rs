@@ -44,7 +44,7 @@ pub fn attention(
     let within = q.clone().matmul(k.clone().transpose()).mul(within);
     let within = within.matmul(v.clone());
 
-    let sums = k.mul(factors.to_end(place)).transpose().matmul(v);
+    let sums = k.mul(factors.until_end(place)).transpose().matmul(v);
     let sums: Tensor<4> = sums.reshape([rows, heads, chunks, key * value]);
     let first = match state {
         Some(state) => state.reshape([rows, heads, 1, key * value]),
@@ -55,7 +55,7 @@ pub fn attention(
     let before: Tensor<5> = states.clone().narrow(2, 0, chunks).reshape([rows, heads, chunks, key, value]);
     let last = states.narrow(2, chunks, 1).reshape([rows, heads, key, value]);
 
-    let across = q.mul(factors.from_start(place)).matmul(before);
+    let across = q.mul(factors.since_start(place)).matmul(before);
     let output: Tensor<4> = (within + across).reshape([rows, heads, chunks * CHUNK, value]);
     (output.narrow(2, 0, length), last)
 }
@@ -117,7 +117,7 @@ impl<'a> Factors<'a> {
     }
 
     /// `[.., C, 1]`: exp(-λ(i+1)) where the document of i began before the chunk.
-    fn from_start(&self, place: (&Device, DType)) -> Tensor<5> {
+    fn since_start(&self, place: (&Device, DType)) -> Tensor<5> {
         self.fill([CHUNK, 1], place, |positions, rate, _, line| {
             for (i, &position) in positions.iter().enumerate() {
                 if position as usize > i {
@@ -129,11 +129,12 @@ impl<'a> Factors<'a> {
 
     /// `[.., C, 1]`: exp(-λ(c-1-j)) where j is in the document of the chunk's last token, c its
     /// length.
-    fn to_end(&self, place: (&Device, DType)) -> Tensor<5> {
+    fn until_end(&self, place: (&Device, DType)) -> Tensor<5> {
         self.fill([CHUNK, 1], place, |positions, rate, _, line| {
             let last = positions.len() - 1;
-            for j in last.saturating_sub(positions[last] as usize)..=last {
-                line[j] = (-rate * (last - j) as f64).exp();
+            let begin = last.saturating_sub(positions[last] as usize);
+            for (j, factor) in line.iter_mut().enumerate().take(last + 1).skip(begin) {
+                *factor = (-rate * (last - j) as f64).exp();
             }
         })
     }
