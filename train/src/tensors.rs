@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, View};
 
 use crate::Error;
 use crate::parameters::{Parameter, ParameterList};
@@ -55,7 +55,10 @@ pub(crate) fn write(path: &Path, parameters: &ParameterList, buffers: &[(&str, &
         })
     });
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| Error::format(path, error))
+    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
+        SafeTensorError::IoError(source) => Error::io(path)(source),
+        other => Error::format(path, other),
+    })
 }
 
 /// Reads what [`write`] wrote: a flat buffer for every prefix, from a file that holds their tensors

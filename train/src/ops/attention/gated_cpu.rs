@@ -65,7 +65,7 @@ struct Call<'a> {
     head: usize,
     /// Width of q̂ and k̂: K, or 2K with LRPE.
     feature: usize,
-    /// cos and sin of position × θ, `[T, E]` each; empty without LRPE.
+    /// cos and sin of position × θ, `[positions, E]` each; empty without LRPE.
     rotation: (Vec<f32>, Vec<f32>),
     /// exp(-λn) for n in 0..=CHUNK, per head.
     powers: Vec<Vec<f32>>,
@@ -130,7 +130,8 @@ impl<'a> Call<'a> {
         let sequences = &*operation.sequences;
         let rotation = theta.map_or_else(Default::default, |theta| {
             let theta = cpu::values(theta);
-            (0..sequences.length() * width)
+            let positions = sequences.all_positions().iter().max().map_or(0, |&last| last as usize + 1);
+            (0..positions * width)
                 .into_par_iter()
                 .map(|index| {
                     let angle = theta[index % width] * (index / width) as f32;
