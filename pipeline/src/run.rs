@@ -1,6 +1,7 @@
 //! One run: its directory, its settings, and what its stages have committed so far.
 
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
@@ -14,6 +15,9 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
 use crate::manifest::JournalEntry;
 use crate::shard::{BATCH_ROWS, Shard, part_name};
+
+/// A sort keeps 10 MiB in reserve for merging what it spilled, and a task may hold two.
+const LEAST_MEMORY_PER_TASK_BYTES: usize = 32 << 20;
 
 /// Settings of a run that never change its output.
 #[derive(Clone)]
@@ -63,21 +67,35 @@ pub struct RunContext {
     options: RunOptions,
     runtime: Arc<RuntimeEnv>,
     committed: RwLock<BTreeMap<String, BTreeMap<u32, JournalEntry>>>,
+    _lock: File,
 }
 
 impl RunContext {
-    /// A run in `dir`, which is created.
+    /// A run in `dir`, which is created and locked while this lives: one process at a time works in
+    /// a run directory. What a killed process has spilled is removed.
     pub fn new(dir: impl Into<PathBuf>, options: RunOptions) -> Result<Arc<Self>> {
         let dir = dir.into();
+        let least = options.threads.max(1) * LEAST_MEMORY_PER_TASK_BYTES;
+        if options.memory_limit_bytes < least {
+            return Err(Error::Recipe(format!(
+                "a memory limit of {} bytes is too little for {} tasks at a time: give at least {least}, or fewer threads",
+                options.memory_limit_bytes, options.threads
+            )));
+        }
+        std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+        let _lock = lock(&dir)?;
         let spill = dir.join("spill");
-        std::fs::create_dir_all(&spill).map_err(|e| Error::io(&spill, e))?;
+        match std::fs::remove_dir_all(&spill) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&spill, e)),
+            _ => std::fs::create_dir_all(&spill).map_err(|e| Error::io(&spill, e))?,
+        }
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(FairSpillPool::new(options.memory_limit_bytes)))
             .with_disk_manager_builder(
                 DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill])),
             )
             .build_arc()?;
-        Ok(Arc::new(Self { dir, options, runtime, committed: RwLock::default() }))
+        Ok(Arc::new(Self { dir, options, runtime, committed: RwLock::default(), _lock }))
     }
 
     /// The run directory.
@@ -166,5 +184,17 @@ impl RunContext {
 
     fn write_committed(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, BTreeMap<u32, JournalEntry>>> {
         self.committed.write().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| Error::io(&path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::Recipe(format!("another process is working in {}", dir.display())))
+        }
+        Err(TryLockError::Error(e)) => Err(Error::io(path, e)),
     }
 }

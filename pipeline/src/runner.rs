@@ -1,8 +1,8 @@
 //! The one runner: decides what is stale, executes tasks on all cores, commits, retries, resumes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -85,11 +85,10 @@ pub struct StagePlan {
     lost: BTreeMap<u32, JournalEntry>,
 }
 
-/// Runs a list of stages in a run directory. Holds the directory's lock while it lives.
+/// Runs a list of stages in a run directory.
 pub struct Runner {
     run: Arc<RunContext>,
     stages: Vec<Arc<dyn Stage>>,
-    _lock: File,
 }
 
 impl Runner {
@@ -107,8 +106,7 @@ impl Runner {
                 return Err(Error::Recipe(format!("two stages are called {}", stage.name())));
             }
         }
-        let _lock = lock(run.dir())?;
-        Ok(Self { run, stages, _lock })
+        Ok(Self { run, stages })
     }
 
     /// What there is to do, without doing it. Checks the checksum of every committed file.
@@ -433,19 +431,6 @@ fn fault(dir: &Path, file: &FileEntry) -> Option<String> {
         Err(e) => Some(format!("{name}: {e}")),
         Ok(found) if found != file.xxh3 => Some(format!("{name} fails its checksum")),
         Ok(_) => None,
-    }
-}
-
-/// One process at a time works in a run directory.
-fn lock(dir: &Path) -> Result<File> {
-    let path: PathBuf = dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| Error::io(&path, e))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => {
-            Err(Error::Recipe(format!("another process is working in {}", dir.display())))
-        }
-        Err(fs::TryLockError::Error(e)) => Err(Error::io(path, e)),
     }
 }
 

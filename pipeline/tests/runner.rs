@@ -213,7 +213,6 @@ async fn until_and_stop_leave_a_run_that_continues() {
 async fn two_processes_do_not_share_a_run_directory() {
     let dir = tempfile::tempdir().unwrap();
     let _first = runner(dir.path(), 1, 3, 0);
-    let run = RunContext::new(dir.path(), RunOptions::new()).unwrap();
-    let Err(error) = Runner::new(run, stages(3, 0)) else { panic!("the directory is locked") };
+    let Err(error) = RunContext::new(dir.path(), RunOptions::new()) else { panic!("the directory is locked") };
     assert!(error.to_string().contains("another process is working"), "{error}");
 }

@@ -1,9 +1,10 @@
 //! Learning byte-pair merges from word counts (Sennrich, Haddow and Birch 2016, algorithm 1).
 //!
-//! The trainer of the `tokenizers` crate is not used: when two different pairs spell the same token,
-//! it keeps several queue entries of one pair and merges them one after the other in the order of a
-//! randomly seeded hash map, so two trainings on the same text can differ. Here the merges are a pure
-//! function of the multiset of words: counts are exact, and ties go to the smaller pair.
+//! Why not the trainer of the `tokenizers` crate: there, when two different pairs spell one token, entries
+//! of the same pair can tie in a queue that is filled from randomly seeded hash maps, so nothing makes two
+//! trainings agree; counts are 32 bits wide, a merge may spell a special token, and nobody can stop it or
+//! ask how far it is. Here the merges are a pure function of the multiset of words: counts are exact, and
+//! ties go to the smaller pair.
 
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;

@@ -157,7 +157,8 @@ impl TokenShardWriter {
             let (dictionary, statistics) = match field.data_type() {
                 DataType::FixedSizeBinary(_) => (false, EnabledStatistics::None),
                 DataType::UInt64 => (false, EnabledStatistics::Page),
-                DataType::List(_) => (true, EnabledStatistics::None),
+                // Smaller than a dictionary, which a row group of this size cannot pay for.
+                DataType::List(_) => (false, EnabledStatistics::None),
                 _ => (true, EnabledStatistics::Chunk),
             };
             let column = match field.data_type() {

@@ -24,8 +24,8 @@ pub struct Evaluation {
 /// not grow with the length of a sequence.
 ///
 /// # Errors
-/// As [`published::load`], and [`Error::Input`] for a sequence of fewer than two tokens, for an id
-/// that is not below the vocabulary size and when there is no sequence.
+/// As [`published::load`], and [`Error::Input`] for an id that is not below the vocabulary size and
+/// when no sequence has two tokens. A sequence of fewer predicts nothing.
 pub fn evaluate<S: AsRef<[u32]>>(directory: &Path, sequences: &[S]) -> Result<Evaluation, Error> {
     evaluate_model(&published::load(directory, &Device::flex())?, sequences)
 }
@@ -39,23 +39,22 @@ pub fn evaluate_model<S: AsRef<[u32]>>(model: &Model, sequences: &[S]) -> Result
         return Err(Error::Input("there are no sequences".to_owned()));
     }
     for (index, ids) in sequences.iter().enumerate() {
-        let count = ids.as_ref().len();
-        if count < 2 {
-            return Err(Error::Input(format!("sequence {index} has {count} tokens; a prediction needs 2")));
-        }
         model.check_ids(ids.as_ref()).map_err(|error| Error::Input(format!("sequence {index}: {error}")))?;
+    }
+    if sequences.iter().all(|ids| ids.as_ref().len() < 2) {
+        return Err(Error::Input("no sequence has two tokens, so there is nothing to predict".to_owned()));
     }
     let weights = model.weights(false);
     let (mut sum, mut tokens) = (0.0, 0);
     for ids in sequences {
         let ids = ids.as_ref();
         let mut state = model.start();
-        for begin in (0..ids.len() - 1).step_by(WINDOW) {
+        for begin in (0..ids.len().saturating_sub(1)).step_by(WINDOW) {
             let end = (begin + WINDOW).min(ids.len() - 1);
             let hidden = model.read(&weights, &ids[begin..end], &mut state)?;
             sum += model.head_loss(&weights, hidden, &ids[begin + 1..=end]);
         }
-        tokens += ids.len() as u64 - 1;
+        tokens += ids.len().saturating_sub(1) as u64;
     }
     Ok(Evaluation { loss: sum / tokens as f64, tokens })
 }
@@ -108,11 +107,13 @@ mod tests {
     }
 
     #[test]
-    fn sequences_that_predict_nothing_are_refused() {
+    fn what_predicts_nothing_is_passed_over_and_refused_alone() {
         let model = model();
         let error = |ids: &[Vec<u32>]| evaluate_model(&model, ids).unwrap_err().to_string();
         assert!(error(&[]).contains("no sequences"));
-        assert!(error(&[vec![1, 2], vec![3]]).contains("sequence 1 has 1 tokens"));
+        assert!(error(&[vec![3], vec![]]).contains("nothing to predict"));
+        let loss = |ids: &[Vec<u32>]| evaluate_model(&model, ids).unwrap();
+        assert_eq!(loss(&[vec![], vec![1, 2], vec![3]]), loss(&[vec![1, 2]]));
         let message = error(&[vec![1, 50]]);
         assert!(message.contains("sequence 0: token id 50 at position 1"), "{message}");
     }

@@ -38,8 +38,8 @@ pub struct LoaderConfig {
     pub rows: usize,
     /// Seed of the order of epochs and windows.
     pub seed: u64,
-    /// Sequences are shuffled within windows of about this many tokens, which a loader holds in memory
-    /// (4 bytes a token).
+    /// Sequences are shuffled within windows of about this many tokens, but not more than an epoch. A
+    /// loader holds one window in memory (4 bytes a token).
     pub shuffle_window_tokens: usize,
     /// Batches that are made ahead of the training thread.
     pub prefetch: usize,
@@ -76,9 +76,10 @@ impl LoaderConfig {
         }
     }
 
-    /// Sequences in a window.
-    fn window(&self) -> u64 {
-        (self.shuffle_window_tokens / self.sequence_length).max(1) as u64
+    /// Sequences in a window of data with so many tokens.
+    fn window(&self, tokens: u64) -> u64 {
+        let length = (self.shuffle_window_tokens as u64).min(tokens);
+        (length / self.sequence_length as u64).max(1)
     }
 }
 
@@ -244,7 +245,7 @@ impl Loader {
             sequence_length: self.config.sequence_length,
             rows: self.config.rows,
             seed: self.config.seed,
-            window: self.config.window(),
+            window: self.config.window(self.index.tokens()),
         };
         // A struct of numbers and a string always has a JSON form.
         serde_json::to_value(state).unwrap_or_default()
@@ -296,6 +297,8 @@ struct Assembler {
     config: LoaderConfig,
     tokens_per_epoch: u64,
     stream: Stream,
+    /// Sequences in a window.
+    window_sequences: u64,
     window: Option<Window>,
 }
 
@@ -312,7 +315,8 @@ impl Assembler {
     fn new(index: Index, config: LoaderConfig) -> Self {
         let tokens_per_epoch = index.tokens();
         let stream = Stream::new(index, config.seed);
-        Self { config, tokens_per_epoch, stream, window: None }
+        let window_sequences = config.window(tokens_per_epoch);
+        Self { config, tokens_per_epoch, stream, window_sequences, window: None }
     }
 
     fn batch(&mut self, step: u64) -> Result<Batch> {
@@ -328,7 +332,7 @@ impl Assembler {
         };
         for row in chosen {
             let sequence = step * self.config.rows as u64 + row as u64;
-            let window = self.window(sequence / self.config.window())?;
+            let window = self.window(sequence / self.window_sequences)?;
             let place = window.order[(sequence % window.order.len() as u64) as usize] as usize * length;
             batch.tokens.extend_from_slice(&window.tokens[place..=place + length]);
             let first = window.starts.partition_point(|&s| s as usize <= place);
@@ -341,7 +345,7 @@ impl Assembler {
 
     fn window(&mut self, number: u64) -> Result<&Window> {
         if self.window.as_ref().is_none_or(|w| w.number != number) {
-            let sequences = self.config.window();
+            let sequences = self.window_sequences;
             let length = sequences as usize * self.config.sequence_length;
             // Freed first, so that there is never more than one.
             let (mut tokens, mut starts) = match self.window.take() {

@@ -136,7 +136,7 @@ impl DataSet {
         }
         let per_epoch = tokens.len() as u64 / epochs;
         let length = config.sequence_length;
-        let window = (config.shuffle_window_tokens / length).max(1);
+        let window = (config.shuffle_window_tokens.min(per_epoch as usize) / length).max(1);
         let mut sequences: Vec<usize> = Vec::new();
         for number in 0.. {
             let order = permutation(&[config.seed, WINDOW, number], window);

@@ -1,0 +1,7 @@
+//! The stages of this crate, one file each.
+
+pub mod clean;
+pub mod curate;
+pub mod filter;
+pub mod ingest;
+pub mod signals;

@@ -1,0 +1,255 @@
+//! The command line. Types of `clap` stay here and in `commands`.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// Version with the commit it was built from.
+pub const VERSION: &str = env!("FULGURITE_VERSION");
+
+/// From raw crawl to a trained language model.
+#[derive(Debug, Parser)]
+#[command(name = "fulgurite", version = VERSION, about, max_term_width = 100, propagate_version = true)]
+pub struct Cli {
+    /// Logs.
+    #[command(flatten)]
+    pub logging: Logging,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Log options, on every command.
+#[derive(Debug, Args)]
+pub struct Logging {
+    /// Only errors on stderr
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// More on stderr; repeat for still more (RUST_LOG overrides)
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Form of logs and progress on stderr
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+/// Form of logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a recipe, or continue a run that stopped
+    Run(Run),
+    /// What each stage of a run has done
+    Status(Status),
+    /// Ask a question about a run's shards and signals
+    Sql(Sql),
+    /// What each rule and each dedup step removed
+    Report(Report),
+    /// Look into a shard, a manifest, a journal, a checkpoint or a model
+    Inspect(Inspect),
+    /// Continue a prompt with a trained model
+    Generate(Generate),
+    /// Mean next-token cross-entropy of token ids under a published model
+    Evaluate(Evaluate),
+    /// Write a checkpoint in the published (Hugging Face) layout
+    Export(Export),
+    /// Check what this machine offers: cores, memory, disk, CUDA libraries
+    Doctor(Doctor),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `fulgurite run`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The recipe, a TOML file
+    pub recipe: PathBuf,
+    /// Where the run lives [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Tasks at a time [default: one per core]; outputs never depend on it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Memory that stages may hold before they spill to disk, e.g. 8GiB [default: half of the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory_limit: Option<u64>,
+    /// Stop after this stage
+    #[arg(long, value_name = "STAGE")]
+    pub until: Option<String>,
+    /// Override one key of the recipe, e.g. train.steps=200
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print what would be done and why, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Device to train on
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
+    pub device: String,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite status`
+#[derive(Debug, Args)]
+pub struct Status {
+    /// The run directory
+    pub run: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite sql`
+#[derive(Debug, Args)]
+pub struct Sql {
+    /// The run directory
+    pub run: PathBuf,
+    /// The query; each stage is a table, its dropped rows are STAGE_dropped. Without it: the tables
+    pub query: Option<String>,
+    /// Print one JSON object a row
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite report`
+#[derive(Debug, Args)]
+pub struct Report {
+    /// The run directory
+    pub run: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A Parquet shard, a manifest.json, a journal.jsonl, a checkpoint or model directory
+    pub path: PathBuf,
+    /// Rows of a shard to show
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub rows: usize,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite generate`
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// A checkpoint directory, a train stage directory (its newest checkpoint) or a published model
+    #[arg(long, value_name = "DIR")]
+    pub checkpoint: PathBuf,
+    /// The text to continue
+    #[arg(long)]
+    pub prompt: String,
+    /// A tokenizer.json, where the checkpoint has none beside it
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Tokens to write at most
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token every time
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub temperature: f64,
+    /// Choose among the K likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Choose among the likeliest tokens that together have probability P
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub top_p: f64,
+    /// Seed of the choice
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Device
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
+    pub device: String,
+    /// Print prompt, text and token ids as JSON at the end
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite evaluate`
+#[derive(Debug, Args)]
+pub struct Evaluate {
+    /// A published model: config.json and model.safetensors
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// A JSON file: a list of lists of token ids
+    #[arg(long, value_name = "FILE")]
+    pub ids: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite export`
+#[derive(Debug, Args)]
+pub struct Export {
+    /// A checkpoint directory, or a train stage directory (its newest checkpoint)
+    pub checkpoint: PathBuf,
+    /// Where to write config.json, model.safetensors and tokenizer.json
+    pub dir: PathBuf,
+    /// A tokenizer.json, where the checkpoint has none beside it
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// `fulgurite doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `8GiB`, `512MiB`, `1000000`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| format!("not a size: {text}"))?;
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1u64,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(format!("unknown unit {unit:?}: use KiB, MiB, GiB or TiB")),
+    };
+    Ok((number * factor as f64) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("8GiB"), Ok(8 << 30));
+        assert_eq!(parse_size("1.5k"), Ok(1536));
+        assert_eq!(parse_size("10"), Ok(10));
+        assert!(parse_size("3 parsecs").is_err());
+    }
+}

@@ -1,0 +1,123 @@
+//! `fulgurite generate`, and the samples at the end of a run.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use tokenize::Encoder;
+use train::Model;
+use train::device::DeviceChoice;
+use train::generate::{Finish, GenerateConfig};
+
+use crate::cli::Generate;
+use crate::exit::Usage;
+use crate::output;
+use crate::recipe::SampleConfig;
+
+/// A prompt and what the model made of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Text {
+    /// What it was given.
+    pub prompt: String,
+    /// What it wrote.
+    pub text: String,
+    /// The ids it wrote.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// Continue a prompt, printing as the model writes.
+pub fn generate(args: &Generate) -> Result<()> {
+    let writer = Writer::load(&args.checkpoint, args.tokenizer.as_deref(), &args.device)?;
+    let config = GenerateConfig {
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+        ignore_eos: false,
+    };
+    if args.json {
+        return output::json(&writer.write(&args.prompt, &config, |_| Ok(()))?);
+    }
+    output::piece(&args.prompt)?;
+    writer.write(&args.prompt, &config, output::piece)?;
+    Ok(output::line("")?)
+}
+
+/// The samples of a recipe.
+pub fn samples(checkpoint: &Path, sample: &SampleConfig, device: &str) -> Result<Vec<Text>> {
+    let writer = Writer::load(checkpoint, None, device)?;
+    let config = GenerateConfig {
+        max_tokens: sample.max_tokens,
+        temperature: sample.temperature,
+        top_k: sample.top_k,
+        top_p: sample.top_p,
+        seed: sample.seed,
+        ignore_eos: false,
+    };
+    sample.prompts.iter().map(|prompt| writer.write(prompt, &config, |_| Ok(()))).collect()
+}
+
+/// A model and its tokenizer.
+struct Writer {
+    model: Model,
+    encoder: Encoder,
+}
+
+impl Writer {
+    fn load(checkpoint: &Path, tokenizer: Option<&Path>, device: &str) -> Result<Self> {
+        let directory = train::locate(checkpoint)?;
+        let tokenizer = tokenizer_of(&directory, tokenizer)?;
+        let device = device.parse::<DeviceChoice>().map_err(|e| Usage(e.to_string()))?.select()?;
+        Ok(Self { model: train::published::load(&directory, &device)?, encoder: Encoder::load(&tokenizer)? })
+    }
+
+    fn write(&self, prompt: &str, config: &GenerateConfig, mut piece: impl FnMut(&str) -> std::io::Result<()>) -> Result<Text> {
+        let mut prompt_ids = Vec::new();
+        self.encoder.encode(prompt, &mut prompt_ids)?;
+        if prompt_ids.is_empty() {
+            // Nothing to continue: the beginning of a document.
+            prompt_ids.push(self.model.config().bos_token_id);
+        }
+        let (mut ids, mut text, mut told, mut failed) = (Vec::new(), String::new(), 0, None);
+        let finish = train::generate::generate(&self.model, &prompt_ids, config, |id| {
+            ids.push(id);
+            // A character may take several tokens: only what later tokens cannot change is told.
+            let result = self.encoder.decode(&ids[told..]).map_err(anyhow::Error::from).and_then(|more| {
+                if !more.ends_with('\u{fffd}') {
+                    piece(&more)?;
+                    text.push_str(&more);
+                    told = ids.len();
+                }
+                Ok(())
+            });
+            match result {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let rest = self.encoder.decode(&ids[told..])?;
+        piece(&rest)?;
+        text.push_str(&rest);
+        Ok(Text { prompt: prompt.into(), text, ids, finish })
+    }
+}
+
+/// The tokenizer that is given, or the one beside the model.
+pub fn tokenizer_of(directory: &Path, given: Option<&Path>) -> Result<PathBuf> {
+    let beside = directory.join(train::published::TOKENIZER);
+    let path = given.map_or(beside, Path::to_owned);
+    if !path.exists() {
+        return Err(Usage(format!("{}: no such file; name a tokenizer with --tokenizer", path.display()))).context("no tokenizer");
+    }
+    Ok(path)
+}

@@ -1,0 +1,51 @@
+//! From a recipe to the list of stages: the one place that knows how the libraries fit together.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use pipeline::Stage;
+use pipeline::stages::clean::CleanStage;
+use pipeline::stages::curate::CurateStage;
+use pipeline::stages::filter::FilterStage;
+use pipeline::stages::ingest::IngestStage;
+use pipeline::stages::signals::SignalsStage;
+use train::TrainStage;
+use train::device::DeviceChoice;
+
+use crate::recipe::Recipe;
+
+/// The stages of a recipe, in order, the model on `device`.
+pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage>>> {
+    let mut stages: Vec<Arc<dyn Stage>> = Vec::new();
+    stages.push(Arc::new(IngestStage::new(recipe.ingest.clone(), recipe.base_dir().to_path_buf())?));
+    let mut documents = "ingest".to_string();
+    // The last stage whose shards say which documents are still in.
+    let mut selection: Option<String> = None;
+    if let Some(config) = &recipe.clean {
+        stages.push(Arc::new(CleanStage::new(config.clone(), documents.clone())));
+        documents = "clean".into();
+    }
+    if let Some(config) = &recipe.signals {
+        stages.push(Arc::new(SignalsStage::new(documents.clone(), None, config.clone())));
+    }
+    if let Some(config) = &recipe.filter {
+        stages.push(Arc::new(FilterStage::new("signals", config)?));
+        selection = Some("filter".into());
+    }
+    if let Some(config) = &recipe.exact {
+        stages.extend(dedup::exact_stages(config, &documents, selection.as_deref()));
+        selection = Some("exact".into());
+    }
+    if let Some(config) = &recipe.near {
+        stages.extend(dedup::near_stages(config, &documents, selection.as_deref()));
+        selection = Some("near".into());
+    }
+    stages.push(Arc::new(CurateStage::new(documents, selection)));
+    if let Some(config) = &recipe.tokenize {
+        stages.extend(tokenize::token_stages(config, "curate", recipe.seed));
+    }
+    if let Some(config) = &recipe.train {
+        stages.push(Arc::new(TrainStage::new(config.clone(), device)?));
+    }
+    Ok(stages)
+}

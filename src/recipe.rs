@@ -1,0 +1,239 @@
+//! The recipe: one TOML file that describes a run completely.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use dedup::{ExactConfig, NearConfig};
+use pipeline::ingest::IngestConfig;
+use pipeline::stages::clean::CleanConfig;
+use pipeline::stages::filter::FilterConfig;
+use pipeline::stages::signals::SignalsConfig;
+use serde::{Deserialize, Serialize};
+use tokenize::TokenizeConfig;
+use train::TrainConfig;
+
+use crate::exit::Usage;
+
+/// A run, from raw files to a sample of generated text. A table that is left out is a stage that is
+/// left out; every key of a table that is there has its default.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Name of the run: `runs/NAME`.
+    pub name: String,
+    /// What it is, for people.
+    #[serde(default)]
+    pub description: String,
+    /// Seed of the shuffle and of the training run.
+    #[serde(default)]
+    pub seed: u64,
+    /// Directory that input paths are relative to: the recipe's own, unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_dir: Option<PathBuf>,
+    /// Raw files to documents.
+    pub ingest: IngestConfig,
+    /// Text to cleaner text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clean: Option<CleanConfig>,
+    /// Documents to signals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signals: Option<SignalsConfig>,
+    /// Signals to verdicts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<FilterConfig>,
+    /// Exact duplicates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<ExactConfig>,
+    /// Near duplicates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub near: Option<NearConfig>,
+    /// Curated documents to token shards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenize: Option<TokenizeConfig>,
+    /// Token shards to a model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train: Option<TrainConfig>,
+    /// A text by the model, printed at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<SampleConfig>,
+}
+
+/// What to generate at the end of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SampleConfig {
+    /// Texts to continue.
+    pub prompts: Vec<String>,
+    /// Tokens to write for each.
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token every time.
+    pub temperature: f64,
+    /// Choose among the likeliest tokens; 0 for all.
+    pub top_k: usize,
+    /// Choose among the likeliest tokens that together have this probability.
+    pub top_p: f64,
+    /// Seed of the choice.
+    pub seed: u64,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self { prompts: vec!["The".into()], max_tokens: 96, temperature: 0.8, top_k: 0, top_p: 0.95, seed: 0 }
+    }
+}
+
+impl Recipe {
+    /// Read `path` with `overrides` (`key.path=value`) applied.
+    ///
+    /// # Errors
+    /// [`Usage`] with file, line and, for an unknown key, a suggestion.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Usage(format!("{}: {e}", path.display())))?;
+        let text = apply(&text, overrides).map_err(|e| Usage(format!("{}: {e}", path.display())))?;
+        let mut recipe: Self =
+            toml::from_str(&text).map_err(|e| Usage(format!("{}: {}", path.display(), explain(&e))))?;
+        if let Some(key) = recipe.name.chars().find(|c| !(c.is_alphanumeric() || "-_.".contains(*c))) {
+            return Err(Usage(format!("{}: name: {key:?} cannot be in the name of a directory", path.display())).into());
+        }
+        let beside = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let base = recipe.base_dir.take().map_or(beside.clone(), |dir| beside.join(dir));
+        recipe.base_dir = Some(std::path::absolute(&base).with_context(|| base.display().to_string())?);
+        if let (Some(tokenize), Some(base)) = (&mut recipe.tokenize, &recipe.base_dir) {
+            if let Some(path) = &mut tokenize.tokenizer.path {
+                *path = base.join(&path);
+            }
+        }
+        recipe.check().map_err(|reason| Usage(format!("{}: {reason}", path.display())))?;
+        Ok(recipe)
+    }
+
+    /// What no single table can see.
+    fn check(&self) -> Result<(), String> {
+        if self.filter.is_some() && self.signals.is_none() {
+            return Err("[filter] decides on signals: add a [signals] table (it may be empty)".into());
+        }
+        if self.train.is_some() && self.tokenize.is_none() {
+            return Err("[train] reads token shards: add a [tokenize] table (it may be empty)".into());
+        }
+        if self.sample.is_some() && self.train.is_none() {
+            return Err("[sample] needs a model: add a [train] table".into());
+        }
+        Ok(())
+    }
+
+    /// Directory that input paths are relative to.
+    pub fn base_dir(&self) -> &Path {
+        self.base_dir.as_deref().unwrap_or(Path::new(""))
+    }
+
+    /// The recipe with every default written out.
+    pub fn resolved(&self) -> Result<String> {
+        Ok(toml::to_string(self)?)
+    }
+}
+
+/// Set `key.path=value` in a TOML text. The value is TOML, or a string where it is not.
+fn apply(text: &str, overrides: &[String]) -> Result<String, String> {
+    if overrides.is_empty() {
+        return Ok(text.into());
+    }
+    let mut document: toml_edit::DocumentMut = text.parse().map_err(|e: toml_edit::TomlError| e.to_string())?;
+    for text in overrides {
+        let Some((key, value)) = text.split_once('=') else {
+            return Err(format!("--set {text}: write it as KEY=VALUE, such as train.steps=200"));
+        };
+        let value: toml_edit::Value = value.trim().parse().unwrap_or_else(|_| value.trim().into());
+        let mut path: Vec<&str> = key.trim().split('.').collect();
+        let last = path.pop().unwrap_or_default();
+        let mut item = document.as_item_mut();
+        for part in path {
+            item = match part.parse::<usize>() {
+                Ok(index) if item.is_array_of_tables() || item.is_array() => {
+                    item.get_mut(index).ok_or_else(|| format!("--set {text}: there is no entry {index}"))?
+                }
+                _ if item.is_none() || item.is_table_like() => {
+                    let table = item.or_insert(toml_edit::table());
+                    &mut table[part]
+                }
+                _ => return Err(format!("--set {text}: {part} is not below a table")),
+            };
+        }
+        if !(item.is_none() || item.is_table_like()) {
+            return Err(format!("--set {text}: {last} is not below a table"));
+        }
+        item.or_insert(toml_edit::table())[last] = toml_edit::value(value);
+    }
+    Ok(document.to_string())
+}
+
+/// A TOML error with its line, and the nearest name where a key is unknown.
+fn explain(error: &toml::de::Error) -> String {
+    let mut text = error.to_string().trim_end().to_string();
+    let names: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
+    if let [wrong, expected @ ..] = names.as_slice() {
+        if error.message().starts_with("unknown ") {
+            let nearest = expected.iter().max_by(|a, b| strsim::jaro_winkler(wrong, a).total_cmp(&strsim::jaro_winkler(wrong, b)));
+            if let Some(nearest) = nearest.filter(|n| strsim::jaro_winkler(wrong, n) > 0.7) {
+                text.push_str(&format!("\ndid you mean `{nearest}`?"));
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "name = \"a\"\n[[ingest.inputs]]\nsource = \"s\"\npaths = [\"x.jsonl\"]\n[train]\nsteps = 5\n";
+
+    fn load(text: &str, set: &[&str]) -> Result<Recipe> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recipe.toml");
+        std::fs::write(&path, text).unwrap();
+        Recipe::load(&path, &set.iter().map(|s| s.to_string()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_line_and_suggestion() {
+        let error = load(&format!("{SMALL}checkpoint_every_step = 3\n[tokenize]\n"), &[]).unwrap_err().to_string();
+        assert!(error.contains("line 7"), "{error}");
+        assert!(error.contains("did you mean `checkpoint_every_steps`?"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_type_is_refused_with_line() {
+        let error = load(&SMALL.replace("steps = 5", "steps = \"five\""), &[]).unwrap_err().to_string();
+        assert!(error.contains("line 6") && error.contains("five"), "{error}");
+    }
+
+    #[test]
+    fn overrides_reach_tables_arrays_and_missing_tables() {
+        let recipe = load(
+            SMALL,
+            &["train.steps=7", "ingest.inputs.0.source=other", "tokenize.tokenizer.vocab_size=512", "seed = 9"],
+        )
+        .unwrap();
+        assert_eq!(recipe.train.unwrap().steps, 7);
+        assert_eq!(recipe.ingest.inputs[0].source, "other");
+        assert_eq!(recipe.tokenize.unwrap().tokenizer.vocab_size, 512);
+        assert_eq!(recipe.seed, 9);
+        assert!(load(SMALL, &["train"]).is_err());
+        assert!(load(SMALL, &["name.x=1"]).is_err());
+    }
+
+    #[test]
+    fn tables_that_need_each_other_say_so() {
+        let error = load(SMALL, &[]).unwrap_err().to_string();
+        assert!(error.contains("add a [tokenize] table"), "{error}");
+    }
+
+    #[test]
+    fn the_resolved_recipe_is_a_recipe_that_says_the_same() {
+        let recipe = load(SMALL, &["tokenize.tokenizer.vocab_size=512", "exact.keep=\"longest\""]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("resolved.toml");
+        std::fs::write(&path, recipe.resolved().unwrap()).unwrap();
+        assert_eq!(Recipe::load(&path, &[]).unwrap(), recipe);
+    }
+}

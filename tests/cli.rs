@@ -1,0 +1,101 @@
+//! The contract of the command line: exit codes, streams, errors that help.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use support::{fulgurite, small_recipe, succeed};
+
+fn failure(args: &[&str]) -> (i32, String) {
+    let output = fulgurite().args(args).output().unwrap();
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn wrong_usage_is_two() {
+    let (code, text) = failure(&["run"]);
+    assert_eq!(code, 2, "{text}");
+    let (code, text) = failure(&["run", "no-such-recipe.toml"]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("no-such-recipe.toml"), "{text}");
+    let (code, text) = failure(&["status", "/nonexistent-run"]);
+    assert_eq!(code, 1, "{text}");
+}
+
+#[test]
+fn a_recipe_with_an_unknown_key_is_refused_with_line_and_suggestion() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = small_recipe(dir.path());
+    let text = std::fs::read_to_string(&path).unwrap().replace("split_bytes", "split_byte");
+    std::fs::write(&path, text).unwrap();
+    let (code, text) = failure(&["run", path.to_str().unwrap(), "--dry-run"]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("line 7") && text.contains("did you mean `split_bytes`?"), "{text}");
+}
+
+#[test]
+fn an_unknown_signal_in_a_rule_is_refused_before_work_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = small_recipe(dir.path());
+    let run = dir.path().join("run");
+    let set = "filter.rules=[{name=\"a\", drop_when=\"word_cont < 3\"}]";
+    let (code, text) = failure(&["run", path.to_str().unwrap(), "--run-dir", run.to_str().unwrap(), "--set", set]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("word_cont") && text.contains("word_count"), "{text}");
+    assert!(!run.join("ingest").exists());
+}
+
+#[test]
+fn dry_run_lists_every_stage_and_does_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = small_recipe(dir.path());
+    let run = dir.path().join("run");
+    let output = succeed(fulgurite().arg("run").arg(&path).arg("--run-dir").arg(&run).args(["--dry-run", "--json"]));
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let stages: Vec<&str> = plan["stages"].as_array().unwrap().iter().map(|s| s["stage"].as_str().unwrap()).collect();
+    for stage in ["ingest", "signals", "filter", "exact", "near", "curate", "tokenizer", "tokens", "train"] {
+        assert!(stages.contains(&stage), "{stage} in {stages:?}");
+    }
+    assert!(plan["stages"].as_array().unwrap().iter().all(|s| s["status"] == "fresh"));
+    assert!(!run.exists());
+}
+
+#[test]
+fn version_names_the_commit_and_completions_complete() {
+    let version = String::from_utf8(succeed(fulgurite().arg("--version")).stdout).unwrap();
+    assert!(version.starts_with("fulgurite 0."), "{version}");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = String::from_utf8(succeed(fulgurite().args(["completions", shell])).stdout).unwrap();
+        assert!(script.contains("--dry-run") || script.contains("dry-run"), "{shell}");
+    }
+}
+
+#[test]
+fn sigterm_stops_after_a_commit_with_143() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = small_recipe(dir.path());
+    let run = dir.path().join("run");
+    let mut child = fulgurite()
+        .args(["run", "-q", "--device", "cpu", "--set", "train.steps=100000", "--run-dir"])
+        .arg(&run)
+        .arg(&path)
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let metrics = run.join("train/metrics.jsonl");
+    let started = std::time::Instant::now();
+    while !metrics.exists() || std::fs::metadata(&metrics).unwrap().len() == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
+        assert!(started.elapsed().as_secs() < 300, "training did not start");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let status = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(143), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("run the same command again"));
+    let status = succeed(fulgurite().arg("status").arg(&run).arg("--json"));
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let train = status.as_array().unwrap().iter().find(|s| s["stage"] == "train").unwrap();
+    assert_eq!(train["state"], "running");
+}

@@ -1,0 +1,116 @@
+//! What the tests of whole processes share.
+#![allow(clippy::unwrap_used, dead_code)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use pipeline::digest::Digest;
+
+/// The program, quiet about colours and free of the caller's settings.
+pub fn fulgurite() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fulgurite"));
+    command.env_remove("RUST_LOG").env("NO_COLOR", "1").env("RUST_BACKTRACE", "0");
+    command
+}
+
+/// The checkout.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A small recipe over a part of the quickstart corpus, written to `dir`: every stage, seconds long.
+pub fn small_recipe(dir: &Path) -> PathBuf {
+    let text = format!(
+        r#"
+name = "small"
+seed = 7
+base_dir = {base:?}
+
+[ingest]
+split_bytes = 60000
+
+[[ingest.inputs]]
+source = "docs"
+paths = ["docs.jsonl.gz"]
+
+[[ingest.inputs]]
+source = "table"
+paths = ["table.parquet"]
+fields = {{ text = "content", url = "link" }}
+
+[[ingest.inputs]]
+source = "notes"
+paths = ["notes"]
+
+[[ingest.inputs]]
+source = "extracts"
+paths = ["extracts.wet.gz"]
+
+[signals]
+
+[filter]
+profiles = ["gopher_quality"]
+
+[exact]
+
+[near]
+
+[tokenize]
+validation_fraction = 0.05
+shard_tokens = 40000
+
+[tokenize.tokenizer]
+vocab_size = 512
+
+[train]
+sequence_length = 32
+batch = 2
+steps = 24
+checkpoint_every_steps = 6
+log_every_steps = 1
+
+[train.model]
+decoder_layers = 2
+decoder_embed_dim = 32
+decoder_attention_heads = 2
+"#,
+        base = root().join("configs/quickstart/corpus")
+    );
+    let path = dir.join("small.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// Run to the end and insist on success.
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Digests of every output of a run: shards, tokenizers, weights; not journals, which hold seconds.
+pub fn outputs(run: &Path) -> BTreeMap<PathBuf, Digest> {
+    let mut found = BTreeMap::new();
+    let mut left = vec![run.to_path_buf()];
+    while let Some(dir) = left.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                left.push(path);
+                continue;
+            }
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if name.ends_with(".parquet") || name.ends_with(".safetensors") || name == "tokenizer.json" {
+                found.insert(path.strip_prefix(run).unwrap().to_path_buf(), Digest::of_file(&path).unwrap());
+            }
+        }
+    }
+    found
+}
