@@ -12,10 +12,10 @@ pub const HELD_OUT: u64 = 1 << 63;
 
 /// Seed of the hash that decides about the split. Fixed, so that a document that was held out once is
 /// held out under every other shuffle.
-const SPLIT_SEED: u64 = 0x76616c_6964_6174; // "validat"
+const SPLIT_SEED: u64 = u64::from_be_bytes(*b"held out");
 /// Seed of the hash that samples documents for the tokenizer, so that the sample is independent of
 /// both the split and the shuffle.
-const SAMPLE_SEED: u64 = 0x73_616d_706c_6521; // "sample!"
+const SAMPLE_SEED: u64 = u64::from_be_bytes(*b"sampling");
 
 /// Which documents a stage is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
