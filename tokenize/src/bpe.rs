@@ -1,10 +1,9 @@
 //! Learning byte-pair merges from word counts (Sennrich, Haddow and Birch 2016, algorithm 1).
 //!
-//! Why not the trainer of the `tokenizers` crate: there, when two different pairs spell one token, entries
-//! of the same pair can tie in a queue that is filled from randomly seeded hash maps, so nothing makes two
-//! trainings agree; counts are 32 bits wide, a merge may spell a special token, and nobody can stop it or
-//! ask how far it is. Here the merges are a pure function of the multiset of words: counts are exact, and
-//! ties go to the smaller pair.
+//! The trainer of the `tokenizers` crate does the same work as fast. This one is here for what that one
+//! cannot do: it tells how far it is and stops when asked, so that a run can; its counts do not overflow at
+//! 2^31; no merge spells a special token; and that two trainings agree is a property of the algorithm
+//! (counts are exact, ties go to the smaller pair) rather than of the order in which hash maps are read.
 
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry;
