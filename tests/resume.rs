@@ -91,7 +91,7 @@ fn a_changed_threshold_redoes_only_the_decision_and_what_follows(recipe: &Path, 
         line.split_whitespace().nth(1).unwrap().trim_end_matches(':').to_string()
     };
     assert_eq!([word("ingest"), word("signals"), word("filter"), word("near"), word("train")], ["done", "done", "stale", "stale", "stale"], "{plan}");
-    assert!(plan.contains("filter.rules") || plan.contains("rules: 0 → 1 entries"), "{plan}");
+    assert!(plan.contains("rules: ") && plan.contains(" entries"), "{plan}");
 
     succeed(run(recipe, dir, 2).args(set).args(["--until", "curate"]));
     assert_eq!((journal("ingest"), journal("signals")), (ingest, signals));

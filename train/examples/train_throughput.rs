@@ -1,5 +1,5 @@
 //! Tokens per second of training a small model on random tokens, and where the time goes:
-//! `cargo run --release -p train --example throughput [DEVICE [LAYERS D HEADS GLU VOCABULARY T BATCH]]`
+//! `cargo run --release -p train --example train_throughput [DEVICE [LAYERS D HEADS GLU VOCABULARY T BATCH]]`
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
 use std::ops::ControlFlow;
