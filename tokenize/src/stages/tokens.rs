@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use async_trait::async_trait;
 use datafusion::prelude::{col, lit};
 use futures::StreamExt;
+use pipeline::digest::Digest;
 use pipeline::shard::{ShardWriter, part_name};
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
@@ -32,8 +33,9 @@ pub(super) struct Tokens {
 struct KeyRange {
     first: u64,
     last: u64,
-    /// Checksums of the shards it reads from, so that a journal line never stands for other rows.
-    encoded: Vec<String>,
+    /// Digest of the checksums of the shards it reads from, so that a journal line never stands for other
+    /// rows.
+    encoded: Digest,
 }
 
 #[async_trait]
@@ -58,12 +60,12 @@ impl Stage for Tokens {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let tokens = encoded_counts(run, self.split)?.total().tokens;
         let shards = tokens.div_ceil(self.config.shard_tokens).clamp(1, u64::from(u32::MAX)) as u32;
-        let encoded: Vec<String> = run.shards(ENCODED)?.iter().map(|s| s.xxh3.to_string()).collect();
+        let checksums: Vec<u8> = run.shards(ENCODED)?.iter().flat_map(|s| s.xxh3.0.to_be_bytes()).collect();
+        let encoded = Digest::of(&checksums);
         (0..shards)
             .zip(self.split.shards(shards))
             .map(|(index, keys)| {
-                let range =
-                    KeyRange { first: keys.start as u64, last: (keys.end - 1) as u64, encoded: encoded.clone() };
+                let range = KeyRange { first: keys.start as u64, last: (keys.end - 1) as u64, encoded };
                 Ok(Task { index, inputs: serde_json::to_value(range).map_err(Error::abort)? })
             })
             .collect()
