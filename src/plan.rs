@@ -12,6 +12,7 @@ use pipeline::stages::signals::SignalsStage;
 use train::TrainStage;
 use train::device::DeviceChoice;
 
+use crate::exit::Usage;
 use crate::recipe::Recipe;
 
 /// The stages of a recipe, in order, the model on `device`.
@@ -45,7 +46,7 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
         stages.extend(tokenize::token_stages(config, "curate", recipe.seed));
     }
     if let Some(config) = &recipe.train {
-        stages.push(Arc::new(TrainStage::new(config.clone(), device)?));
+        stages.push(Arc::new(TrainStage::new(config.clone(), device).map_err(|e| Usage(format!("train.{e}")))?));
     }
     Ok(stages)
 }

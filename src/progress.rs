@@ -104,7 +104,9 @@ fn line(event: &Event) -> Option<String> {
             status => Some(format!("{stage:>18}  {status}; {} of {tasks} tasks to do", tasks - done)),
         },
         Event::TaskCommitted { .. } => None,
-        Event::TaskRetried { stage, task, reason } => Some(format!("{stage:>18}  task {task} is tried again: {reason}")),
+        Event::TaskRetried { stage, task, reason } => {
+            Some(format!("{stage:>18}  task {task} is tried again: {reason}"))
+        }
         Event::Progress { stage, done, total, message } => {
             let total = total.map(|t| format!(" of {}", thousands(t))).unwrap_or_default();
             Some(format!("{stage:>18}  {}{total}  {message}", thousands(*done)))

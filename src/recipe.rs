@@ -172,7 +172,9 @@ fn explain(error: &toml::de::Error) -> String {
     let names: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
     if let [wrong, expected @ ..] = names.as_slice() {
         if error.message().starts_with("unknown ") {
-            let nearest = expected.iter().max_by(|a, b| strsim::jaro_winkler(wrong, a).total_cmp(&strsim::jaro_winkler(wrong, b)));
+            let nearest = expected
+                .iter()
+                .max_by(|a, b| strsim::jaro_winkler(wrong, a).total_cmp(&strsim::jaro_winkler(wrong, b)));
             if let Some(nearest) = nearest.filter(|n| strsim::jaro_winkler(wrong, n) > 0.7) {
                 text.push_str(&format!("\ndid you mean `{nearest}`?"));
             }

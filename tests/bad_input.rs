@@ -41,7 +41,10 @@ fn every_kind_of_bad_record_is_quarantined_with_file_place_and_reason() {
     succeed(&mut run(&recipe, &run_dir));
     let rows = query(&run_dir, "select file, rule, record, detail from ingest_dropped order by file, \"offset\"");
     let of = |file: &str| -> Vec<&str> {
-        rows.iter().filter(|r| r["file"].as_str().unwrap().ends_with(file)).map(|r| r["rule"].as_str().unwrap()).collect()
+        rows.iter()
+            .filter(|r| r["file"].as_str().unwrap().ends_with(file))
+            .map(|r| r["rule"].as_str().unwrap())
+            .collect()
     };
     assert_eq!(of("invalid_utf8.jsonl"), ["invalid_utf8"]);
     assert_eq!(of("broken_lines.jsonl"), ["invalid_json", "missing_text", "wrong_type"]);
@@ -51,9 +54,12 @@ fn every_kind_of_bad_record_is_quarantined_with_file_place_and_reason() {
     for file in ["not_gzip.jsonl.gz", "truncated.warc.gz", "bad_content_length.warc.gz"] {
         assert!(!of(file).is_empty(), "{file}: {rows:?}");
     }
-    assert!(rows.iter().all(|r| !r["record"].as_str().unwrap().is_empty() && !r["detail"].as_str().unwrap().is_empty()));
+    assert!(
+        rows.iter().all(|r| !r["record"].as_str().unwrap().is_empty() && !r["detail"].as_str().unwrap().is_empty())
+    );
     // What was good stays: four lines of broken_lines, three of the truncated gzip, and so on.
-    let kept = query(&run_dir, "select count(*) as n from ingest where metadata is null or true")[0]["n"].as_u64().unwrap();
+    let kept =
+        query(&run_dir, "select count(*) as n from ingest where metadata is null or true")[0]["n"].as_u64().unwrap();
     assert!(kept >= 4 + 3 + 2, "{kept} documents kept");
     let status = succeed(fulgurite().arg("status").arg(&run_dir).arg("--json"));
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();

@@ -69,7 +69,9 @@ fn questions_have_answers(run: &Path, curated: u64) {
     let report = String::from_utf8(succeed(fulgurite().arg("report").arg(run)).stdout).unwrap();
     assert!(report.contains("near_duplicate"), "{report}");
 
-    for (path, key) in [("curate/part-00000.parquet", "rows"), ("near/manifest.json", "fingerprint"), ("train", "fingerprint")] {
+    for (path, key) in
+        [("curate/part-00000.parquet", "rows"), ("near/manifest.json", "fingerprint"), ("train", "fingerprint")]
+    {
         let facts = json(succeed(fulgurite().arg("inspect").arg(run.join(path)).arg("--json")));
         assert!(!facts[key].is_null(), "{path}: {facts}");
     }
@@ -88,7 +90,9 @@ fn a_checkpoint_exports_evaluates_and_generates(run: &Path, work: &Path) {
     }
     let ids = work.join("ids.json");
     std::fs::write(&ids, "[[5, 6, 7, 8, 9, 10], [300, 400, 301], [7]]").unwrap();
-    let evaluate = |model: &Path| json(succeed(fulgurite().arg("evaluate").arg("--model").arg(model).arg("--ids").arg(&ids).arg("--json")));
+    let evaluate = |model: &Path| {
+        json(succeed(fulgurite().arg("evaluate").arg("--model").arg(model).arg("--ids").arg(&ids).arg("--json")))
+    };
     let loss = evaluate(&exported);
     assert_eq!(loss["tokens"], 7);
     let value = loss["loss"].as_f64().unwrap();
@@ -101,7 +105,12 @@ fn a_checkpoint_exports_evaluates_and_generates(run: &Path, work: &Path) {
 
     let generate = |extra: &[&str]| {
         let mut command = fulgurite();
-        command.arg("generate").arg("--checkpoint").arg(&exported).args(["--prompt", "The sea", "--max-tokens", "12"]).args(extra);
+        command
+            .arg("generate")
+            .arg("--checkpoint")
+            .arg(&exported)
+            .args(["--prompt", "The sea", "--max-tokens", "12"])
+            .args(extra);
         String::from_utf8(succeed(&mut command).stdout).unwrap()
     };
     let text = generate(&["--seed", "5"]);

@@ -90,7 +90,11 @@ fn a_changed_threshold_redoes_only_the_decision_and_what_follows(recipe: &Path, 
         let line = plan.lines().find(|l| l.split_whitespace().next() == Some(stage)).unwrap();
         line.split_whitespace().nth(1).unwrap().trim_end_matches(':').to_string()
     };
-    assert_eq!([word("ingest"), word("signals"), word("filter"), word("near"), word("train")], ["done", "done", "stale", "stale", "stale"], "{plan}");
+    assert_eq!(
+        [word("ingest"), word("signals"), word("filter"), word("near"), word("train")],
+        ["done", "done", "stale", "stale", "stale"],
+        "{plan}"
+    );
     assert!(plan.contains("rules: ") && plan.contains(" entries"), "{plan}");
 
     succeed(run(recipe, dir, 2).args(set).args(["--until", "curate"]));
@@ -113,7 +117,10 @@ fn a_damaged_shard_is_made_again(recipe: &Path, dir: &Path) {
     std::fs::remove_file(dir.join("signals/part-00000.parquet")).unwrap();
     let plan = succeed(run(recipe, dir, 1).arg("--dry-run"));
     let plan = String::from_utf8(plan.stdout).unwrap();
-    assert!(plan.contains("part-00001.parquet fails its checksum") && plan.contains("part-00000.parquet is missing"), "{plan}");
+    assert!(
+        plan.contains("part-00001.parquet fails its checksum") && plan.contains("part-00000.parquet is missing"),
+        "{plan}"
+    );
     succeed(&mut run(recipe, dir, 2));
     assert_eq!(outputs(dir), before);
 }

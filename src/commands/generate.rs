@@ -75,7 +75,12 @@ impl Writer {
         Ok(Self { model: train::published::load(&directory, &device)?, encoder: Encoder::load(&tokenizer)? })
     }
 
-    fn write(&self, prompt: &str, config: &GenerateConfig, mut piece: impl FnMut(&str) -> std::io::Result<()>) -> Result<Text> {
+    fn write(
+        &self,
+        prompt: &str,
+        config: &GenerateConfig,
+        mut piece: impl FnMut(&str) -> std::io::Result<()>,
+    ) -> Result<Text> {
         let mut prompt_ids = Vec::new();
         self.encoder.encode(prompt, &mut prompt_ids)?;
         if prompt_ids.is_empty() {
@@ -117,7 +122,8 @@ pub fn tokenizer_of(directory: &Path, given: Option<&Path>) -> Result<PathBuf> {
     let beside = directory.join(train::published::TOKENIZER);
     let path = given.map_or(beside, Path::to_owned);
     if !path.exists() {
-        return Err(Usage(format!("{}: no such file; name a tokenizer with --tokenizer", path.display()))).context("no tokenizer");
+        return Err(Usage(format!("{}: no such file; name a tokenizer with --tokenizer", path.display())))
+            .context("no tokenizer");
     }
     Ok(path)
 }

@@ -25,7 +25,8 @@ pub fn inspect(args: &Inspect) -> Result<()> {
     if name.ends_with(".parquet") {
         shard(args)
     } else if name.ends_with(".json") {
-        let value: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path)?).with_context(|| path.display().to_string())?;
+        let value: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path)?).with_context(|| path.display().to_string())?;
         output::json(&value)
     } else if name == "journal.jsonl" {
         journal(path, args.json)
@@ -110,7 +111,9 @@ fn shard(args: &Inspect) -> Result<()> {
         let batches = runtime(None)?.block_on(async {
             let url = pipeline::stage::file_url(path)?;
             let options = ParquetReadOptions { file_extension: "", ..Default::default() };
-            anyhow::Ok(SessionContext::new().read_parquet(url, options).await?.limit(0, Some(args.rows))?.collect().await?)
+            anyhow::Ok(
+                SessionContext::new().read_parquet(url, options).await?.limit(0, Some(args.rows))?.collect().await?,
+            )
         })?;
         for (i, row) in rows_of(&batches)?.into_iter().enumerate() {
             output::line(format!("\nrow {i}\n{row}"))?;

@@ -14,7 +14,9 @@ pub fn report(args: &Report) -> Result<()> {
     if rules.is_empty() {
         return Ok(output::line("nothing was dropped")?);
     }
-    let number = |n: Option<f64>| n.map_or("-".into(), |n| format!("{n:.4}").trim_end_matches('0').trim_end_matches('.').to_string());
+    let number = |n: Option<f64>| {
+        n.map_or("-".into(), |n| format!("{n:.4}").trim_end_matches('0').trim_end_matches('.').to_string())
+    };
     let mut rows = vec![["stage", "rule", "dropped", "share", "threshold", "median value"].map(String::from).to_vec()];
     rows.extend(rules.iter().map(|r| {
         vec![

@@ -58,7 +58,9 @@ fn finish(args: &Run, recipe: &Recipe, dir: &PathBuf) -> Result<()> {
     let stages = summaries(dir)?;
     let trained = stages.iter().any(|s| s.stage == "train" && s.state == pipeline::StageState::Done);
     let mut samples = Vec::new();
-    if let Some(sample) = recipe.sample.as_ref().filter(|_| trained && args.until.as_deref().is_none_or(|u| u == "train")) {
+    if let Some(sample) =
+        recipe.sample.as_ref().filter(|_| trained && args.until.as_deref().is_none_or(|u| u == "train"))
+    {
         samples = generate::samples(&dir.join("train"), sample, &args.device)?;
     }
     if args.json {

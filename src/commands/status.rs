@@ -15,7 +15,8 @@ pub fn status(args: &Status) -> Result<()> {
 
 /// The stages as a table; also printed at the end of a run.
 pub fn table(stages: &[StageSummary]) -> String {
-    let mut rows = vec![["stage", "state", "tasks", "read", "kept", "dropped", "size", "seconds"].map(String::from).to_vec()];
+    let mut rows =
+        vec![["stage", "state", "tasks", "read", "kept", "dropped", "size", "seconds"].map(String::from).to_vec()];
     for stage in stages {
         let t = &stage.totals;
         // A stage that makes no rows (a tokenizer, a model) has no row counts.

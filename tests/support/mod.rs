@@ -70,6 +70,10 @@ steps = 24
 checkpoint_every_steps = 6
 log_every_steps = 1
 
+[train.schedule]
+kind = "cosine"
+warmup_steps = 4
+
 [train.model]
 decoder_layers = 2
 decoder_embed_dim = 32

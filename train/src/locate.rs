@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use safetensors::SafeTensors;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::published::{CONFIG, MODEL};
 use crate::run::CHECKPOINTS;
@@ -80,7 +79,14 @@ fn read_json(path: &Path) -> Result<serde_json::Value, Error> {
     serde_json::from_str(&text).map_err(|error| Error::format(path, error))
 }
 
-/// The tensors of a safetensors file, from its header alone.
+/// What is taken of a tensor's entry in the header of a safetensors file.
+#[derive(Deserialize)]
+struct TensorInfo {
+    dtype: String,
+    shape: Vec<usize>,
+}
+
+/// The tensors of a safetensors file by name, from its header alone: a length of eight bytes and JSON.
 fn header(path: &Path) -> Result<Vec<TensorFacts>, Error> {
     use std::io::Read;
     /// Headers are a few hundred bytes a tensor; more than this is not one.
@@ -92,15 +98,15 @@ fn header(path: &Path) -> Result<Vec<TensorFacts>, Error> {
     if length > LIMIT {
         return Err(Error::format(path, format!("a header of {length} bytes")));
     }
-    let mut bytes = Vec::with_capacity(length as usize + 8);
-    bytes.extend_from_slice(&length.to_le_bytes());
+    let mut bytes = Vec::new();
     file.take(length).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|error| Error::format(path, error))?;
-    let mut tensors: Vec<TensorFacts> = metadata
-        .tensors()
-        .into_iter()
-        .map(|(name, info)| TensorFacts { name, dtype: format!("{:?}", info.dtype), shape: info.shape.clone() })
-        .collect();
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let entries: BTreeMap<String, serde_json::Value> =
+        serde_json::from_slice(&bytes).map_err(|error| Error::format(path, error))?;
+    let mut tensors = Vec::with_capacity(entries.len());
+    for (name, info) in entries.into_iter().filter(|(name, _)| name != "__metadata__") {
+        let info: TensorInfo =
+            serde_json::from_value(info).map_err(|error| Error::format(path, format!("{name}: {error}")))?;
+        tensors.push(TensorFacts { name, dtype: info.dtype, shape: info.shape });
+    }
     Ok(tensors)
 }
