@@ -192,9 +192,7 @@ fn lock(dir: &Path) -> Result<File> {
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| Error::io(&path, e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::Recipe(format!("another process is working in {}", dir.display())))
-        }
+        Err(TryLockError::WouldBlock) => Err(Error::Recipe(format!("another process is working in {}", dir.display()))),
         Err(TryLockError::Error(e)) => Err(Error::io(path, e)),
     }
 }
