@@ -1,4 +1,6 @@
 //! Puts the commit into the version.
+// Printing is how a build script speaks.
+#![allow(clippy::print_stdout)]
 
 use std::process::Command;
 

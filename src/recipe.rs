@@ -98,10 +98,9 @@ impl Recipe {
         let beside = path.parent().unwrap_or(Path::new("")).to_path_buf();
         let base = recipe.base_dir.take().map_or(beside.clone(), |dir| beside.join(dir));
         recipe.base_dir = Some(std::path::absolute(&base).with_context(|| base.display().to_string())?);
-        if let (Some(tokenize), Some(base)) = (&mut recipe.tokenize, &recipe.base_dir) {
-            if let Some(path) = &mut tokenize.tokenizer.path {
-                *path = base.join(&path);
-            }
+        let tokenizer = recipe.tokenize.as_mut().and_then(|t| t.tokenizer.path.as_mut());
+        if let (Some(path), Some(base)) = (tokenizer, &recipe.base_dir) {
+            *path = base.join(&path);
         }
         recipe.check().map_err(|reason| Usage(format!("{}: {reason}", path.display())))?;
         Ok(recipe)
@@ -170,14 +169,13 @@ fn apply(text: &str, overrides: &[String]) -> Result<String, String> {
 fn explain(error: &toml::de::Error) -> String {
     let mut text = error.to_string().trim_end().to_string();
     let names: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
-    if let [wrong, expected @ ..] = names.as_slice() {
-        if error.message().starts_with("unknown ") {
-            let nearest = expected
-                .iter()
-                .max_by(|a, b| strsim::jaro_winkler(wrong, a).total_cmp(&strsim::jaro_winkler(wrong, b)));
-            if let Some(nearest) = nearest.filter(|n| strsim::jaro_winkler(wrong, n) > 0.7) {
-                text.push_str(&format!("\ndid you mean `{nearest}`?"));
-            }
+    if let [wrong, expected @ ..] = names.as_slice()
+        && error.message().starts_with("unknown ")
+    {
+        let nearest =
+            expected.iter().max_by(|a, b| strsim::jaro_winkler(wrong, a).total_cmp(&strsim::jaro_winkler(wrong, b)));
+        if let Some(nearest) = nearest.filter(|n| strsim::jaro_winkler(wrong, n) > 0.7) {
+            text.push_str(&format!("\ndid you mean `{nearest}`?"));
         }
     }
     text

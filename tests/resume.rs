@@ -1,6 +1,6 @@
 //! `kill -9` at any moment, then the same command: the outputs are those of an uninterrupted run, byte
 //! for byte, for any number of threads.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 mod support;
 

@@ -148,16 +148,14 @@ pub(crate) fn is_disk_full(error: &(dyn StdError + 'static)) -> bool {
                 return true;
             }
             // io::Error hides a custom error's own type behind get_ref.
-            if let Some(inner) = io.get_ref() {
-                if is_disk_full(inner) {
-                    return true;
-                }
-            }
-        }
-        if let Some(parquet::errors::ParquetError::External(inner)) = e.downcast_ref() {
-            if is_disk_full(inner.as_ref()) {
+            if io.get_ref().is_some_and(|inner| is_disk_full(inner)) {
                 return true;
             }
+        }
+        if let Some(parquet::errors::ParquetError::External(inner)) = e.downcast_ref()
+            && is_disk_full(inner.as_ref())
+        {
+            return true;
         }
         cause = e.source();
     }

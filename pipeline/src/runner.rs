@@ -204,11 +204,9 @@ impl Runner {
 
     /// Run the stages that are not done, up to and including `until`.
     pub async fn run(&self, until: Option<&str>) -> Result<()> {
-        if let Some(until) = until {
-            if !self.stages.iter().any(|s| s.name() == until) {
-                let names: Vec<&str> = self.stages.iter().map(|s| s.name()).collect();
-                return Err(Error::Recipe(format!("no stage is called {until}; there are {}", names.join(", "))));
-            }
+        if let Some(until) = until.filter(|until| self.stages.iter().all(|s| s.name() != *until)) {
+            let names: Vec<&str> = self.stages.iter().map(|s| s.name()).collect();
+            return Err(Error::Recipe(format!("no stage is called {until}; there are {}", names.join(", "))));
         }
         let mut fingerprints: BTreeMap<String, Digest> = BTreeMap::new();
         let mut redone: BTreeSet<String> = BTreeSet::new();

@@ -138,7 +138,11 @@ fn notes(directory: &Path, unigram_entropy: f64) -> Result<Value, StageError> {
 
 /// The first rows of the held-out shards; fewer where there are not enough tokens for as many.
 fn held_out(run: &RunContext, config: &LoaderConfig) -> StageResult<Option<Batch>> {
-    let mut loader = Loader::open(&run.shards(TOKENS_VALIDATION)?, config.clone()).map_err(StageError::abort)?;
+    let shards = run.shards(TOKENS_VALIDATION)?;
+    if shards.iter().all(|shard| shard.rows == 0) {
+        return Ok(None);
+    }
+    let mut loader = Loader::open(&shards, config.clone()).map_err(StageError::abort)?;
     let sequences = loader.tokens_per_epoch() / config.sequence_length as u64;
     let rows = config.rows.min(usize::try_from(sequences).unwrap_or(usize::MAX));
     if rows == 0 {
@@ -146,7 +150,7 @@ fn held_out(run: &RunContext, config: &LoaderConfig) -> StageResult<Option<Batch
     }
     if rows < config.rows {
         let config = LoaderConfig { rows, ..config.clone() };
-        loader = Loader::open(&run.shards(TOKENS_VALIDATION)?, config).map_err(StageError::abort)?;
+        loader = Loader::open(&shards, config).map_err(StageError::abort)?;
     }
     let eos = loader.eos_id();
     loader.batch(0).map(|batch| Some(adapt(batch, eos))).map_err(StageError::abort)
