@@ -95,7 +95,8 @@ impl Recipe {
         if let Some(key) = recipe.name.chars().find(|c| !(c.is_alphanumeric() || "-_.".contains(*c))) {
             return Err(Usage(format!("{}: name: {key:?} cannot be in the name of a directory", path.display())).into());
         }
-        let beside = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        // The parent of a bare file name is the empty path, which no call takes for the current directory.
+        let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
         let base = recipe.base_dir.take().map_or(beside.clone(), |dir| beside.join(dir));
         recipe.base_dir = Some(std::path::absolute(&base).with_context(|| base.display().to_string())?);
         let tokenizer = recipe.tokenize.as_mut().and_then(|t| t.tokenizer.path.as_mut());
@@ -108,6 +109,17 @@ impl Recipe {
 
     /// What no single table can see.
     fn check(&self) -> Result<(), String> {
+        if self.name.trim_matches('.').is_empty() {
+            return Err(format!("name: {:?} cannot be the name of a directory", self.name));
+        }
+        if let Some(sample) = &self.sample {
+            if !(sample.temperature >= 0.0 && sample.temperature.is_finite()) {
+                return Err(format!("sample.temperature: {} is not 0 or positive", sample.temperature));
+            }
+            if !(sample.top_p > 0.0 && sample.top_p <= 1.0) {
+                return Err(format!("sample.top_p: {} is not above 0 and at most 1", sample.top_p));
+            }
+        }
         if self.filter.is_some() && self.signals.is_none() {
             return Err("[filter] decides on signals: add a [signals] table (it may be empty)".into());
         }

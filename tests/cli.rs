@@ -61,6 +61,24 @@ fn dry_run_lists_every_stage_and_does_nothing() {
 }
 
 #[test]
+fn a_recipe_beside_the_caller_runs_and_foreign_directories_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let inputs = dir.path().join("inputs");
+    let work = dir.path().join("work");
+    std::fs::create_dir(&inputs).unwrap();
+    std::fs::create_dir_all(work.join("taken/ingest")).unwrap();
+    std::fs::write(inputs.join("a.txt"), "One text.").unwrap();
+    std::fs::write(work.join("taken/ingest/thesis.txt"), "mine").unwrap();
+    let recipe = "name = \"r\"\n[ingest]\n[[ingest.inputs]]\nsource = \"a\"\npaths = [\"../inputs/*.txt\"]\n";
+    std::fs::write(work.join("r.toml"), recipe).unwrap();
+    succeed(fulgurite().current_dir(&work).args(["run", "-q", "r.toml"]));
+    assert!(work.join("runs/r/curate/part-00000.parquet").exists());
+    let refused = fulgurite().current_dir(&work).args(["run", "-q", "r.toml", "--run-dir", "taken"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(work.join("taken/ingest/thesis.txt").exists());
+}
+
+#[test]
 fn version_names_the_commit_and_completions_complete() {
     let version = String::from_utf8(succeed(fulgurite().arg("--version")).stdout).unwrap();
     assert!(version.starts_with("fulgurite 0."), "{version}");

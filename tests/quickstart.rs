@@ -51,6 +51,8 @@ fn questions_have_answers(run: &Path, curated: u64) {
         text.lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<serde_json::Value>>()
     };
     assert_eq!(sql("select count(*) as n from curate")[0]["n"], curated);
+    let documents = sql("select count(*) as n from tokens_validation")[0]["n"].as_u64().unwrap();
+    assert_eq!(sql("select count(*) as n from tokens")[0]["n"].as_u64().unwrap() + documents, curated);
     let joined = "select count(*) as n from filter_dropped d join signals s on d.ordinal = s.ordinal join ingest i on i.ordinal = d.ordinal";
     assert_eq!(sql(joined)[0]["n"], sql("select count(*) as n from filter_dropped")[0]["n"]);
     // The tables agree with the rules: no kept document is below a threshold of its profile.

@@ -16,6 +16,9 @@ use crate::event::{Event, Observer};
 use crate::manifest::JournalEntry;
 use crate::shard::{BATCH_ROWS, Shard, part_name};
 
+/// The first file of a run directory: what tells it from any other.
+const LOCK: &str = "lock";
+
 /// A sort keeps 10 MiB in reserve for merging what it spilled, and a task may hold two.
 const LEAST_MEMORY_PER_TASK_BYTES: usize = 32 << 20;
 
@@ -83,6 +86,7 @@ impl RunContext {
             )));
         }
         std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
+        refuse_foreign(&dir)?;
         let _lock = lock(&dir)?;
         let spill = dir.join("spill");
         match std::fs::remove_dir_all(&spill) {
@@ -187,8 +191,17 @@ impl RunContext {
     }
 }
 
+/// Stages clear their directories, so a directory that holds anything but a run is never worked in.
+fn refuse_foreign(dir: &Path) -> Result<()> {
+    let mut entries = std::fs::read_dir(dir).map_err(|e| Error::io(dir, e))?;
+    if entries.next().is_none() || dir.join(LOCK).exists() {
+        return Ok(());
+    }
+    Err(Error::Recipe(format!("{} is not empty and not a run directory: choose another --run-dir", dir.display())))
+}
+
 fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join("lock");
+    let path = dir.join(LOCK);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| Error::io(&path, e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),

@@ -359,7 +359,7 @@ impl Runner {
                 },
             }
         }
-        if stopped || !left.is_empty() {
+        if stopped || !left.is_empty() || !again.is_empty() {
             return Err(Error::Interrupted);
         }
         if !failures.is_empty() {

@@ -1,6 +1,7 @@
 //! Questions about a run: every stage is a table of its committed shards, `STAGE_dropped` the rows it
 //! dropped.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use datafusion::logical_expr::ScalarUDF;
@@ -20,17 +21,18 @@ pub async fn session(run_dir: &Path, functions: Vec<ScalarUDF>) -> Result<(Sessi
     let mut tables = Vec::new();
     for summary in summaries(run_dir)? {
         let dir = run_dir.join(&summary.stage);
-        let (mut kept, mut dropped) = (Vec::new(), Vec::new());
+        // Files of the stage's own directory are its rows; those of `dropped/` (and of other directories
+        // below it) are rows of another kind, and tables of their own.
+        let mut files: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for entry in Journal::read(&dir)?.into_values() {
             for file in entry.files.iter().filter(|f| f.path.extension().is_some_and(|e| e == "parquet")) {
                 let url = file_url(&dir.join(&file.path))?;
-                if file.path.starts_with("dropped") { dropped.push(url) } else { kept.push(url) }
+                let kind = file.path.parent().filter(|p| !p.as_os_str().is_empty());
+                let table = kind.map_or(summary.stage.clone(), |k| format!("{}_{}", summary.stage, k.display()));
+                files.entry(table).or_default().push(url);
             }
         }
-        for (name, files) in [(summary.stage.clone(), kept), (format!("{}_dropped", summary.stage), dropped)] {
-            if files.is_empty() {
-                continue;
-            }
+        for (name, files) in files {
             let rows = session.read_parquet(files, ParquetReadOptions::default()).await?;
             session.register_table(name.as_str(), rows.into_view())?;
             tables.push(name);

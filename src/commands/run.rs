@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use pipeline::manifest::replace_file;
 use pipeline::status::summaries;
 use pipeline::{RunContext, RunOptions, Runner, StagePlan};
+use train::device::DeviceChoice;
 
 use crate::cli::{Logging, Run};
 use crate::commands::{generate, status};
@@ -25,7 +26,11 @@ pub fn run(args: &Run, logging: &Logging) -> Result<()> {
     // The linear algebra of the CPU backend runs on this pool; results do not depend on its size.
     rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global().context("thread pool")?;
     let threads = options.threads;
-    let device = args.device.parse().map_err(|e: train::Error| Usage(e.to_string()))?;
+    let device: DeviceChoice = args.device.parse().map_err(|e: train::Error| Usage(e.to_string()))?;
+    if recipe.train.is_some() && !args.dry_run {
+        // A device that is not there is told before hours of curation, not after.
+        device.select().map_err(|e| Usage(e.to_string()))?;
+    }
     let stages = plan::stages(&recipe, device)?;
     let existed = dir.exists();
     let runner = Runner::new(RunContext::new(&dir, options)?, stages)?;

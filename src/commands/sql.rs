@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use arrow::json::LineDelimitedWriter;
 use arrow::util::pretty::pretty_format_batches;
+use datafusion::execution::context::SQLOptions;
 use datafusion::logical_expr::ScalarUDF;
 use futures::StreamExt;
 
@@ -27,7 +28,7 @@ pub fn sql(args: &Sql) -> Result<()> {
             return Ok(());
         };
         let plan = session
-            .sql(query)
+            .sql_with_options(query, read_only())
             .await
             .map_err(|e| Usage(format!("{}\ntables: {}", e.strip_backtrace(), tables.join(", "))))?;
         let mut rows = plan.execute_stream().await.context("the query failed")?;
@@ -59,6 +60,11 @@ pub fn sql(args: &Sql) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// A question changes nothing: no tables, no files, no settings.
+fn read_only() -> SQLOptions {
+    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false)
 }
 
 /// Every function that a stage uses can be used in a question too.

@@ -103,7 +103,8 @@ pub fn list(inputs: &[InputConfig], base: &Path) -> Result<Listing> {
                 .and_then(|t| t.duration_since(UNIX_EPOCH).ok())
                 .and_then(|d| i64::try_from(d.as_nanos()).ok())
                 .unwrap_or(0);
-            let path = std::path::absolute(&path).map_err(|e| Error::io(&path, e))?;
+            // Canonical, because an object store takes no `..`; the uri keeps the name as listed.
+            let path = fs::canonicalize(&path).map_err(|e| Error::io(&path, e))?;
             listing.files.push(InputFile {
                 uri,
                 path,
