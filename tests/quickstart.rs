@@ -123,6 +123,15 @@ fn a_checkpoint_exports_evaluates_and_generates(run: &Path, work: &Path) {
     assert_eq!(streamed, format!("The sea{}\n", whole["text"].as_str().unwrap()));
     assert_eq!(streamed, generate(&["--top-k", "1"]));
 
+    let weights = checkpoints.join("step-000024/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let damaged = fulgurite().args(["generate", "--prompt", "x", "--checkpoint"]).arg(&checkpoints).output().unwrap();
+    assert_eq!(damaged.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&damaged.stderr).contains("checksum"));
+
     let wrong = fulgurite().args(["generate", "--prompt", "x", "--checkpoint"]).arg(work).output().unwrap();
     assert_eq!(wrong.status.code(), Some(1));
     let missing = work.join("no.json");

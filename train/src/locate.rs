@@ -10,20 +10,29 @@ use crate::run::CHECKPOINTS;
 use crate::{Error, checkpoint};
 
 /// The directory that holds the model meant by `path`: itself when it holds one, else the newest
-/// checkpoint of the training run in it, or of the run whose `train` stage is in it.
+/// checkpoint of the training run in it, or of the run whose `train` stage is in it. A checkpoint's
+/// files are verified against their checksums.
 ///
 /// # Errors
-/// [`Error::Format`] when there is none.
+/// [`Error::Format`] when there is none, or when a file of it was changed.
 pub fn locate(path: &Path) -> Result<PathBuf, Error> {
     if path.join(MODEL).exists() {
-        return Ok(path.to_owned());
+        return verified(path.to_owned());
     }
     for directory in [path.join(CHECKPOINTS), path.join("train").join(CHECKPOINTS), path.to_owned()] {
         if let Some((_, newest)) = checkpoint::list(&directory)?.pop() {
-            return Ok(newest);
+            return verified(newest);
         }
     }
     Err(Error::format(path, format!("holds no {MODEL} and no checkpoint")))
+}
+
+/// A checkpoint whose files have their checksums; a published model has none to check.
+fn verified(directory: PathBuf) -> Result<PathBuf, Error> {
+    if directory.join(checkpoint::STATE).exists() {
+        checkpoint::verify(&directory)?;
+    }
+    Ok(directory)
 }
 
 /// One tensor of a file.
@@ -46,7 +55,7 @@ pub struct ModelFacts {
     pub tensors: Vec<TensorFacts>,
 }
 
-/// Describe the model meant by `path`. A checkpoint's files are verified against their checksums.
+/// Describe the model meant by `path`.
 ///
 /// # Errors
 /// As [`locate`], and [`Error::Io`] and [`Error::Format`] for files that are not what they should be.
@@ -55,7 +64,6 @@ pub fn describe(path: &Path) -> Result<ModelFacts, Error> {
     let mut facts: BTreeMap<String, serde_json::Value> = BTreeMap::new();
     facts.insert("path".into(), directory.display().to_string().into());
     if directory.join(checkpoint::STATE).exists() {
-        checkpoint::verify(&directory)?;
         facts.insert("checksums".into(), "match".into());
         let state = read_json(&directory.join(checkpoint::STATE))?;
         for key in ["step", "tokens", "loader"] {
