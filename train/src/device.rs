@@ -4,9 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use burn::tensor::Device;
-use cudarc::{driver, nvrtc};
 
-use crate::Error;
+use crate::{Error, cuda};
 
 /// What `--device` says: `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,17 +91,13 @@ impl From<Place> for Device {
 /// The library that is missing or the driver's message.
 pub fn cuda_devices() -> Result<usize, String> {
     // The bindings panic at the first call into a library that is not there: look before.
-    // SAFETY: loading the vendor's libraries runs their own initialisers and nothing else.
-    let (driver_present, compiler_present) =
-        unsafe { (driver::sys::is_culib_present(), nvrtc::sys::is_culib_present()) };
-    if !driver_present {
-        return Err("the CUDA driver library (libcuda) is not there".to_owned());
+    let libraries = cuda::libraries::find();
+    for library in [&libraries.driver, &libraries.compiler] {
+        if let Err(advice) = &library.found {
+            return Err(advice.clone());
+        }
     }
-    if !compiler_present {
-        return Err("the CUDA run-time compiler (libnvrtc) is not there".to_owned());
-    }
-    let count = driver::result::init().and_then(|()| driver::result::device::get_count());
-    count.map(|count| usize::try_from(count).unwrap_or(0)).map_err(|error| format!("the CUDA driver says {error}"))
+    cuda::device_count().map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

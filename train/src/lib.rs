@@ -8,6 +8,7 @@
 mod batch;
 pub mod checkpoint;
 pub mod config;
+pub mod cuda;
 pub mod device;
 mod error;
 mod evaluate;

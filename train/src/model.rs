@@ -230,7 +230,7 @@ impl Model {
     /// Mean cross-entropy of a part of a batch, in nats: `[1]`.
     fn rows_loss(&self, weights: &Weights, rows: &Rows) -> Tensor<1> {
         let hidden = self.hidden(weights, &rows.inputs, &rows.sequences);
-        cross_entropy(hidden, weights.head.clone(), &rows.targets)
+        cross_entropy(hidden, weights.head.clone(), &rows.targets, 0.0, 1.0)
     }
 
     /// Mean cross-entropy in nats over the predicted tokens of `batch`, computed `rows` rows at a
@@ -342,7 +342,7 @@ impl Model {
     /// Summed cross-entropy in nats of `targets` after `hidden: [T, D]`.
     pub(crate) fn head_loss(&self, weights: &Weights, hidden: Tensor<2>, targets: &[u32]) -> f64 {
         let count = targets.len() as f64;
-        let loss: f32 = cross_entropy(hidden, weights.head.clone(), targets).into_scalar();
+        let loss: f32 = cross_entropy(hidden, weights.head.clone(), targets, 0.0, 1.0).into_scalar();
         f64::from(loss) * count
     }
 }

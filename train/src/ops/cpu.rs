@@ -1,78 +1,11 @@
-//! Operations of our own on Burn's CPU backend: the adapter that makes a pair of functions on
-//! slices an operation with a backward, and the small products they are made of.
+//! What the operations of our own on Burn's CPU backend are made of: slices and small products.
 
-use std::fmt::Debug;
-use std::marker::PhantomData;
-
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Flex};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::TensorData;
 
 /// A tensor of the CPU backend.
 pub(crate) type FlexTensor = FloatTensor<Flex>;
-
-/// An operation on the float32 tensors of the CPU backend.
-///
-/// `forward` gives the output and, when it is `tracked`, what the backward needs; `backward` gives
-/// the gradient of every input from that and the gradient of the output.
-pub(crate) trait CpuOperation<const N: usize>: Clone + Debug + Send + Sync + 'static {
-    fn forward(&self, inputs: [FlexTensor; N], tracked: bool) -> (FlexTensor, Vec<FlexTensor>);
-    fn backward(&self, saved: Vec<FlexTensor>, gradient: FlexTensor) -> [FlexTensor; N];
-}
-
-#[derive(Debug)]
-struct Adapter<O>(PhantomData<O>);
-
-impl<O: CpuOperation<N>, const N: usize> Backward<Flex, N> for Adapter<O> {
-    type State = (O, Vec<FlexTensor>);
-
-    fn backward(self, ops: Ops<Self::State, N>, gradients: &mut Gradients, _checkpointer: &mut Checkpointer) {
-        let gradient = gradients.consume::<Flex>(&ops.node);
-        let (operation, saved) = ops.state;
-        let results = operation.backward(saved, gradient);
-        for (parent, gradient) in ops.parents.into_iter().zip(results) {
-            if let Some(node) = parent {
-                gradients.register::<Flex>(node.id, gradient);
-            }
-        }
-    }
-}
-
-/// Runs `operation` on `inputs`, on the tape when one of them is.
-///
-/// # Panics
-/// When an input is not on the CPU backend; callers ask [`super::has_cpu_form`] first.
-pub(crate) fn apply<O: CpuOperation<N>, const N: usize, const D: usize>(
-    operation: O,
-    inputs: [Tensor<2>; N],
-) -> Tensor<D> {
-    const ON_CPU: &str = "the inputs of a CPU operation are on the CPU backend";
-    if !inputs.iter().any(Tensor::is_autodiff) {
-        let inputs = inputs.map(|input| input.try_into_primitive::<Flex>().expect(ON_CPU));
-        return Tensor::from_primitive::<Flex>(operation.forward(inputs, false).0);
-    }
-    let parts = inputs.map(|input| {
-        let input = input.autodiff().try_into_primitive::<Autodiff<Flex>>();
-        input.expect(ON_CPU).into_parts()
-    });
-    let mut nodes = Vec::with_capacity(N);
-    let primitives = parts.map(|(primitive, node)| {
-        nodes.push(node);
-        primitive
-    });
-    let Ok(nodes) = nodes.try_into() else { unreachable!("one node for each input") };
-    let (output, saved) = operation.forward(primitives, true);
-    let preparation = Adapter(PhantomData).prepare::<NoCheckpointing>(nodes);
-    let output = match preparation.compute_bound().stateful() {
-        OpsKind::Tracked(preparation) => preparation.finish((operation, saved), output),
-        OpsKind::UnTracked(preparation) => preparation.finish(output),
-    };
-    Tensor::from_primitive::<Autodiff<Flex>>(output)
-}
 
 /// A contiguous tensor of `shape` that owns `values`.
 pub(crate) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {

@@ -3,12 +3,22 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::backend::Flex;
+use burn::tensor::{DType, Int, Tensor, TensorData, activation};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
 use rayon::prelude::*;
 
-use super::cpu::{self, CpuOperation, FlexTensor, View, parallel_product};
+use super::cpu::{self, FlexTensor, View, parallel_product};
 use super::exp::exp;
 use super::lanes;
+use super::operation::{Operation, apply};
+use super::weight::{GradientSum, Weight};
+use crate::cuda::{self, Grid, Kernel, Product, Source, Work};
+
+pub(crate) static SOURCE: Source =
+    Source { name: "cross_entropy.cu", text: include_str!("../kernels/cross_entropy.cu") };
 
 /// A target that predicts nothing: the position does not count.
 pub const IGNORE: u32 = u32::MAX;
@@ -19,12 +29,35 @@ const LOGITS: usize = 1 << 21;
 /// Mean cross-entropy in nats of `targets` under `softmax(hidden · weightᵀ)`, for
 /// `hidden: [N, D]`, `weight: [vocabulary, D]` and one target per row. Rows with [`IGNORE`] do not
 /// count; without any other row the loss is 0. Gives `[1]`.
-pub fn cross_entropy(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1> {
-    if super::has_cpu_form(&hidden) {
-        let operation = CrossEntropy { targets: targets.into() };
-        return cpu::apply(operation, [hidden, weight]);
+///
+/// `z_loss` times the squared logarithm of the softmax's denominator is added to the loss of every
+/// row (PaLM, arXiv 2204.02311, section 5): it keeps the logits from drifting. 0 is without.
+///
+/// On CUDA in bf16 the logits of a chunk are in bf16, sums in float32, the loss in float32. Gradients
+/// are computed along with the loss. A weight that comes with a [`GradientSum`] has its gradient
+/// added there at once, as of a loss that the backward starts from: where another gradient than 1
+/// comes from above, that of `hidden` becomes NaN rather than wrong. `share` is the factor for a part
+/// of a batch: the loss is multiplied by it.
+pub fn cross_entropy<W: Into<Weight>>(
+    hidden: Tensor<2>,
+    weight: W,
+    targets: &[u32],
+    z_loss: f64,
+    share: f64,
+) -> Tensor<1> {
+    let weight = weight.into();
+    if super::has_cuda_form(&hidden) {
+        let factor = share as f32 / counted(targets).max(1) as f32;
+        let operation = CudaCrossEntropy { targets: targets.into(), z_loss: z_loss as f32, factor, sum: weight.sum };
+        return apply::<CubeBackend, _, _, _>(operation, [hidden, weight.value]);
     }
-    composed(hidden, weight, targets)
+    let weight = weight.without_sum();
+    let loss = if super::has_cpu_form(&hidden) {
+        apply::<Flex, _, _, _>(CrossEntropy { targets: targets.into(), z_loss: z_loss as f32 }, [hidden, weight])
+    } else {
+        composed(hidden, weight, targets, z_loss)
+    };
+    if share == 1.0 { loss } else { loss * share }
 }
 
 fn rows_at_once(vocabulary: usize) -> usize {
@@ -36,7 +69,7 @@ fn counted(targets: &[u32]) -> usize {
 }
 
 /// The same of tensor primitives.
-pub(crate) fn composed(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) -> Tensor<1> {
+pub(crate) fn composed(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32], z_loss: f64) -> Tensor<1> {
     let device = hidden.device();
     let count = counted(targets).max(1) as f64;
     let rows = rows_at_once(weight.dims()[0]);
@@ -51,8 +84,12 @@ pub(crate) fn composed(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) ->
         let counts: Vec<f64> = targets.iter().map(|&target| f64::from(u8::from(target != IGNORE))).collect();
         let counts = TensorData::new(counts, [n, 1]);
         let counts = Tensor::<2>::from_data(counts, (&device, logits.dtype()));
-        let chosen = activation::log_softmax(logits, 1).gather(1, index);
-        sum = sum - (chosen * counts).sum();
+        let chosen = activation::log_softmax(logits.clone(), 1).gather(1, index.clone());
+        sum = sum - (chosen.clone() * counts.clone()).sum();
+        if z_loss != 0.0 {
+            let log_sum = logits.gather(1, index) - chosen;
+            sum = sum + (log_sum.square() * counts).sum() * z_loss;
+        }
     }
     sum.div_scalar(count)
 }
@@ -60,6 +97,7 @@ pub(crate) fn composed(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32]) ->
 #[derive(Clone, Debug)]
 struct CrossEntropy {
     targets: Arc<[u32]>,
+    z_loss: f32,
 }
 
 /// Logits that are summed in float32 before the sum goes on in float64.
@@ -67,8 +105,13 @@ const PART: usize = 256;
 
 /// The loss of one row of logits. With `gradient` the logits become the gradient of that loss
 /// times `gradient`.
-fn row_loss(logits: &mut [f32], target: u32, gradient: Option<f32>) -> f64 {
+fn row_loss(logits: &mut [f32], target: u32, z_loss: f32, gradient: Option<f32>) -> f64 {
     let largest = lanes::max(logits);
+    // The loss of a row whose exponentials sum to `sum`, and the logarithm of the denominator.
+    let ended = |sum: f64, chosen: f64| {
+        let log_sum = sum.ln() + f64::from(largest);
+        (sum.ln() - chosen + f64::from(z_loss) * log_sum * log_sum, log_sum)
+    };
     let chosen = f64::from(logits[target as usize] - largest);
     let Some(gradient) = gradient else {
         let mut buffer = [0f32; PART];
@@ -80,7 +123,7 @@ fn row_loss(logits: &mut [f32], target: u32, gradient: Option<f32>) -> f64 {
             }
             sum += f64::from(lanes::sum(buffer));
         }
-        return sum.ln() - chosen;
+        return ended(sum, chosen).0;
     };
     let mut sum = 0f64;
     for part in logits.chunks_mut(PART) {
@@ -89,15 +132,16 @@ fn row_loss(logits: &mut [f32], target: u32, gradient: Option<f32>) -> f64 {
         }
         sum += f64::from(lanes::sum(part));
     }
-    let factor = gradient / sum as f32;
+    let (loss, log_sum) = ended(sum, chosen);
+    let factor = gradient * (1.0 + 2.0 * z_loss * log_sum as f32) / sum as f32;
     for logit in logits.iter_mut() {
         *logit *= factor;
     }
     logits[target as usize] -= gradient;
-    sum.ln() - chosen
+    loss
 }
 
-impl CpuOperation<2> for CrossEntropy {
+impl Operation<Flex, 2> for CrossEntropy {
     /// Computes the gradients, where they are wanted, along with the loss: every chunk of logits is
     /// made once.
     fn forward(&self, [hidden, weight]: [FlexTensor; 2], tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
@@ -130,7 +174,7 @@ impl CpuOperation<2> for CrossEntropy {
                         logits.fill(0.0);
                         return 0.0;
                     }
-                    row_loss(logits, target, tracked.then_some(share))
+                    row_loss(logits, target, self.z_loss, tracked.then_some(share))
                 })
                 .collect();
             loss += losses.iter().sum::<f64>();
@@ -151,7 +195,7 @@ impl CpuOperation<2> for CrossEntropy {
         (loss, vec![dh, cpu::tensor(dw, [vocabulary, width])])
     }
 
-    fn backward(&self, saved: Vec<FlexTensor>, gradient: FlexTensor) -> [FlexTensor; 2] {
+    fn backward(&self, saved: Vec<FlexTensor>, gradient: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let gradient = cpu::contiguous(gradient);
         let factor = cpu::values(&gradient)[0];
         let Ok(gradients) = <[FlexTensor; 2]>::try_from(saved) else {
@@ -162,39 +206,155 @@ impl CpuOperation<2> for CrossEntropy {
                 let values: &mut [f32] = tensor.storage_mut();
                 values.par_iter_mut().for_each(|value| *value *= factor);
             }
-            tensor
+            Some(tensor)
         })
+    }
+}
+
+/// Bytes of logits that are in memory at once on CUDA.
+const LOGIT_BYTES: usize = 256 << 20;
+
+#[derive(Clone, Debug)]
+struct CudaCrossEntropy {
+    targets: Arc<[u32]>,
+    z_loss: f32,
+    /// Of the loss of every row.
+    factor: f32,
+    sum: Option<GradientSum>,
+}
+
+impl CudaCrossEntropy {
+    /// The loss, and where `tracked` the gradients of hidden and, without a sum, of the weight.
+    fn run(&self, hidden: &CubeTensor, weight: &CubeTensor, tracked: bool) -> (CubeTensor, Vec<CubeTensor>) {
+        let ([tokens, width], _) = cuda::rows(hidden);
+        let ([vocabulary, _], _) = cuda::rows(weight);
+        let stride = vocabulary.next_multiple_of(8);
+        // Whole tiles of the products in every chunk but the last.
+        let chunk = (LOGIT_BYTES / (2 * stride) / 128 * 128).clamp(128, tokens.next_multiple_of(4).max(128));
+        let logits = cuda::empty(hidden, [chunk.min(tokens), stride], DType::BF16);
+        let targets = cuda::upload(&hidden.device, &self.targets);
+        let losses = cuda::empty(hidden, [tokens], DType::F32);
+        let loss = cuda::empty(hidden, [1], DType::F32);
+        let dh = tracked.then(|| cuda::empty(hidden, [tokens, width], DType::BF16));
+        let own = (tracked && self.sum.is_none()).then(|| cuda::empty(hidden, [vocabulary, width], DType::F32));
+        let dw = match (&self.sum, &own) {
+            (Some(sum), None) if tracked => Some(sum.next()),
+            (_, own) => own.as_ref().map(|own| (own, false)),
+        };
+        let rows = Kernel::new(&SOURCE, "cross_entropy_rows");
+        let mut work = Work::near(hidden);
+        for begin in (0..tokens).step_by(chunk) {
+            let count = chunk.min(tokens - begin);
+            let hidden = cuda::row_range(hidden, begin, count);
+            let logits = cuda::columns(&cuda::row_range(&logits, 0, count), 0, vocabulary);
+            let (targets, losses) =
+                (cuda::flat_view(&targets, begin, [count]), cuda::flat_view(&losses, begin, [count]));
+            work.product(&Product::new(&hidden, weight, &logits).transpose_b());
+            let arguments = [
+                cuda::update(&logits),
+                cuda::read(&targets),
+                cuda::write(&losses),
+                cuda::u32(vocabulary as u32),
+                cuda::u32(stride as u32),
+                cuda::f32(self.factor),
+                cuda::f32(self.z_loss),
+            ];
+            work.launch(&rows, Grid::new(count as u32, 512), &arguments);
+            if let (Some(dh), Some((dw, accumulate))) = (&dh, dw) {
+                work.product(&Product::new(&logits, weight, &cuda::row_range(dh, begin, count)));
+                work.product(&Product::new(&logits, &hidden, dw).transpose_a().accumulate(accumulate || begin > 0));
+            }
+        }
+        let total = Kernel::new(&SOURCE, "cross_entropy_total");
+        let arguments = [cuda::read(&losses), cuda::write(&loss), cuda::u32(tokens as u32), cuda::f32(self.factor)];
+        work.launch(&total, Grid::new(1, 1024), &arguments);
+        work.submit();
+        (loss, dh.into_iter().chain(own).collect())
+    }
+}
+
+/// Multiplies by the gradient that comes from above. With `must_be_one` another one makes NaN.
+fn scale(work: &mut Work, tensor: &CubeTensor, factor: &CubeTensor, must_be_one: bool) {
+    let count = tensor.meta.shape().num_elements();
+    let (entry, pack) = if tensor.dtype == DType::BF16 { ("scale_bf16", 8) } else { ("scale_float", 4) };
+    let packs = count.div_ceil(pack) as u64;
+    let kernel = Kernel::new(&SOURCE, entry);
+    let arguments =
+        [cuda::update(tensor), cuda::read(factor), cuda::u64(count as u64), cuda::u32(u32::from(must_be_one))];
+    work.launch(&kernel, Grid::new(packs.div_ceil(256) as u32, 256), &arguments);
+}
+
+impl Operation<CubeBackend, 2> for CudaCrossEntropy {
+    fn forward(&self, [hidden, weight]: [CubeTensor; 2], tracked: bool) -> (CubeTensor, Vec<CubeTensor>) {
+        self.run(&into_contiguous(hidden), &cuda::in_rows(weight), tracked)
+    }
+
+    fn backward(&self, saved: Vec<CubeTensor>, gradient: CubeTensor, _: [bool; 2]) -> [Option<CubeTensor>; 2] {
+        let gradient = into_contiguous(gradient);
+        let mut work = Work::near(&gradient);
+        for tensor in &saved {
+            scale(&mut work, tensor, &gradient, self.sum.is_some());
+        }
+        work.submit();
+        let mut saved = saved.into_iter();
+        [saved.next(), saved.next()]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, random};
+    use crate::ops::testing::{assert_close, assert_close_on_cuda, cuda_device, on, random, rounded};
+
+    #[test]
+    fn cuda_form_equals_the_cpu_form() {
+        let Some(device) = cuda_device("cross_entropy") else { return };
+        for (tokens, width, vocabulary, z_loss) in [(9, 16, 300, 0.0), (200, 64, 1003, 0.01)] {
+            let targets: Vec<u32> =
+                (0..tokens as u32).map(|t| if t % 5 == 2 { IGNORE } else { t * 37 % vocabulary as u32 }).collect();
+            let (hidden, weight) = (random([tokens, width], 1), random([vocabulary, width], 2));
+            let run = |hidden: Tensor<2>, weight: Tensor<2>| {
+                let (hidden, weight) = (hidden.autodiff().require_grad(), weight.autodiff().require_grad());
+                let loss = cross_entropy(hidden.clone(), weight.clone(), &targets, z_loss, 0.5);
+                let gradients = loss.backward();
+                (loss.inner(), [hidden.grad(&gradients).unwrap(), weight.grad(&gradients).unwrap()])
+            };
+            let (loss, got) = run(on(&hidden, &device), on(&weight, &device));
+            let (want_loss, want) = run(rounded(hidden), rounded(weight));
+            assert_close_on_cuda("loss", loss, want_loss, 3e-3);
+            // The logits are rounded to bf16, so their exponentials are off by as much.
+            for (what, (got, want)) in ["dh", "dw"].into_iter().zip(got.into_iter().zip(want)) {
+                assert_close_on_cuda(what, got, want, 2e-2);
+            }
+        }
+    }
 
     #[test]
     fn cpu_form_equals_the_composed_one_with_its_gradients() {
         let targets = [3, 0, IGNORE, 299, 7, 3, IGNORE, 150, 1];
         let (hidden, weight) = (random([9, 16], 1), random([300, 16], 2));
-        let run = |loss: fn(Tensor<2>, Tensor<2>, &[u32]) -> Tensor<1>| {
-            let hidden = hidden.clone().autodiff().require_grad();
-            let weight = weight.clone().autodiff().require_grad();
-            let loss = loss(hidden.clone(), weight.clone(), &targets) * 3.0;
-            let gradients = loss.backward();
-            let of = |tensor: Tensor<2>| tensor.grad(&gradients).unwrap();
-            (loss.inner(), of(hidden), of(weight))
-        };
-        let (own, composed) = (run(cross_entropy), run(composed));
-        assert_close("loss", own.0, composed.0, 1e-6);
-        assert_close("dh", own.1, composed.1, 1e-5);
-        assert_close("dw", own.2, composed.2, 1e-5);
+        for z_loss in [0.0, 0.01] {
+            let run = |loss: &dyn Fn(Tensor<2>, Tensor<2>) -> Tensor<1>| {
+                let hidden = hidden.clone().autodiff().require_grad();
+                let weight = weight.clone().autodiff().require_grad();
+                let loss = loss(hidden.clone(), weight.clone()) * 3.0;
+                let gradients = loss.backward();
+                let of = |tensor: Tensor<2>| tensor.grad(&gradients).unwrap();
+                (loss.inner(), of(hidden), of(weight))
+            };
+            let own = run(&|hidden, weight| cross_entropy(hidden, weight, &targets, z_loss, 0.25));
+            let composed = run(&|hidden, weight| composed(hidden, weight, &targets, z_loss) * 0.25);
+            assert_close("loss", own.0, composed.0, 1e-6);
+            assert_close("dh", own.1, composed.1, 1e-5);
+            assert_close("dw", own.2, composed.2, 1e-5);
+        }
     }
 
     #[test]
     fn nothing_to_predict_is_no_loss_and_huge_logits_do_not_overflow() {
         let hidden = random([2, 4], 1);
         let loss = |hidden: Tensor<2>, targets: &[u32]| -> f32 {
-            cross_entropy(hidden, random([5, 4], 2), targets).into_scalar()
+            cross_entropy(hidden, random([5, 4], 2), targets, 0.0, 1.0).into_scalar()
         };
         assert_eq!(loss(hidden.clone(), &[IGNORE, IGNORE]), 0.0);
         assert!(loss(hidden * 1e30, &[0, 1]).is_finite());

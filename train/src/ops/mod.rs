@@ -1,25 +1,33 @@
 //! The model's operations, one file each.
 //!
 //! Every operation takes and gives `burn` tensors and works on any device through tensor
-//! primitives. On Burn's CPU backend (Flex) in float32 the costly ones have their own forward and
-//! backward; the composed form of tensor primitives stays beside it and is what it is tested
-//! against.
+//! primitives. On Burn's CPU backend (Flex) in float32 and on CUDA in bf16 the costly ones have
+//! their own forward and backward; the composed form of tensor primitives stays beside it and is
+//! what they are tested against.
 
+pub mod adamw;
 pub mod attention;
 pub(crate) mod cpu;
 pub mod cross_entropy;
 pub mod embedding;
 mod exp;
+pub mod gate;
 mod lanes;
+pub mod linear;
 pub mod lrpe;
+pub(crate) mod operation;
 pub mod sequences;
+pub mod sglu;
 pub mod srms_norm;
+pub mod weight;
 
 #[cfg(test)]
 pub(crate) mod testing;
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Tensor};
+
+use crate::cuda::Kernel;
 
 /// Whether `device` is Burn's CPU backend, with or without autodiff.
 pub(crate) fn is_flex(device: &Device) -> bool {
@@ -29,4 +37,69 @@ pub(crate) fn is_flex(device: &Device) -> bool {
 /// Whether an operation on `x` runs in its own CPU form: Flex, float32.
 pub(crate) fn has_cpu_form<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && is_flex(&x.device())
+}
+
+/// Whether `device` is a CUDA device, with or without autodiff.
+pub(crate) fn is_cuda(device: &Device) -> bool {
+    matches!(device.as_dispatch().clone().inner(), DispatchDevice::Cube(_))
+}
+
+/// Whether an operation on `x` runs in its own CUDA form: CUDA, bf16.
+pub(crate) fn has_cuda_form<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::BF16 && is_cuda(&x.device())
+}
+
+/// Kernels of every source of CUDA code, in specialisations that the published sizes use: what a
+/// check of the compiler compiles.
+pub fn kernels() -> Vec<Kernel> {
+    let narrow = srms_norm::kernel("norm_forward", 1, 1024).0;
+    let wide = srms_norm::kernel("norm_forward", 1, 4096).0;
+    let with_width = |source, entry, width: i64| Kernel::new(source, entry).define("WIDTH", width);
+    vec![
+        Kernel::new(&adamw::SOURCE, "adamw"),
+        Kernel::new(&cross_entropy::SOURCE, "cross_entropy_rows"),
+        with_width(&embedding::SOURCE, "embedding_sum", 1024),
+        narrow,
+        wide,
+        with_width(&sglu::SOURCE, "sglu_forward", 2816),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::{Architecture, Error};
+
+    #[test]
+    #[allow(clippy::print_stderr)]
+    fn every_kernel_compiles_for_hopper_and_ampere() {
+        for kernel in kernels() {
+            for architecture in [Architecture::new(9, 0), Architecture::new(8, 0)] {
+                match kernel.compile(architecture) {
+                    // An ELF file.
+                    Ok(cubin) => assert!(cubin.starts_with(b"\x7fELF"), "{}", kernel.name()),
+                    Err(Error::Missing(advice)) => {
+                        eprintln!("skipped: no kernel is compiled, {advice}");
+                        return;
+                    }
+                    Err(error) => panic!("{}: {error}", kernel.name()),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_source_is_among_the_kernels_and_every_parameter_is_understood() {
+        let kernels = kernels();
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels");
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "cu") {
+                let name = path.file_name().unwrap().to_str().unwrap();
+                let kernel = kernels.iter().find(|kernel| kernel.name().starts_with(&format!("{name}: ")));
+                let kernel = kernel.unwrap_or_else(|| panic!("no kernel of {name}"));
+                kernel.check_source().unwrap();
+            }
+        }
+    }
 }

@@ -1,10 +1,19 @@
 //! SRMSNorm: division by the root mean square, without parameters (arXiv 2307.14995, section 3.3).
 
+use burn::backend::Flex;
 use burn::tensor::Tensor;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
 use rayon::prelude::*;
 
-use super::cpu::{self, CpuOperation, FlexTensor};
+use super::cpu::{self, FlexTensor};
 use super::lanes::dot;
+use super::operation::{Operation, apply};
+use crate::cuda::{self, Grid, Kernel, Source, Work};
+
+/// The kernels of the norm and of the gate, [`super::gate`].
+pub(crate) static SOURCE: Source = Source { name: "norm.cu", text: include_str!("../kernels/norm.cu") };
 
 /// Added to the root mean square.
 pub(crate) const EPSILON: f64 = 1e-8;
@@ -12,7 +21,10 @@ pub(crate) const EPSILON: f64 = 1e-8;
 /// `x / (‖x‖₂/√d + 1e-8)` over the last axis of `x: [N, d]`.
 pub fn srms_norm(x: Tensor<2>) -> Tensor<2> {
     if super::has_cpu_form(&x) {
-        return cpu::apply(SrmsNorm, [x]);
+        return apply::<Flex, _, _, _>(SrmsNorm, [x]);
+    }
+    if super::has_cuda_form(&x) && has_kernel(x.dims()[1]) {
+        return apply::<CubeBackend, _, _, _>(SrmsNorm, [x]);
     }
     composed(x)
 }
@@ -41,7 +53,7 @@ struct SrmsNorm;
 /// Rows that one task takes.
 const ROWS: usize = 64;
 
-impl CpuOperation<1> for SrmsNorm {
+impl Operation<Flex, 1> for SrmsNorm {
     fn forward(&self, [x]: [FlexTensor; 1], _tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         let x = cpu::contiguous(x);
         let [rows, width] = x.layout().shape().dims();
@@ -59,7 +71,7 @@ impl CpuOperation<1> for SrmsNorm {
         (cpu::tensor(y, [rows, width]), vec![x])
     }
 
-    fn backward(&self, saved: Vec<FlexTensor>, gradient: FlexTensor) -> [FlexTensor; 1] {
+    fn backward(&self, saved: Vec<FlexTensor>, gradient: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
         let (x, gradient) = (&saved[0], cpu::contiguous(gradient));
         let [rows, width] = x.layout().shape().dims();
         let mut dx = vec![0f32; rows * width];
@@ -76,14 +88,103 @@ impl CpuOperation<1> for SrmsNorm {
                 }
             }
         });
-        [cpu::tensor(dx, [rows, width])]
+        [Some(cpu::tensor(dx, [rows, width]))]
+    }
+}
+
+/// Whether the kernels take rows of `width` values.
+pub(crate) fn has_kernel(width: usize) -> bool {
+    width > 0 && width.is_multiple_of(8) && width <= 1 << 14
+}
+
+/// A kernel for rows of `width` values, and the launch for `rows` of them.
+pub(crate) fn kernel(entry: &'static str, rows: usize, width: usize) -> (Kernel, Grid) {
+    assert!(has_kernel(width), "no kernel for rows of {width} values");
+    // Warps that share a row: each lane holds at most 32 of its values, as long as a block lasts.
+    let group = width.div_ceil(1024).next_power_of_two().min(8);
+    let kernel = Kernel::new(&SOURCE, entry).define("WIDTH", width as i64).define("GROUP", group as i64);
+    (kernel, Grid::new(rows.div_ceil(8 / group) as u32, 256))
+}
+
+/// The norm of the rows of a contiguous `x`, in bf16.
+pub fn forward_on_cuda(x: &CubeTensor) -> CubeTensor {
+    let ([rows, width], _) = cuda::rows(x);
+    let y = cuda::empty_like(x);
+    let (kernel, grid) = kernel("norm_forward", rows, width);
+    let mut work = Work::near(x);
+    work.launch(&kernel, grid, &[cuda::read(x), cuda::write(&y), cuda::u32(rows as u32)]);
+    work.submit();
+    y
+}
+
+/// `x + branch` and its norm, in one pass.
+pub fn add_forward_on_cuda(x: &CubeTensor, branch: &CubeTensor) -> [CubeTensor; 2] {
+    let ([rows, width], _) = cuda::rows(x);
+    let (sum, y) = (cuda::empty_like(x), cuda::empty_like(x));
+    let (kernel, grid) = kernel("add_norm_forward", rows, width);
+    let mut work = Work::near(x);
+    let rows = cuda::u32(rows as u32);
+    work.launch(&kernel, grid, &[cuda::read(x), cuda::read(branch), cuda::write(&sum), cuda::write(&y), rows]);
+    work.submit();
+    [sum, y]
+}
+
+/// The gradient of `x`, plus `residual`: what reaches x past the norm.
+pub fn backward_on_cuda(x: &CubeTensor, dy: &CubeTensor, residual: Option<&CubeTensor>) -> CubeTensor {
+    let ([rows, width], _) = cuda::rows(x);
+    let dx = cuda::empty_like(x);
+    let mut work = Work::near(x);
+    let count = cuda::u32(rows as u32);
+    match residual {
+        None => {
+            let (kernel, grid) = kernel("norm_backward", rows, width);
+            work.launch(&kernel, grid, &[cuda::read(x), cuda::read(dy), cuda::write(&dx), count]);
+        }
+        Some(residual) => {
+            let (kernel, grid) = kernel("norm_backward_add", rows, width);
+            let arguments = [cuda::read(x), cuda::read(dy), cuda::read(residual), cuda::write(&dx), count];
+            work.launch(&kernel, grid, &arguments);
+        }
+    }
+    work.submit();
+    dx
+}
+
+impl Operation<CubeBackend, 1> for SrmsNorm {
+    fn forward(&self, [x]: [CubeTensor; 1], _tracked: bool) -> (CubeTensor, Vec<CubeTensor>) {
+        let x = into_contiguous(x);
+        (forward_on_cuda(&x), vec![x])
+    }
+
+    fn backward(&self, saved: Vec<CubeTensor>, dy: CubeTensor, _: [bool; 1]) -> [Option<CubeTensor>; 1] {
+        [Some(backward_on_cuda(&saved[0], &into_contiguous(dy), None))]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{assert_close, random};
+    use crate::ops::testing::{assert_close, assert_close_on_cuda, cuda_device, on, random, rounded};
+
+    #[test]
+    fn cuda_form_equals_the_cpu_form() {
+        let Some(device) = cuda_device("srms_norm") else { return };
+        // One and several warps a row, rows that do not fill a block or a lane.
+        for [rows, width] in [[1, 8], [3, 264], [70, 1024], [9, 1032], [5, 2560], [3, 8192], [2, 12288]] {
+            let (x, factor) = (random([rows, width], 1), random([rows, width], 2));
+            let run = |x: Tensor<2>, factor: Tensor<2>| {
+                let x = x.autodiff().require_grad();
+                let y = srms_norm(x.clone());
+                let gradients = (y.clone() * factor.autodiff()).sum().backward();
+                [y.inner(), x.grad(&gradients).unwrap()]
+            };
+            let got = run(on(&x, &device), on(&factor, &device));
+            let want = run(rounded(x), rounded(factor));
+            for (what, (got, want)) in ["y", "dx"].into_iter().zip(got.into_iter().zip(want)) {
+                assert_close_on_cuda(what, got, want, 3e-3);
+            }
+        }
+    }
 
     #[test]
     fn cpu_form_equals_the_composed_one_with_its_gradient() {

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use burn::backend::Flex;
 use burn::tensor::{Tensor, activation};
 
 use super::{chunked, gated_cpu::GatedAttention};
+use crate::ops::has_cpu_form;
 use crate::ops::lrpe::lrpe;
+use crate::ops::operation::apply;
 use crate::ops::sequences::Sequences;
 use crate::ops::srms_norm::srms_norm;
-use crate::ops::{cpu, has_cpu_form};
 
 /// One form of the attention: (q, k, v, λ per head, documents, incoming state) gives the output and
 /// the state after the last token.
@@ -30,8 +32,8 @@ pub fn gated_attention(
     }
     let operation = GatedAttention::new(decay, sequences, theta.is_some());
     match theta {
-        Some(theta) => cpu::apply::<_, 2, 2>(operation, [qkvu, theta]),
-        None => cpu::apply::<_, 1, 2>(operation, [qkvu]),
+        Some(theta) => apply::<Flex, _, 2, 2>(operation, [qkvu, theta]),
+        None => apply::<Flex, _, 1, 2>(operation, [qkvu]),
     }
 }
 

@@ -10,12 +10,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use burn::backend::Flex;
 use rayon::prelude::*;
 
 use super::chunked::CHUNK;
-use crate::ops::cpu::{self, CpuOperation, FlexTensor, View, product};
+use crate::ops::cpu::{self, FlexTensor, View, product};
 use crate::ops::exp::exp;
 use crate::ops::lanes::dot;
+use crate::ops::operation::Operation;
 use crate::ops::sequences::Sequences;
 use crate::ops::srms_norm;
 
@@ -32,24 +34,24 @@ impl GatedAttention {
     }
 }
 
-impl CpuOperation<1> for GatedAttention {
+impl Operation<Flex, 1> for GatedAttention {
     fn forward(&self, [qkvu]: [FlexTensor; 1], _tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         self.run_forward(qkvu, None)
     }
 
-    fn backward(&self, saved: Vec<FlexTensor>, gradient: FlexTensor) -> [FlexTensor; 1] {
-        [self.run_backward(saved, gradient).0]
+    fn backward(&self, saved: Vec<FlexTensor>, gradient: FlexTensor, _: [bool; 1]) -> [Option<FlexTensor>; 1] {
+        [Some(self.run_backward(saved, gradient).0)]
     }
 }
 
-impl CpuOperation<2> for GatedAttention {
+impl Operation<Flex, 2> for GatedAttention {
     fn forward(&self, [qkvu, theta]: [FlexTensor; 2], _tracked: bool) -> (FlexTensor, Vec<FlexTensor>) {
         self.run_forward(qkvu, Some(theta))
     }
 
-    fn backward(&self, saved: Vec<FlexTensor>, gradient: FlexTensor) -> [FlexTensor; 2] {
+    fn backward(&self, saved: Vec<FlexTensor>, gradient: FlexTensor, _: [bool; 2]) -> [Option<FlexTensor>; 2] {
         let (dqkvu, dtheta) = self.run_backward(saved, gradient);
-        [dqkvu, dtheta]
+        [dqkvu, dtheta].map(Some)
     }
 }
 

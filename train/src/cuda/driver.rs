@@ -1,0 +1,71 @@
+//! Questions to the driver that need no context.
+
+use cudarc::driver::result as cu;
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+
+use super::{Architecture, Error, libraries};
+
+/// What the driver says of a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// Such as `NVIDIA H200`.
+    pub name: String,
+    /// Compute capability.
+    pub architecture: Architecture,
+    /// Bytes of its memory.
+    pub memory: u64,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of shared memory that one block may ask for.
+    pub shared_per_block: u32,
+    /// Bytes of the second-level cache.
+    pub cache: u64,
+}
+
+/// Number of CUDA devices that the driver shows.
+///
+/// # Errors
+/// When the driver refuses. Without its library this panics: ask [`libraries`] before.
+pub fn device_count() -> Result<usize, Error> {
+    let count = cu::init().and_then(|()| cu::device::get_count());
+    count.map(|count| count.max(0) as usize).map_err(|error| Error::call("the CUDA driver", error))
+}
+
+fn attribute(index: u32, attribute: Attribute) -> Result<u32, Error> {
+    libraries::require()?;
+    let failed = |error| Error::call(format!("device {index}, {attribute:?}"), error);
+    cu::init().map_err(failed)?;
+    let device = cu::device::get(index as i32).map_err(failed)?;
+    // SAFETY: a device handle that the driver just gave.
+    let value = unsafe { cu::device::get_attribute(device, attribute) }.map_err(failed)?;
+    Ok(value.max(0) as u32)
+}
+
+/// The architecture of the GPU of this index.
+///
+/// # Errors
+/// When a library lacks or the driver refuses.
+pub fn architecture(index: u32) -> Result<Architecture, Error> {
+    let major = attribute(index, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(index, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    Ok(Architecture::new(major, minor))
+}
+
+/// What the GPU of this index is.
+///
+/// # Errors
+/// When a library lacks or the driver refuses.
+pub fn device_facts(index: u32) -> Result<DeviceFacts, Error> {
+    let architecture = architecture(index)?;
+    let failed = |error| Error::call(format!("device {index}"), error);
+    let device = cu::device::get(index as i32).map_err(failed)?;
+    Ok(DeviceFacts {
+        name: cu::device::get_name(device).map_err(failed)?,
+        architecture,
+        // SAFETY: a device handle that the driver just gave.
+        memory: unsafe { cu::device::total_mem(device) }.map_err(failed)? as u64,
+        multiprocessors: attribute(index, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_per_block: attribute(index, Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        cache: u64::from(attribute(index, Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
+    })
+}

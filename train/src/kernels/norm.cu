@@ -1,0 +1,222 @@
+// SRMSNorm and the gate, forward and backward, over rows of WIDTH bf16 values with float32 sums.
+//
+// GROUP warps hold one row in registers: every value is read once. WIDTH is a multiple of 8.
+#include "common.cuh"
+
+constexpr u32 THREADS = 256;
+constexpr u32 ROWS = THREADS / 32 / GROUP;
+constexpr u32 LANES = 32 * GROUP;
+constexpr u32 PACKS = WIDTH / PACK;
+constexpr u32 HELD = (PACKS + LANES - 1) / LANES;
+constexpr float EPSILON = 1e-8f;
+
+// This thread's part of a row.
+struct Part {
+  uint4 packs[HELD];
+};
+
+struct Place {
+  u32 row, lane;
+  bool inside;
+
+  __device__ explicit Place(u32 rows) {
+    row = blockIdx.x * ROWS + threadIdx.x / LANES;
+    lane = threadIdx.x % LANES;
+    inside = row < rows;
+  }
+
+  __device__ Part load(const bf16* from, u64 stride = WIDTH) const {
+    Part part;
+    const uint4* packs = reinterpret_cast<const uint4*>(from + row * stride);
+#pragma unroll
+    for (u32 i = 0; i < HELD; i++) {
+      u32 at = i * LANES + lane;
+      part.packs[i] = inside && at < PACKS ? packs[at] : make_uint4(0, 0, 0, 0);
+    }
+    return part;
+  }
+
+  __device__ void store(bf16* to, u32 i, const float (&values)[PACK], u64 stride = WIDTH) const {
+    u32 at = i * LANES + lane;
+    if (inside && at < PACKS) reinterpret_cast<uint4*>(to + row * stride)[at] = pack(values);
+  }
+};
+
+// Sums over a row, the same in all of its threads.
+__device__ __forceinline__ float2 row_sums(float2 x) {
+  x.x = warp_sum(x.x);
+  x.y = warp_sum(x.y);
+#if GROUP > 1
+  __shared__ float2 parts[THREADS / 32];
+  u32 warp = threadIdx.x / 32;
+  if (threadIdx.x % 32 == 0) parts[warp] = x;
+  __syncthreads();
+  x = make_float2(0.0f, 0.0f);
+#pragma unroll
+  for (u32 i = 0; i < GROUP; i++) {
+    x.x += parts[warp / GROUP * GROUP + i].x;
+    x.y += parts[warp / GROUP * GROUP + i].y;
+  }
+#endif
+  return x;
+}
+
+__device__ __forceinline__ float squares(const Part& x) {
+  float sum = 0.0f;
+#pragma unroll
+  for (u32 i = 0; i < HELD; i++) {
+    float v[PACK];
+    unpack(x.packs[i], v);
+#pragma unroll
+    for (u32 j = 0; j < PACK; j++) sum += v[j] * v[j];
+  }
+  return sum;
+}
+
+// 1/(r + e) for the root mean square r, and the factor c of x in dx = dy s - x c.
+struct Scale {
+  float scale, root;
+
+  __device__ explicit Scale(float sum_of_squares) {
+    root = sqrtf(sum_of_squares / WIDTH);
+    scale = 1.0f / (root + EPSILON);
+  }
+
+  // At x = 0 the norm has no derivative; its part is left out there.
+  __device__ float backward(float dot) const { return root > 0.0f ? dot * scale * scale / (root * WIDTH) : 0.0f; }
+};
+
+// y = x / (r + e)
+extern "C" __global__ void __launch_bounds__(THREADS) norm_forward(const bf16* __restrict__ x, bf16* __restrict__ y, u32 rows) {
+  Place place(rows);
+  Part part = place.load(x);
+  Scale scale(row_sums(make_float2(squares(part), 0.0f)).x);
+#pragma unroll
+  for (u32 i = 0; i < HELD; i++) {
+    float v[PACK];
+    unpack(part.packs[i], v);
+#pragma unroll
+    for (u32 j = 0; j < PACK; j++) v[j] *= scale.scale;
+    place.store(y, i, v);
+  }
+}
+
+// sum = x + branch, y = sum / (r + e)
+extern "C" __global__ void __launch_bounds__(THREADS) add_norm_forward(const bf16* __restrict__ x, const bf16* __restrict__ branch,
+                                                            bf16* __restrict__ sum, bf16* __restrict__ y, u32 rows) {
+  Place place(rows);
+  Part part = place.load(x), other = place.load(branch);
+#pragma unroll
+  for (u32 i = 0; i < HELD; i++) {
+    float v[PACK], w[PACK];
+    unpack(part.packs[i], v);
+    unpack(other.packs[i], w);
+#pragma unroll
+    for (u32 j = 0; j < PACK; j++) v[j] += w[j];
+    place.store(sum, i, v);
+    // What the backward will read: the rounded sum.
+    part.packs[i] = pack(v);
+  }
+  Scale scale(row_sums(make_float2(squares(part), 0.0f)).x);
+#pragma unroll
+  for (u32 i = 0; i < HELD; i++) {
+    float v[PACK];
+    unpack(part.packs[i], v);
+#pragma unroll
+    for (u32 j = 0; j < PACK; j++) v[j] *= scale.scale;
+    place.store(y, i, v);
+  }
+}
+
+__device__ __forceinline__ void backward(const Place& place, const Part& part, const Part& gradient, const Part* other, bf16* dx) {
+  float2 sums = make_float2(squares(part), 0.0f);
+#pragma unroll
+  for (u32 i = 0; i < HELD; i++) {
+    float v[PACK], g[PACK];
+    unpack(part.packs[i], v);
+    unpack(gradient.packs[i], g);
+#pragma unroll
+    for (u32 j = 0; j < PACK; j++) sums.y += g[j] * v[j];
+  }
+  sums = row_sums(sums);
+  Scale scale(sums.x);
+  float factor = scale.backward(sums.y);
+#pragma unroll
+  for (u32 i = 0; i < HELD; i++) {
+    float v[PACK], g[PACK], r[PACK] = {};
+    unpack(part.packs[i], v);
+    unpack(gradient.packs[i], g);
+    if (other) unpack(other->packs[i], r);
+#pragma unroll
+    for (u32 j = 0; j < PACK; j++) v[j] = g[j] * scale.scale - v[j] * factor + r[j];
+    place.store(dx, i, v);
+  }
+}
+
+// dx = dy s - x c
+extern "C" __global__ void __launch_bounds__(THREADS) norm_backward(const bf16* __restrict__ x, const bf16* __restrict__ dy,
+                                                         bf16* __restrict__ dx, u32 rows) {
+  Place place(rows);
+  Part part = place.load(x), gradient = place.load(dy);
+  backward(place, part, gradient, nullptr, dx);
+}
+
+// dx = dy s - x c + residual
+extern "C" __global__ void __launch_bounds__(THREADS) norm_backward_add(const bf16* __restrict__ x, const bf16* __restrict__ dy,
+                                                             const bf16* __restrict__ residual, bf16* __restrict__ dx, u32 rows) {
+  Place place(rows);
+  Part part = place.load(x), gradient = place.load(dy), other = place.load(residual);
+  backward(place, part, gradient, &other, dx);
+}
+
+// y = u * o / (r + e), the rows of u `stride` values apart
+extern "C" __global__ void __launch_bounds__(THREADS) gate_forward(const bf16* __restrict__ u, u32 stride, const bf16* __restrict__ o,
+                                                        bf16* __restrict__ y, u32 rows) {
+  Place place(rows);
+  Part part = place.load(o), gate = place.load(u, stride);
+  Scale scale(row_sums(make_float2(squares(part), 0.0f)).x);
+#pragma unroll
+  for (u32 i = 0; i < HELD; i++) {
+    float v[PACK], w[PACK];
+    unpack(part.packs[i], v);
+    unpack(gate.packs[i], w);
+#pragma unroll
+    for (u32 j = 0; j < PACK; j++) v[j] *= scale.scale * w[j];
+    place.store(y, i, v);
+  }
+}
+
+// du = dy * o s; with g = dy * u: d_o = g s - o c
+extern "C" __global__ void __launch_bounds__(THREADS) gate_backward(const bf16* __restrict__ u, u32 stride, const bf16* __restrict__ o,
+                                                         const bf16* __restrict__ dy, bf16* __restrict__ du, u32 du_stride,
+                                                         bf16* __restrict__ d_o, u32 rows) {
+  Place place(rows);
+  Part part = place.load(o), gate = place.load(u, stride), gradient = place.load(dy);
+  float2 sums = make_float2(squares(part), 0.0f);
+#pragma unroll
+  for (u32 i = 0; i < HELD; i++) {
+    float v[PACK], w[PACK], g[PACK];
+    unpack(part.packs[i], v);
+    unpack(gate.packs[i], w);
+    unpack(gradient.packs[i], g);
+#pragma unroll
+    for (u32 j = 0; j < PACK; j++) sums.y += g[j] * w[j] * v[j];
+  }
+  sums = row_sums(sums);
+  Scale scale(sums.x);
+  float factor = scale.backward(sums.y);
+#pragma unroll
+  for (u32 i = 0; i < HELD; i++) {
+    float v[PACK], w[PACK], g[PACK], to_u[PACK];
+    unpack(part.packs[i], v);
+    unpack(gate.packs[i], w);
+    unpack(gradient.packs[i], g);
+#pragma unroll
+    for (u32 j = 0; j < PACK; j++) {
+      to_u[j] = g[j] * v[j] * scale.scale;
+      v[j] = g[j] * w[j] * scale.scale - v[j] * factor;
+    }
+    place.store(du, i, to_u, du_stride);
+    place.store(d_o, i, v);
+  }
+}
