@@ -167,6 +167,12 @@ fn entry(a: &[f64], b: &[f64], [m, n, k]: [usize; 3], transposed: [bool; 2], i: 
     (0..k).map(|l| at(l) * bt(l)).sum()
 }
 
+fn form<'a>(a: &'a CubeTensor, b: &'a CubeTensor, out: &'a CubeTensor, transposed: [bool; 2]) -> Product<'a> {
+    let product = Product::new(a, b, out);
+    let product = if transposed[0] { product.transpose_a() } else { product };
+    if transposed[1] { product.transpose_b() } else { product }
+}
+
 fn linears(bench: &mut Bench) {
     // All forms, sizes that fill no tile, rows that are apart, offsets of 16 bytes.
     for [m, n, k] in [[256, 128, 64], [72, 40, 200], [8, 1000, 136]] {
@@ -177,11 +183,6 @@ fn linears(bench: &mut Bench) {
                 cuda::columns(&whole, 8, c)
             };
             let (a, b) = (wide(stored(transposed[0], [m, k])), wide(stored(transposed[1], [k, n])));
-            let product = |a, b, out| {
-                let product = Product::new(a, b, out);
-                let product = if transposed[0] { product.transpose_a() } else { product };
-                if transposed[1] { product.transpose_b() } else { product }
-            };
             let (ha, hb) = (host64(&a), host64(&b));
             let want: Vec<f64> = (0..m * n).map(|at| entry(&ha, &hb, [m, n, k], transposed, at / n, at % n)).collect();
             for dtype in [BF16, F32] {
@@ -190,10 +191,10 @@ fn linears(bench: &mut Bench) {
                 let added = bench.normal([m, n], dtype, 1.0);
                 let with = cuda::empty(&a, [m, n], dtype);
                 let mut work = Work::near(&a);
-                work.product(&product(&a, &b, &out));
-                work.product(&product(&a, &b, &with).times(0.5).plus(&added));
+                work.product(&form(&a, &b, &out, transposed));
+                work.product(&form(&a, &b, &with, transposed).times(0.5).plus(&added));
                 if dtype == F32 {
-                    work.product(&product(&a, &b, &out).accumulate(true));
+                    work.product(&form(&a, &b, &out, transposed).accumulate(true));
                 }
                 work.submit();
                 let times = if dtype == F32 { 2.0 } else { 1.0 };
