@@ -563,7 +563,7 @@ fn adamws(bench: &mut Bench) {
         bench.close(&format!("{count} values, bf16 copy"), &host(&state.working), &want, ROUNDING);
     }
     let count = 464_000_000;
-    let state = FlatAdamW::new(bench.normal([count], F32, 0.02), &[1_000_000..1_001_024], 0);
+    let state = FlatAdamW::new(bench.normal([count], F32, 0.02), &[1_000_000..1_001_024, 2_000_000..2_001_024], 0);
     let mut work = Work::near(&state.values);
     work.copy(&bench.normal([count], F32, 0.001), &state.gradient);
     work.submit();

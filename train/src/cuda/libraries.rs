@@ -251,9 +251,9 @@ fn headers(roots: &[PathBuf]) -> Result<Found, String> {
         let number: u32 = number.trim().parse().ok()?;
         Some(format!("{}.{}", number / 1000, number % 1000 / 10))
     };
-    for place in places.filter(|place| place.join("cuda_bf16.h").exists()) {
-        let version = version(&place).unwrap_or_else(|| "of unknown version".to_owned());
-        return Ok(Found { path: place, version });
+    if let Some(path) = places.into_iter().find(|place| place.join("cuda_bf16.h").exists()) {
+        let version = version(&path).unwrap_or_else(|| "of unknown version".to_owned());
+        return Ok(Found { path, version });
     }
     Err("CUDA's headers (cuda_bf16.h) are not there: install the CUDA toolkit, or \
          `pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl`, and let CUDA_PATH name the \
@@ -270,7 +270,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let nvidia = directory.path().join("lib/python3.11/site-packages/nvidia");
         fs::create_dir_all(nvidia.join("cu13/include")).unwrap();
-        assert_eq!(wheels(&directory.path().join("lib")), [nvidia.clone()]);
+        assert_eq!(wheels(&directory.path().join("lib")), std::slice::from_ref(&nvidia));
         assert!(directories(&nvidia, "cublas").contains(&nvidia.join("cu13/lib")));
         assert!(directories(&nvidia, "cublas").contains(&nvidia.join("cublas/lib")));
 

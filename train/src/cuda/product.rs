@@ -1,6 +1,7 @@
 //! Matrix products by cuBLASLt: bf16 factors, float32 accumulation, bf16 or float32 results.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -249,10 +250,10 @@ impl Call {
         static ENGINES: LazyLock<Mutex<HashMap<(u32, usize), Engine>>> = LazyLock::new(Mutex::default);
         let mut engines = ENGINES.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (device, stream as usize);
-        if !engines.contains_key(&key) {
-            engines.insert(key, Engine::new()?);
-        }
-        let Some(engine) = engines.get_mut(&key) else { unreachable!("inserted above") };
+        let engine = match engines.entry(key) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(Engine::new()?),
+        };
         let plan = engine.plan(&self.plan)?;
         // SAFETY: the addresses are those of live matrices of the shapes in the plan, on its device.
         let done = unsafe {
