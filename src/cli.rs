@@ -42,6 +42,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// How committed files are checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Verify {
+    /// Read every file and compare its checksum.
+    Checksums,
+    /// Compare sizes alone.
+    Sizes,
+}
+
 /// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -93,6 +102,10 @@ pub struct Run {
     /// Print what would be done and why, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// How committed shards are checked before they are built upon: `sizes` does not read them, and does not notice
+    /// bytes that changed in place
+    #[arg(long, value_enum, default_value_t = Verify::Checksums, value_name = "HOW")]
+    pub verify: Verify,
     /// Device to train on
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
     pub device: String,
@@ -118,7 +131,7 @@ pub struct Sql {
     pub run: PathBuf,
     /// The query; each stage is a table, its dropped rows are STAGE_dropped. Without it: the tables
     pub query: Option<String>,
-    /// Print one JSON object a row
+    /// Print one JSON object a row, with every value whole: the table cuts long ones
     #[arg(long)]
     pub json: bool,
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use crate::cli::LogFormat;
 use crate::output;
 use crate::stop;
 
@@ -12,20 +13,42 @@ use crate::stop;
 pub struct Usage(pub String);
 
 /// Report an error on stderr and choose the code.
-pub fn code(result: anyhow::Result<()>) -> ExitCode {
+pub fn code(result: anyhow::Result<()>, format: LogFormat) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     // `fulgurite sql … | head` is not a failure.
     if error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)) {
         return ExitCode::SUCCESS;
     }
-    output::error(&error);
+    output::error(&error, format);
     if error.chain().any(interrupted) {
         return ExitCode::from(stop::exit_code());
     }
-    let usage = error.chain().any(|e| e.is::<Usage>() || matches!(e.downcast_ref(), Some(pipeline::Error::Recipe(_))));
-    ExitCode::from(if usage { 2 } else { 1 })
+    ExitCode::from(if error.chain().any(wrong_usage) { 2 } else { 1 })
 }
 
 fn interrupted(error: &(dyn std::error::Error + 'static)) -> bool {
     matches!(error.downcast_ref(), Some(pipeline::Error::Interrupted))
+}
+
+fn wrong_usage(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<Usage>()
+        || matches!(error.downcast_ref(), Some(pipeline::Error::Recipe(_) | pipeline::Error::Setting { .. }))
+        || matches!(error.downcast_ref(), Some(train::Error::NoModel { .. }))
+}
+
+/// A command line that cannot be read, or one that asks for help.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    let mut arguments = std::env::args().peekable();
+    let mut json = false;
+    while let Some(argument) = arguments.next() {
+        json |= argument == "--log-format=json"
+            || argument == "--log-format" && arguments.peek().is_some_and(|value| value == "json");
+    }
+    if error.use_stderr() && json {
+        output::error(&anyhow::anyhow!("{}", error.render().to_string().trim_end()), LogFormat::Json);
+    } else {
+        // Help goes to stdout, errors to stderr; a closed pipe is nobody's fault.
+        let _ = error.print();
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }

@@ -9,6 +9,7 @@ mod output;
 mod plan;
 mod progress;
 mod recipe;
+mod source;
 mod stop;
 
 use std::process::ExitCode;
@@ -16,7 +17,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::usage(&error),
+    };
     logging::start(&cli.logging);
-    exit::code(commands::dispatch(cli))
+    let format = cli.logging.log_format;
+    exit::code(commands::dispatch(cli), format)
 }

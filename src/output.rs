@@ -4,6 +4,8 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
+use crate::cli::LogFormat;
+
 /// One line of result. A closed pipe is an error, so that `… | head` ends the work.
 pub fn line(text: impl AsRef<str>) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{}", text.as_ref())
@@ -28,21 +30,36 @@ pub fn note(text: impl AsRef<str>) {
 }
 
 /// An error and its causes, each cause once.
-pub fn error(error: &anyhow::Error) {
+pub fn error(error: &anyhow::Error, format: LogFormat) {
+    if format == LogFormat::Json {
+        return record("ERROR", &serde_json::json!({ "message": error.to_string(), "causes": causes(error) }));
+    }
     let (red, plain) = if colour(&io::stderr()) { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
     let mut text = format!("{red}error{plain}: {error}");
-    let mut said = error.to_string();
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
-        if !said.contains(&cause) {
-            text.push_str(&format!("\n  because: {cause}"));
-            said = cause;
-        }
+    for cause in causes(error) {
+        text.push_str(&format!("\n  because: {cause}"));
     }
     note(text);
 }
 
-/// Colours and bars only on a terminal, and never against NO_COLOR (no-color.org).
+/// The causes of an error that say something it has not said.
+fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut said = vec![error.to_string()];
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !said.iter().any(|s| s.contains(&cause)) {
+            said.push(cause);
+        }
+    }
+    said.split_off(1)
+}
+
+/// A line of `--log-format json`, of the form that the log's own lines have.
+pub fn record(level: &str, fields: &impl Serialize) {
+    let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
+    note(serde_json::json!({ "timestamp": now, "level": level, "fields": fields }).to_string());
+}
+
+/// Colours only on a terminal, and never against NO_COLOR (no-color.org).
 pub fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }

@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
-use pipeline::Stage;
 use pipeline::stages::clean::CleanStage;
 use pipeline::stages::curate::CurateStage;
 use pipeline::stages::filter::FilterStage;
 use pipeline::stages::ingest::IngestStage;
 use pipeline::stages::signals::SignalsStage;
+use pipeline::{Result, Stage};
 use train::TrainStage;
 use train::device::DeviceChoice;
 
-use crate::exit::Usage;
 use crate::recipe::Recipe;
 
 /// The stages of a recipe, in order, the model on `device`.
@@ -46,7 +44,11 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
         stages.extend(tokenize::token_stages(config, "curate", recipe.seed));
     }
     if let Some(config) = &recipe.train {
-        stages.push(Arc::new(TrainStage::new(config.clone(), device).map_err(|e| Usage(format!("train.{e}")))?));
+        let stage = TrainStage::new(config.clone(), device).map_err(|e| match e {
+            train::Error::Config { key, reason } => pipeline::Error::setting(format!("train.{key}"), reason),
+            other => pipeline::Error::abort(other),
+        })?;
+        stages.push(Arc::new(stage));
     }
     Ok(stages)
 }

@@ -1,7 +1,7 @@
 //! Progress of a run on stderr: bars on a terminal, plain lines elsewhere, JSON events on request.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use pipeline::{Event, Observer, StageStatus};
 
 use crate::cli::{LogFormat, Logging};
-use crate::output::{colour, note, thousands};
+use crate::output::{note, record, thousands};
 
 /// Between two lines of progress inside one stage, off a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -20,15 +20,14 @@ pub fn observer(logging: &Logging) -> Observer {
         if logging.quiet {
             return Arc::new(|_| {});
         }
-        return Arc::new(|event| {
-            let now = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true);
-            note(serde_json::json!({ "timestamp": now, "level": "INFO", "fields": event }).to_string());
-        });
+        return Arc::new(|event| record(if matches!(event, Event::Warning { .. }) { "WARN" } else { "INFO" }, event));
     }
     if logging.quiet {
         return Arc::new(|_| {});
     }
-    if colour(&io::stderr()) { bars() } else { lines() }
+    // `indicatif` leaves colours out where NO_COLOR says so, and a terminal that cannot move its cursor gets lines.
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    if io::stderr().is_terminal() && !dumb { bars() } else { lines() }
 }
 
 fn bars() -> Observer {
@@ -39,6 +38,7 @@ fn bars() -> Observer {
         match event {
             Event::StageStarted { stage, status, tasks, done } => {
                 if *status == StageStatus::Done {
+                    let _ = screen.println(line(event).unwrap_or_default());
                     return;
                 }
                 let style = ProgressStyle::with_template(
@@ -100,7 +100,7 @@ fn lines() -> Observer {
 fn line(event: &Event) -> Option<String> {
     match event {
         Event::StageStarted { stage, status, tasks, done } => match status {
-            StageStatus::Done => None,
+            StageStatus::Done => Some(format!("{stage:>18}  done already")),
             status => Some(format!("{stage:>18}  {status}; {} of {tasks} tasks to do", tasks - done)),
         },
         Event::TaskCommitted { .. } => None,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokenize::TokenizeConfig;
 use train::TrainConfig;
 
-use crate::exit::Usage;
+use crate::source::Source;
 
 /// A run, from raw files to a sample of generated text. A table that is left out is a stage that is
 /// left out; every key of a table that is there has its default.
@@ -83,19 +83,14 @@ impl Default for SampleConfig {
 }
 
 impl Recipe {
-    /// Read `path` with `overrides` (`key.path=value`) applied.
+    /// The recipe of `source`.
     ///
     /// # Errors
     /// [`Usage`] with file, line and, for an unknown key, a suggestion.
-    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Usage(format!("{}: {e}", path.display())))?;
-        let text = apply(&text, overrides).map_err(|e| Usage(format!("{}: {e}", path.display())))?;
-        let mut recipe: Self =
-            toml::from_str(&text).map_err(|e| Usage(format!("{}: {}", path.display(), explain(&e))))?;
-        if let Some(key) = recipe.name.chars().find(|c| !(c.is_alphanumeric() || "-_.".contains(*c))) {
-            return Err(Usage(format!("{}: name: {key:?} cannot be in the name of a directory", path.display())).into());
-        }
+    pub fn load(source: &Source) -> Result<Self> {
+        let mut recipe: Self = source.parse()?;
         // The parent of a bare file name is the empty path, which no call takes for the current directory.
+        let path = source.path();
         let beside = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_path_buf();
         let base = recipe.base_dir.take().map_or(beside.clone(), |dir| beside.join(dir));
         recipe.base_dir = Some(std::path::absolute(&base).with_context(|| base.display().to_string())?);
@@ -103,31 +98,37 @@ impl Recipe {
         if let (Some(path), Some(base)) = (tokenizer, &recipe.base_dir) {
             *path = base.join(&path);
         }
-        recipe.check().map_err(|reason| Usage(format!("{}: {reason}", path.display())))?;
+        recipe.check().map_err(|(key, reason)| source.refuse_key(key, &reason))?;
+        if let Some(train) = &mut recipe.train {
+            train.schedule = train.schedule.resolved(train.steps);
+        }
         Ok(recipe)
     }
 
-    /// What no single table can see.
-    fn check(&self) -> Result<(), String> {
+    /// What no single table can see: the key to change, and why.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        if let Some(wrong) = self.name.chars().find(|c| !(c.is_alphanumeric() || "-_.".contains(*c))) {
+            return Err(("name", format!("{wrong:?} cannot be in the name of a directory")));
+        }
         if self.name.trim_matches('.').is_empty() {
-            return Err(format!("name: {:?} cannot be the name of a directory", self.name));
+            return Err(("name", format!("{:?} cannot be the name of a directory", self.name)));
         }
         if let Some(sample) = &self.sample {
             if !(sample.temperature >= 0.0 && sample.temperature.is_finite()) {
-                return Err(format!("sample.temperature: {} is not 0 or positive", sample.temperature));
+                return Err(("sample.temperature", format!("{} is not 0 or positive", sample.temperature)));
             }
             if !(sample.top_p > 0.0 && sample.top_p <= 1.0) {
-                return Err(format!("sample.top_p: {} is not above 0 and at most 1", sample.top_p));
+                return Err(("sample.top_p", format!("{} is not above 0 and at most 1", sample.top_p)));
             }
         }
         if self.filter.is_some() && self.signals.is_none() {
-            return Err("[filter] decides on signals: add a [signals] table (it may be empty)".into());
+            return Err(("filter", "it decides on signals: add a [signals] table (it may be empty)".into()));
         }
         if self.train.is_some() && self.tokenize.is_none() {
-            return Err("[train] reads token shards: add a [tokenize] table (it may be empty)".into());
+            return Err(("train", "it reads token shards: add a [tokenize] table (it may be empty)".into()));
         }
         if self.sample.is_some() && self.train.is_none() {
-            return Err("[sample] needs a model: add a [train] table".into());
+            return Err(("sample", "it needs a model: add a [train] table".into()));
         }
         Ok(())
     }
@@ -143,56 +144,6 @@ impl Recipe {
     }
 }
 
-/// Set `key.path=value` in a TOML text. The value is TOML, or a string where it is not.
-fn apply(text: &str, overrides: &[String]) -> Result<String, String> {
-    if overrides.is_empty() {
-        return Ok(text.into());
-    }
-    let mut document: toml_edit::DocumentMut = text.parse().map_err(|e: toml_edit::TomlError| e.to_string())?;
-    for text in overrides {
-        let Some((key, value)) = text.split_once('=') else {
-            return Err(format!("--set {text}: write it as KEY=VALUE, such as train.steps=200"));
-        };
-        let value: toml_edit::Value = value.trim().parse().unwrap_or_else(|_| value.trim().into());
-        let mut path: Vec<&str> = key.trim().split('.').collect();
-        let last = path.pop().unwrap_or_default();
-        let mut item = document.as_item_mut();
-        for part in path {
-            item = match part.parse::<usize>() {
-                Ok(index) if item.is_array_of_tables() || item.is_array() => {
-                    item.get_mut(index).ok_or_else(|| format!("--set {text}: there is no entry {index}"))?
-                }
-                _ if item.is_none() || item.is_table_like() => {
-                    let table = item.or_insert(toml_edit::table());
-                    &mut table[part]
-                }
-                _ => return Err(format!("--set {text}: {part} is not below a table")),
-            };
-        }
-        if !(item.is_none() || item.is_table_like()) {
-            return Err(format!("--set {text}: {last} is not below a table"));
-        }
-        item.or_insert(toml_edit::table())[last] = toml_edit::value(value);
-    }
-    Ok(document.to_string())
-}
-
-/// A TOML error with its line, and the nearest name where a key is unknown.
-fn explain(error: &toml::de::Error) -> String {
-    let mut text = error.to_string().trim_end().to_string();
-    let names: Vec<&str> = error.message().split('`').skip(1).step_by(2).collect();
-    if let [wrong, expected @ ..] = names.as_slice()
-        && error.message().starts_with("unknown ")
-    {
-        let nearest =
-            expected.iter().max_by(|a, b| strsim::jaro_winkler(wrong, a).total_cmp(&strsim::jaro_winkler(wrong, b)));
-        if let Some(nearest) = nearest.filter(|n| strsim::jaro_winkler(wrong, n) > 0.7) {
-            text.push_str(&format!("\ndid you mean `{nearest}`?"));
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,7 +154,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("recipe.toml");
         std::fs::write(&path, text).unwrap();
-        Recipe::load(&path, &set.iter().map(|s| s.to_string()).collect::<Vec<_>>())
+        Recipe::load(&Source::read(&path, &set.iter().map(|s| s.to_string()).collect::<Vec<_>>())?)
     }
 
     #[test]
@@ -217,6 +168,20 @@ mod tests {
     fn a_wrong_type_is_refused_with_line() {
         let error = load(&SMALL.replace("steps = 5", "steps = \"five\""), &[]).unwrap_err().to_string();
         assert!(error.contains("line 6") && error.contains("five"), "{error}");
+    }
+
+    #[test]
+    fn with_overrides_the_quoted_line_is_the_file_s_and_a_wrong_override_is_named() {
+        let wrong = format!("{SMALL}checkpoint_every_step = 3\n[tokenize]\n");
+        let error = load(&wrong, &["exact.keep=longest", "seed=3"]).unwrap_err().to_string();
+        assert!(error.contains("line 7") && error.contains("7 | checkpoint_every_step = 3"), "{error}");
+        let error = load(SMALL, &["seed=3", "train.steps=many", "name=b"]).unwrap_err().to_string();
+        assert!(error.contains("--set train.steps=many: invalid type") && !error.contains("line"), "{error}");
+        let error = load(SMALL, &["train.step=3"]).unwrap_err().to_string();
+        assert!(
+            error.contains("--set train.step=3: unknown field") && error.contains("did you mean `steps`?"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -237,7 +202,7 @@ mod tests {
     #[test]
     fn tables_that_need_each_other_say_so() {
         let error = load(SMALL, &[]).unwrap_err().to_string();
-        assert!(error.contains("add a [tokenize] table"), "{error}");
+        assert!(error.contains("line 5: train: ") && error.contains("add a [tokenize] table"), "{error}");
     }
 
     #[test]
@@ -246,6 +211,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("resolved.toml");
         std::fs::write(&path, recipe.resolved().unwrap()).unwrap();
-        assert_eq!(Recipe::load(&path, &[]).unwrap(), recipe);
+        assert_eq!(Recipe::load(&Source::read(&path, &[]).unwrap()).unwrap(), recipe);
+        assert!(recipe.resolved().unwrap().contains("warmup_steps = 0"));
     }
 }

@@ -78,6 +78,20 @@ fn past_the_limit_the_run_stops_and_says_what_it_met() {
 }
 
 #[test]
+fn the_limit_holds_within_one_file() {
+    let work = tempfile::tempdir().unwrap();
+    std::fs::write(work.path().join("rubbish.jsonl"), "{\"txt\": 1}\n{broken\n".repeat(200_000)).unwrap();
+    let recipe = recipe(work.path(), work.path(), 10, "", "\"rubbish.jsonl\"");
+    let output = run(&recipe, &work.path().join("run")).arg("--threads").arg("1").output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    // Not read to its end, and told what is wrong, once for each reason.
+    assert!(text.contains("11 bad records (5 invalid_json, 6 missing_text), more than max_bad_records = 10"), "{text}");
+    assert!(text.contains("rubbish.jsonl, line 1: missing_text: no field \"text\" among txt"), "{text}");
+    assert!(text.contains("rubbish.jsonl, line 2: invalid_json"), "{text}");
+}
+
+#[test]
 fn a_line_of_a_gigabyte_is_passed_over_in_little_memory() {
     let work = tempfile::tempdir().unwrap();
     let file = work.path().join("long.jsonl");

@@ -133,7 +133,7 @@ fn a_checkpoint_exports_evaluates_and_generates(run: &Path, work: &Path) {
     assert!(String::from_utf8_lossy(&damaged.stderr).contains("checksum"));
 
     let wrong = fulgurite().args(["generate", "--prompt", "x", "--checkpoint"]).arg(work).output().unwrap();
-    assert_eq!(wrong.status.code(), Some(1));
+    assert_eq!(wrong.status.code(), Some(2));
     let missing = work.join("no.json");
     let wrong = fulgurite().arg("evaluate").arg("--model").arg(&exported).arg("--ids").arg(&missing).output().unwrap();
     assert_eq!(wrong.status.code(), Some(2));

@@ -117,6 +117,10 @@ fn a_damaged_shard_is_made_again(recipe: &Path, dir: &Path) {
     std::fs::remove_file(dir.join("signals/part-00000.parquet")).unwrap();
     let plan = succeed(run(recipe, dir, 1).arg("--dry-run"));
     let plan = String::from_utf8(plan.stdout).unwrap();
+    // Sizes alone show what is missing, not what changed in place.
+    let sizes = succeed(run(recipe, dir, 1).args(["--dry-run", "--verify", "sizes"]));
+    let sizes = String::from_utf8(sizes.stdout).unwrap();
+    assert!(sizes.contains("is missing") && !sizes.contains("checksum"), "{sizes}");
     assert!(
         plan.contains("part-00001.parquet fails its checksum") && plan.contains("part-00000.parquet is missing"),
         "{plan}"

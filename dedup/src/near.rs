@@ -69,15 +69,18 @@ impl Default for NearConfig {
 impl NearConfig {
     /// Refuse a setting that has no meaning.
     pub fn check(&self) -> Result<()> {
-        let refuse = |what: &str| Err(Error::Recipe(format!("near-duplicate removal: {what}")));
-        if self.ngram == 0 || self.rows == 0 {
-            return refuse("ngram and rows must be at least 1");
+        let refuse = |key: &str, what: &str| Err(Error::setting(format!("near.{key}"), what));
+        if self.ngram == 0 {
+            return refuse("ngram", "must be at least 1");
+        }
+        if self.rows == 0 {
+            return refuse("rows", "must be at least 1");
         }
         if !(1..=255).contains(&self.bands) {
-            return refuse("bands must be 1 to 255");
+            return refuse("bands", "must be 1 to 255");
         }
         if self.bands.saturating_mul(self.rows) > 4096 {
-            return refuse("bands × rows must be at most 4096");
+            return refuse("rows", "bands × rows must be at most 4096");
         }
         Ok(())
     }

@@ -49,6 +49,14 @@ pub enum Error {
     /// The recipe asks for something that cannot be done.
     #[error("{0}")]
     Recipe(String),
+    /// One key of the recipe asks for something that cannot be done.
+    #[error("{key}: {reason}")]
+    Setting {
+        /// The key, as a dotted path from the top of the recipe; positions in arrays count from 0.
+        key: String,
+        /// What is wrong with its value.
+        reason: String,
+    },
     /// A limit of the recipe was passed.
     #[error("{0}")]
     Limit(String),
@@ -102,6 +110,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// An error of the recipe at `key`.
+    pub fn setting(key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Setting { key: key.into(), reason: reason.into() }
+    }
+
     /// An I/O error at `path`; a full disk is told apart.
     pub fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
@@ -129,7 +142,9 @@ impl Error {
         match self {
             Self::Interrupted => Severity::Interrupted,
             Self::Stage { severity, .. } => *severity,
-            Self::DiskFull { .. } | Self::Recipe(_) | Self::Limit(_) | Self::RowsLost { .. } => Severity::Abort,
+            Self::DiskFull { .. } | Self::Recipe(_) | Self::Setting { .. } | Self::Limit(_) | Self::RowsLost { .. } => {
+                Severity::Abort
+            }
             _ if is_disk_full(self) => Severity::Abort,
             _ => Severity::Shard,
         }

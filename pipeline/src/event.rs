@@ -11,7 +11,7 @@ use crate::runner::StageStatus;
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// A stage is about to work (or is already done).
+    /// A stage is about to work, or is done already: then nothing more is told of it.
     StageStarted {
         /// Stage name.
         stage: String,

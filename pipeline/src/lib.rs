@@ -25,7 +25,7 @@ pub mod status;
 pub use error::{Error, Result, Severity};
 pub use event::{Event, Observer};
 pub use manifest::{Journal, JournalEntry, Manifest, StageState};
-pub use run::{RunContext, RunOptions};
+pub use run::{RunContext, RunOptions, Verify};
 pub use runner::{Runner, StagePlan, StageStatus};
 pub use shard::{FileEntry, PendingFile, Shard};
 pub use stage::{Output, RowsRead, Stage, Task, TaskContext, TaskReport};

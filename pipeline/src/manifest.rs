@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -110,22 +110,37 @@ impl Manifest {
     }
 
     /// The stage's manifest, or `None` if the stage never began.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] for a file that is no manifest: nothing says any more what the stage's files were made
+    /// from. [`Error::Recipe`] for one of another format, which another version of the program can read.
     pub fn load(stage_dir: &Path) -> Result<Option<Self>> {
         let path = Self::path(stage_dir);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(path, e)),
         };
-        let manifest: Self = serde_json::from_str(&text)
-            .map_err(|e| Error::Corrupt { path: path.clone(), reason: format!("not a manifest: {e}") })?;
-        if manifest.format != FORMAT_VERSION {
-            return Err(Error::Corrupt {
-                path,
-                reason: format!("manifest format {}, this program reads {FORMAT_VERSION}", manifest.format),
-            });
+        let corrupt = |e: serde_json::Error| Error::Corrupt {
+            path: path.clone(),
+            reason: format!(
+                "damaged, so nothing says what the files beside it were made from ({e}); put it back, or remove {} to \
+                 have the stage done again",
+                stage_dir.display()
+            ),
+        };
+        // The format first: a manifest of another format need not have these keys.
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(corrupt)?;
+        if let Some(format) = value.get("format").and_then(serde_json::Value::as_u64)
+            && format != u64::from(FORMAT_VERSION)
+        {
+            return Err(Error::Recipe(format!(
+                "{}: manifest format {format}, this program reads {FORMAT_VERSION}; use the program that wrote it, or \
+                 another run directory",
+                path.display()
+            )));
         }
-        Ok(Some(manifest))
+        serde_json::from_value(value).map(Some).map_err(corrupt)
     }
 
     /// Replace the stage's manifest by atomic rename.
@@ -173,47 +188,52 @@ impl Journal {
     }
 
     /// The committed tasks by number. A last line torn by a crash was never a commit and is left
-    /// out; a broken line before it means the file was damaged.
+    /// out; so is a line that was damaged later, whose task is then undone.
     pub fn read(stage_dir: &Path) -> Result<BTreeMap<u32, JournalEntry>> {
-        Ok(Self::parse(stage_dir)?.0)
+        Ok(Self::parse(stage_dir)?.entries)
     }
 
-    /// The entries, and the length of the valid part of the file in bytes.
-    fn parse(stage_dir: &Path) -> Result<(BTreeMap<u32, JournalEntry>, u64)> {
+    /// As [`Self::read`], with what is wrong with the file, for people.
+    pub fn inspect(stage_dir: &Path) -> Result<(BTreeMap<u32, JournalEntry>, Vec<String>)> {
+        let parsed = Self::parse(stage_dir)?;
+        Ok((parsed.entries, parsed.faults))
+    }
+
+    fn parse(stage_dir: &Path) -> Result<Parsed> {
         let path = Self::path(stage_dir);
-        let mut bytes = Vec::new();
-        match File::open(&path) {
-            Ok(mut file) => file.read_to_end(&mut bytes).map_err(|e| Error::io(&path, e))?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((BTreeMap::new(), 0)),
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Parsed::default()),
             Err(e) => return Err(Error::io(path, e)),
         };
-        let mut entries = BTreeMap::new();
-        let mut valid = 0usize;
-        while let Some(end) = memchr::memchr(b'\n', &bytes[valid..]) {
-            let line = &bytes[valid..valid + end];
+        let mut parsed = Parsed::default();
+        let mut start = 0usize;
+        for (number, end) in memchr::memchr_iter(b'\n', &bytes).enumerate() {
+            let line = &bytes[start..end];
             match serde_json::from_slice::<JournalEntry>(line) {
-                Ok(entry) => entries.insert(entry.task, entry),
-                // A crash of the machine may leave a block of zeroes as the last line.
-                Err(_) if valid + end + 1 == bytes.len() => break,
-                Err(e) => {
-                    return Err(Error::Corrupt {
-                        path,
-                        reason: format!("broken line at byte {valid}: {e}; remove the stage's directory to redo it"),
-                    });
+                Ok(entry) => {
+                    parsed.entries.insert(entry.task, entry);
+                    parsed.valid.extend_from_slice(&bytes[start..=end]);
                 }
-            };
-            valid += end + 1;
+                // A crash of the machine may leave a block of zeroes as the last line.
+                Err(_) if end + 1 == bytes.len() => break,
+                Err(e) => parsed.faults.push(format!("line {} of journal.jsonl is damaged: {e}", number + 1)),
+            }
+            start = end + 1;
         }
-        Ok((entries, valid as u64))
+        Ok(parsed)
     }
 
-    /// Open for appending, cutting off a torn last line.
+    /// Open for appending. A torn last line is cut off; damaged lines are taken out.
     pub fn open(stage_dir: &Path) -> Result<(Self, BTreeMap<u32, JournalEntry>)> {
-        let (entries, valid) = Self::parse(stage_dir)?;
+        let Parsed { entries, valid, faults } = Self::parse(stage_dir)?;
         let path = Self::path(stage_dir);
+        if !faults.is_empty() {
+            replace_file(&path, &valid)?;
+        }
         let open = || -> std::io::Result<File> {
             let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-            file.set_len(valid)?;
+            file.set_len(valid.len() as u64)?;
             file.seek(SeekFrom::End(0))?;
             Ok(file)
         };
@@ -229,6 +249,16 @@ impl Journal {
         // One write, then sync: a crash leaves all of the line or a torn tail that `open` cuts.
         self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(|e| Error::io(&self.path, e))
     }
+}
+
+/// What a journal file holds.
+#[derive(Default)]
+struct Parsed {
+    entries: BTreeMap<u32, JournalEntry>,
+    /// The lines that are whole.
+    valid: Vec<u8>,
+    /// What is wrong with the others.
+    faults: Vec<String>,
 }
 
 #[cfg(test)]
@@ -267,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_line_in_the_middle_is_refused() {
+    fn a_damaged_line_in_the_middle_undoes_its_task_alone() {
         let dir = tempfile::tempdir().unwrap();
         let (mut journal, _) = Journal::open(dir.path()).unwrap();
         for t in 0..3 {
@@ -276,8 +306,29 @@ mod tests {
         let mut bytes = fs::read(Journal::path(dir.path())).unwrap();
         bytes[5] = b'#';
         fs::write(Journal::path(dir.path()), &bytes).unwrap();
-        let error = Journal::read(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("broken line at byte 0"), "{error}");
+        let (entries, faults) = Journal::inspect(dir.path()).unwrap();
+        assert_eq!(entries.keys().copied().collect::<Vec<_>>(), [1, 2]);
+        assert!(faults.len() == 1 && faults[0].starts_with("line 1 of journal.jsonl is damaged"), "{faults:?}");
+        let (mut journal, entries) = Journal::open(dir.path()).unwrap();
+        assert_eq!(entries.len(), 2);
+        journal.commit(&entry(0)).unwrap();
+        let (entries, faults) = Journal::inspect(dir.path()).unwrap();
+        assert_eq!((entries.len(), faults), (3, vec![]));
+    }
+
+    #[test]
+    fn a_damaged_manifest_is_told_from_one_of_another_format() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Manifest::load(dir.path()).unwrap().is_none());
+        fs::write(Manifest::path(dir.path()), b"{\"format\": 1, \xff").unwrap();
+        let error = Manifest::load(dir.path()).unwrap_err();
+        assert!(matches!(&error, Error::Corrupt { .. }) && error.to_string().contains("or remove"), "{error}");
+        fs::write(Manifest::path(dir.path()), "{\"format\": 99}").unwrap();
+        let error = Manifest::load(dir.path()).unwrap_err();
+        assert!(
+            matches!(&error, Error::Recipe(m) if m.contains("format 99") && m.contains("another run directory")),
+            "{error}"
+        );
     }
 
     #[test]

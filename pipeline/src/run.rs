@@ -22,6 +22,17 @@ const LOCK: &str = "lock";
 /// A sort keeps 10 MiB in reserve for merging what it spilled, and a task may hold two.
 const LEAST_MEMORY_PER_TASK_BYTES: usize = 32 << 20;
 
+/// How committed files are checked before they are built upon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Every file is read and its checksum compared.
+    #[default]
+    Checksums,
+    /// Only that every file is there and as long as it was: for corpora that take long to read. A file whose bytes
+    /// changed in place is not noticed.
+    Sizes,
+}
+
 /// Settings of a run that never change its output.
 #[derive(Clone)]
 pub struct RunOptions {
@@ -29,6 +40,8 @@ pub struct RunOptions {
     pub threads: usize,
     /// Bytes that DataFusion may hold before it spills to disk, over all tasks.
     pub memory_limit_bytes: usize,
+    /// How committed files are checked.
+    pub verify: Verify,
     /// Who watches.
     pub observer: Observer,
     /// Set by a signal handler: stop after a commit.
@@ -41,6 +54,7 @@ impl RunOptions {
         Self {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
             memory_limit_bytes: half_of_memory(),
+            verify: Verify::default(),
             observer: Arc::new(|_| {}),
             stop: Arc::new(AtomicBool::new(false)),
         }
@@ -70,7 +84,8 @@ pub struct RunContext {
     options: RunOptions,
     runtime: Arc<RuntimeEnv>,
     committed: RwLock<BTreeMap<String, BTreeMap<u32, JournalEntry>>>,
-    _lock: File,
+    /// None for a run that is only looked at.
+    _lock: Option<File>,
 }
 
 impl RunContext {
@@ -78,28 +93,35 @@ impl RunContext {
     /// a run directory. What a killed process has spilled is removed.
     pub fn new(dir: impl Into<PathBuf>, options: RunOptions) -> Result<Arc<Self>> {
         let dir = dir.into();
-        let least = options.threads.max(1) * LEAST_MEMORY_PER_TASK_BYTES;
-        if options.memory_limit_bytes < least {
-            return Err(Error::Recipe(format!(
-                "a memory limit of {} bytes is too little for {} tasks at a time: give at least {least}, or fewer threads",
-                options.memory_limit_bytes, options.threads
-            )));
-        }
+        check_memory(&options)?;
         std::fs::create_dir_all(&dir).map_err(|e| Error::io(&dir, e))?;
         refuse_foreign(&dir)?;
-        let _lock = lock(&dir)?;
+        let lock = lock(&dir)?;
         let spill = dir.join("spill");
         match std::fs::remove_dir_all(&spill) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&spill, e)),
             _ => std::fs::create_dir_all(&spill).map_err(|e| Error::io(&spill, e))?,
         }
+        Self::with(dir, options, DiskManagerMode::Directories(vec![spill]), Some(lock))
+    }
+
+    /// The run in `dir`, which need not exist, to plan it: nothing is written, and it does not matter whether a process
+    /// works in it.
+    pub fn look(dir: impl Into<PathBuf>, options: RunOptions) -> Result<Arc<Self>> {
+        let dir = dir.into();
+        check_memory(&options)?;
+        if dir.exists() {
+            refuse_foreign(&dir)?;
+        }
+        Self::with(dir, options, DiskManagerMode::Disabled, None)
+    }
+
+    fn with(dir: PathBuf, options: RunOptions, spill: DiskManagerMode, lock: Option<File>) -> Result<Arc<Self>> {
         let runtime = RuntimeEnvBuilder::new()
             .with_memory_pool(Arc::new(FairSpillPool::new(options.memory_limit_bytes)))
-            .with_disk_manager_builder(
-                DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![spill])),
-            )
+            .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(spill))
             .build_arc()?;
-        Ok(Arc::new(Self { dir, options, runtime, committed: RwLock::default(), _lock }))
+        Ok(Arc::new(Self { dir, options, runtime, committed: RwLock::default(), _lock: lock }))
     }
 
     /// The run directory.
@@ -189,6 +211,17 @@ impl RunContext {
     fn write_committed(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<String, BTreeMap<u32, JournalEntry>>> {
         self.committed.write().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+fn check_memory(options: &RunOptions) -> Result<()> {
+    let least = options.threads.max(1) * LEAST_MEMORY_PER_TASK_BYTES;
+    if options.memory_limit_bytes < least {
+        return Err(Error::Recipe(format!(
+            "a memory limit of {} bytes is too little for {} tasks at a time: give at least {least}, or fewer threads",
+            options.memory_limit_bytes, options.threads
+        )));
+    }
+    Ok(())
 }
 
 /// Stages clear their directories, so a directory that holds anything but a run is never worked in.

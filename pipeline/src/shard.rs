@@ -5,14 +5,15 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use arrow::array::RecordBatch;
-use arrow::compute::BatchCoalescer;
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::{BatchCoalescer, cast};
 use arrow::datatypes::{DataType, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnPath;
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +122,18 @@ fn temporary_path(stage_dir: &Path, name: &Path) -> PathBuf {
     temporary_dir(stage_dir).join(flat)
 }
 
+/// Key in the footer of a shard with a column `text`: bytes of text in all its rows.
+pub const TEXT_BYTES: &str = "text_bytes";
+
+/// Bytes of text in a shard, from its footer alone.
+pub fn text_bytes(path: &Path) -> Result<u64> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let reader = SerializedFileReader::new(file).map_err(|e| Error::parquet(path, e))?;
+    let metadata = reader.metadata().file_metadata().key_value_metadata().into_iter().flatten();
+    let value = metadata.filter(|kv| kv.key == TEXT_BYTES).find_map(|kv| kv.value.as_ref()?.parse().ok());
+    value.ok_or_else(|| Error::Corrupt { path: path.into(), reason: format!("no {TEXT_BYTES} in its footer") })
+}
+
 /// Writes batches of one schema to a Parquet shard.
 ///
 /// Bytes depend on the sequence of rows alone, not on how it was cut into batches: rows are
@@ -130,6 +143,8 @@ pub struct ShardWriter {
     writer: ArrowWriter<PendingWriter>,
     coalescer: BatchCoalescer,
     rows: u64,
+    /// Position of the column `text`, and bytes of text so far.
+    text: Option<(usize, u64)>,
 }
 
 impl ShardWriter {
@@ -147,12 +162,17 @@ impl ShardWriter {
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let writer =
             ArrowWriter::try_new_with_options(file, schema.clone(), options).map_err(|e| Error::parquet(&path, e))?;
-        Ok(Self { path, writer, coalescer: BatchCoalescer::new(schema, BATCH_ROWS), rows: 0 })
+        let text = schema.index_of("text").ok().map(|column| (column, 0));
+        Ok(Self { path, writer, coalescer: BatchCoalescer::new(schema, BATCH_ROWS), rows: 0, text })
     }
 
     /// Append rows.
     pub fn write(&mut self, batch: RecordBatch) -> Result<()> {
         self.rows += batch.num_rows() as u64;
+        if let Some((column, bytes)) = &mut self.text {
+            let texts = cast(batch.column(*column), &DataType::Utf8View)?;
+            *bytes += texts.as_string_view().lengths().map(u64::from).sum::<u64>();
+        }
         self.coalescer.push_batch(batch)?;
         self.drain()
     }
@@ -173,6 +193,9 @@ impl ShardWriter {
     pub fn finish(mut self) -> Result<PendingFile> {
         self.coalescer.finish_buffered_batch()?;
         self.drain()?;
+        if let Some((_, bytes)) = self.text {
+            self.writer.append_key_value_metadata(KeyValue { key: TEXT_BYTES.into(), value: Some(bytes.to_string()) });
+        }
         let file = self.writer.into_inner().map_err(|e| Error::parquet(&self.path, e))?;
         file.finish(self.rows)
     }

@@ -61,8 +61,8 @@ pub trait Stage: Send + Sync {
     /// checkpoints of its own below [`TaskContext::stage_dir`]).
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport>;
 
-    /// Called with the sums so far after every commit; an error stops the run. For limits.
-    fn check(&self, _totals: &Totals) -> Result<()> {
+    /// Called with the sums so far before the first task and after every commit; an error stops the run. For limits.
+    fn check(&self, _run: &RunContext, _totals: &Totals) -> Result<()> {
         Ok(())
     }
 

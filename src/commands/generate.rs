@@ -11,6 +11,7 @@ use train::device::DeviceChoice;
 use train::generate::{Finish, GenerateConfig};
 
 use crate::cli::Generate;
+use crate::commands::existing;
 use crate::exit::Usage;
 use crate::output;
 use crate::recipe::SampleConfig;
@@ -37,7 +38,7 @@ pub fn generate(args: &Generate) -> Result<()> {
         top_k: args.top_k,
         top_p: args.top_p,
         seed: args.seed,
-        ignore_eos: false,
+        ..writer.config()
     };
     if args.json {
         return output::json(&writer.write(&args.prompt, &config, |_| Ok(()))?);
@@ -56,7 +57,7 @@ pub fn samples(checkpoint: &Path, sample: &SampleConfig, device: &str) -> Result
         top_k: sample.top_k,
         top_p: sample.top_p,
         seed: sample.seed,
-        ignore_eos: false,
+        ..writer.config()
     };
     sample.prompts.iter().map(|prompt| writer.write(prompt, &config, |_| Ok(()))).collect()
 }
@@ -65,14 +66,25 @@ pub fn samples(checkpoint: &Path, sample: &SampleConfig, device: &str) -> Result
 struct Writer {
     model: Model,
     encoder: Encoder,
+    suppressed: Vec<u32>,
 }
 
 impl Writer {
     fn load(checkpoint: &Path, tokenizer: Option<&Path>, device: &str) -> Result<Self> {
-        let directory = train::locate(checkpoint)?;
+        let directory = train::locate(existing(checkpoint)?)?;
         let tokenizer = tokenizer_of(&directory, tokenizer)?;
         let device = device.parse::<DeviceChoice>().map_err(|e| Usage(e.to_string()))?.select()?;
-        Ok(Self { model: train::published::load(&directory, &device)?, encoder: Encoder::load(&tokenizer)? })
+        let model = train::published::load(&directory, &device)?;
+        let encoder = Encoder::load(&tokenizer)?;
+        // Padding and reserved places of the vocabulary are no text; the end of a text is for the generator to see.
+        let mut suppressed = encoder.ids_without_text(model.config().vocab_size as u32);
+        suppressed.retain(|id| *id != model.config().eos_token_id);
+        Ok(Self { model, encoder, suppressed })
+    }
+
+    /// What the model and its tokenizer say about generation.
+    fn config(&self) -> GenerateConfig {
+        GenerateConfig { suppressed: self.suppressed.clone(), ..GenerateConfig::default() }
     }
 
     fn write(

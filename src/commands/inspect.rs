@@ -8,19 +8,17 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde::Serialize;
 
 use crate::cli::Inspect;
+use crate::commands::existing;
 use crate::commands::run::runtime;
 use crate::exit::Usage;
 use crate::output::{self, bytes, thousands};
 
 /// Look into one file or directory of a run.
 pub fn inspect(args: &Inspect) -> Result<()> {
-    let path = &args.path;
+    let path = existing(&args.path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if path.is_dir() {
         return directory(path, args.json);
-    }
-    if !path.exists() {
-        return Err(Usage(format!("{}: no such file", path.display())).into());
     }
     if name.ends_with(".parquet") {
         shard(args)

@@ -1,8 +1,11 @@
 //! One file per command: settings from flags, one library call, the result printed.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use crate::cli::{Cli, Command};
+use crate::exit::Usage;
 
 mod completions;
 mod doctor;
@@ -14,6 +17,11 @@ mod report;
 mod run;
 mod sql;
 mod status;
+
+/// A path of the command line that has to be there.
+fn existing(path: &Path) -> Result<&Path, Usage> {
+    if path.exists() { Ok(path) } else { Err(Usage(format!("{}: no such file or directory", path.display()))) }
+}
 
 /// Do what the command line asks for.
 pub fn dispatch(cli: Cli) -> Result<()> {

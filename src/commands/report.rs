@@ -3,11 +3,12 @@
 use anyhow::Result;
 
 use crate::cli::Report;
+use crate::commands::existing;
 use crate::output::{self, thousands};
 
 /// Print what each rule dropped.
 pub fn report(args: &Report) -> Result<()> {
-    let rules = pipeline::report::rules(&args.run)?;
+    let rules = pipeline::report::rules(existing(&args.run)?)?;
     if args.json {
         return output::json(&rules);
     }

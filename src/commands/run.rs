@@ -5,24 +5,30 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use pipeline::manifest::replace_file;
 use pipeline::status::summaries;
-use pipeline::{RunContext, RunOptions, Runner, StagePlan};
+use pipeline::{RunContext, RunOptions, Runner, StagePlan, Verify};
 use train::device::DeviceChoice;
 
-use crate::cli::{Logging, Run};
+use crate::cli::{self, Logging, Run};
 use crate::commands::{generate, status};
 use crate::exit::Usage;
 use crate::output;
 use crate::recipe::Recipe;
+use crate::source::Source;
 use crate::{plan, progress, stop};
 
 /// Run a recipe, or say what there is to do.
 pub fn run(args: &Run, logging: &Logging) -> Result<()> {
-    let recipe = Recipe::load(&args.recipe, &args.set)?;
+    let source = Source::read(&args.recipe, &args.set)?;
+    let recipe = Recipe::load(&source)?;
     let dir = args.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let stop = stop::on_signal()?;
     let mut options = RunOptions { stop, observer: progress::observer(logging), ..RunOptions::new() };
     options.threads = args.threads.map_or(options.threads, usize::from);
     options.memory_limit_bytes = args.memory_limit.map_or(options.memory_limit_bytes, |n| n as usize);
+    options.verify = match args.verify {
+        cli::Verify::Checksums => Verify::Checksums,
+        cli::Verify::Sizes => Verify::Sizes,
+    };
     // The linear algebra of the CPU backend runs on this pool; results do not depend on its size.
     rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global().context("thread pool")?;
     let threads = options.threads;
@@ -31,20 +37,15 @@ pub fn run(args: &Run, logging: &Logging) -> Result<()> {
         // A device that is not there is told before hours of curation, not after.
         device.select().map_err(|e| Usage(e.to_string()))?;
     }
-    let stages = plan::stages(&recipe, device)?;
-    let existed = dir.exists();
-    let runner = Runner::new(RunContext::new(&dir, options)?, stages)?;
+    let stages = plan::stages(&recipe, device).map_err(|e| source.explain(e))?;
     if args.dry_run {
-        let plan = runner.plan()?;
-        drop(runner);
-        if !existed {
-            // A look leaves nothing behind.
-            std::fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        }
+        let runner = Runner::new(RunContext::look(&dir, options)?, stages)?;
+        let plan = runner.plan().map_err(|e| source.explain(e))?;
         return dry_run(&plan, &dir, args.json);
     }
+    let runner = Runner::new(RunContext::new(&dir, options)?, stages)?;
     replace_file(&dir.join("recipe.toml"), recipe.resolved()?.as_bytes())?;
-    runtime(Some(threads))?.block_on(runner.run(args.until.as_deref()))?;
+    runtime(Some(threads))?.block_on(runner.run(args.until.as_deref())).map_err(|e| source.explain(e))?;
     drop(runner);
     finish(args, &recipe, &dir)
 }

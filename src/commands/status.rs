@@ -5,12 +5,22 @@ use pipeline::StageState;
 use pipeline::status::{StageSummary, summaries};
 
 use crate::cli::Status;
+use crate::commands::existing;
 use crate::output::{self, bytes, thousands};
 
 /// Print what each stage of a run has done.
 pub fn status(args: &Status) -> Result<()> {
-    let stages = summaries(&args.run)?;
-    if args.json { output::json(&stages) } else { Ok(output::line(table(&stages))?) }
+    let stages = summaries(existing(&args.run)?)?;
+    if args.json {
+        return output::json(&stages);
+    }
+    output::line(table(&stages))?;
+    for stage in &stages {
+        if let Some(reason) = &stage.outdated {
+            output::line(format!("{}: {reason}", stage.stage))?;
+        }
+    }
+    Ok(())
 }
 
 /// The stages as a table; also printed at the end of a run.
@@ -23,9 +33,10 @@ pub fn table(stages: &[StageSummary]) -> String {
         let count = |n: u64| if t.rows_read == 0 { "-".into() } else { thousands(n) };
         rows.push(vec![
             stage.stage.clone(),
-            match stage.state {
-                StageState::Done => "done".into(),
-                StageState::Running => "unfinished".into(),
+            match (&stage.outdated, stage.state) {
+                (Some(_), _) => "outdated".into(),
+                (None, StageState::Done) => "done".into(),
+                (None, StageState::Running) => "unfinished".into(),
             },
             format!("{}/{}", stage.done, stage.tasks),
             count(t.rows_read),

@@ -71,7 +71,6 @@ checkpoint_every_steps = 6
 log_every_steps = 1
 
 [train.schedule]
-kind = "cosine"
 warmup_steps = 4
 
 [train.model]

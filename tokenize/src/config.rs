@@ -40,13 +40,13 @@ impl TokenizeConfig {
     /// Refuse values that cannot work.
     pub fn validate(&self) -> Result<()> {
         if !(0.0..1.0).contains(&self.validation_fraction) {
-            return Err(Error::Config(format!(
-                "validation_fraction is {}; it must be at least 0 and below 1",
-                self.validation_fraction
-            )));
+            return Err(Error::config(
+                "validation_fraction",
+                format!("is {}; it must be at least 0 and below 1", self.validation_fraction),
+            ));
         }
         if self.shard_tokens == 0 {
-            return Err(Error::Config("shard_tokens must be above 0".into()));
+            return Err(Error::config("shard_tokens", "must be above 0"));
         }
         self.tokenizer.validate()
     }
@@ -109,24 +109,28 @@ impl TokenizerConfig {
         }
         let least = 256 + self.special_tokens.len() as u32;
         if self.vocab_size < least || self.vocab_size > 1 << 24 {
-            return Err(Error::Config(format!(
-                "vocab_size is {}; it must be at least {least} (every byte and the special tokens) and at most {}",
-                self.vocab_size,
-                1 << 24
-            )));
+            return Err(Error::config(
+                "tokenizer.vocab_size",
+                format!(
+                    "is {}; it must be at least {least} (every byte and the special tokens) and at most {}",
+                    self.vocab_size,
+                    1 << 24
+                ),
+            ));
         }
         for (role, token) in
             [("pad_token", &self.pad_token), ("bos_token", &self.bos_token), ("eos_token", &self.eos_token)]
         {
             if !self.special_tokens.contains(token) {
-                return Err(Error::Config(format!("{role} {token:?} is not among special_tokens")));
+                let reason = format!("{token:?} is not among special_tokens");
+                return Err(Error::config(&format!("tokenizer.{role}"), reason));
             }
         }
         let mut sorted = self.special_tokens.clone();
         sorted.sort();
         sorted.dedup();
         if sorted.len() != self.special_tokens.len() || sorted.iter().any(|t| t.chars().count() < 2) {
-            return Err(Error::Config("special_tokens must differ and have two characters or more".into()));
+            return Err(Error::config("tokenizer.special_tokens", "must differ and have two characters or more"));
         }
         self.pattern.check()
     }
@@ -165,9 +169,9 @@ impl Pattern {
     }
 
     fn check(&self) -> Result<()> {
-        tokenizers::utils::SysRegex::new(self.regex())
-            .map(drop)
-            .map_err(|e| Error::Config(format!("pattern {:?} is not a regular expression: {e}", self.regex())))
+        tokenizers::utils::SysRegex::new(self.regex()).map(drop).map_err(|e| {
+            Error::config("tokenizer.pattern", format!("{:?} is not a regular expression: {e}", self.regex()))
+        })
     }
 }
 

@@ -87,6 +87,17 @@ impl Encoder {
             .ok_or_else(|| Error::Tokenizer { path: self.path.clone(), reason: format!("it has no token {token:?}") })
     }
 
+    /// Ids that stand for no text: special tokens, and, below `size`, ids that no token has. A model whose
+    /// vocabulary is that large may give them a probability, but a text cannot contain them.
+    pub fn ids_without_text(&self, size: u32) -> Vec<u32> {
+        let special = self.tokenizer.get_added_tokens_decoder();
+        let textless = |id: &u32| match special.get(id) {
+            Some(token) => token.special,
+            None => self.tokenizer.id_to_token(*id).is_none(),
+        };
+        (0..size).filter(textless).collect()
+    }
+
     /// One more than the largest id.
     pub fn vocabulary_size(&self) -> u32 {
         self.vocabulary_size

@@ -9,9 +9,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The recipe asks for something that cannot be done.
-    #[error("{0}")]
-    Config(String),
+    /// A key of the recipe asks for something that cannot be done.
+    #[error("{key}: {reason}")]
+    Config {
+        /// The key, as a dotted path from the top of the recipe.
+        key: String,
+        /// What is wrong with its value.
+        reason: String,
+    },
     /// A `tokenizer.json` cannot be used.
     #[error("tokenizer {path}: {reason}")]
     Tokenizer {
@@ -41,6 +46,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The loader cannot work with these settings or these shards.
+    #[error("{0}")]
+    Loader(String),
     /// A loader state belongs to another data set or another order of it.
     #[error("the saved loader state does not fit this run: {0}")]
     State(String),
@@ -50,6 +58,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// An error of `key` of the table `[tokenize]`.
+    pub(crate) fn config(key: &str, reason: impl Into<String>) -> Self {
+        Self::Config { key: format!("tokenize.{key}"), reason: reason.into() }
+    }
+
     /// An I/O error at `path`.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Self::Io { path: path.as_ref().into(), source }
@@ -60,7 +73,9 @@ impl From<Error> for pipeline::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Pipeline(error) => error,
-            Error::Config(_) | Error::Tokenizer { .. } => Self::Recipe(error.to_string()),
+            Error::Config { key, reason } => Self::Setting { key, reason },
+            Error::Tokenizer { .. } => Self::Recipe(error.to_string()),
+            Error::Loader(_) => Self::abort(error),
             Error::Io { path, source } => Self::io(path, source),
             other => Self::shard(other),
         }

@@ -18,7 +18,7 @@ impl Splitter {
     }
 
     pub(crate) fn from_regex(regex: &str, individual_digits: bool) -> Result<Self> {
-        let regex = SysRegex::new(regex).map_err(|e| Error::Config(format!("pattern {regex:?}: {e}")))?;
+        let regex = SysRegex::new(regex).map_err(|e| Error::config("tokenizer.pattern", format!("{regex:?}: {e}")))?;
         Ok(Self { individual_digits, regex })
     }
 

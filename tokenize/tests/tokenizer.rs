@@ -76,8 +76,14 @@ fn a_training_is_a_function_of_the_documents() {
 #[test]
 fn text_too_small_for_the_vocabulary_leaves_reserved_tokens() {
     let config = TokenizerConfig { vocab_size: 600, ..Default::default() };
-    let tokenizer = Tokenizer::from_bytes(train(&config, &["the cat, the hat", "the cat"])).unwrap();
+    let json = train(&config, &["the cat, the hat", "the cat"]);
+    let tokenizer = Tokenizer::from_bytes(&json).unwrap();
     assert_eq!(tokenizer.get_vocab_size(true), 640);
+    // None of them, nor an id beyond the vocabulary, may ever be written by a model.
+    let encoder = Encoder::from_bytes(json.as_bytes(), Path::new("tokenizer.json")).unwrap();
+    let textless = encoder.ids_without_text(650);
+    let first_reserved = tokenizer.token_to_id("<|reserved_0|>").unwrap();
+    assert_eq!(textless, (0..3).chain(first_reserved..650).collect::<Vec<u32>>());
     assert_eq!(
         tokenizer.id_to_token(639).unwrap(),
         format!("<|reserved_{}|>", 639 - tokenizer.token_to_id("<|reserved_0|>").unwrap())

@@ -340,7 +340,7 @@ impl OptimizerConfig {
 
 /// How the learning rate runs over the steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[serde(tag = "kind", rename_all = "snake_case", try_from = "ScheduleTable")]
 pub enum ScheduleConfig {
     /// Linear warm-up, then half a cosine down to a share of the peak at the last step.
     Cosine(CosineConfig),
@@ -349,23 +349,21 @@ pub enum ScheduleConfig {
 }
 
 /// See [`ScheduleConfig::Cosine`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CosineConfig {
-    /// Steps until the peak.
-    pub warmup_steps: u64,
+    /// Steps until the peak; unset, a twentieth of the run, at most 2000.
+    pub warmup_steps: Option<u64>,
     /// Last learning rate as a share of the peak.
     pub minimum_ratio: f64,
 }
 
 /// See [`ScheduleConfig::WarmupStableDecay`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WarmupStableDecayConfig {
-    /// Steps until the peak.
-    pub warmup_steps: u64,
-    /// Steps of the decay at the end of the run.
-    pub decay_steps: u64,
+    /// Steps until the peak; unset, a twentieth of the run, at most 2000.
+    pub warmup_steps: Option<u64>,
+    /// Steps of the decay at the end of the run; unset, a tenth of the run.
+    pub decay_steps: Option<u64>,
     /// Last learning rate as a share of the peak.
     pub minimum_ratio: f64,
 }
@@ -378,30 +376,91 @@ impl Default for ScheduleConfig {
 
 impl Default for CosineConfig {
     fn default() -> Self {
-        Self { warmup_steps: 50, minimum_ratio: 0.1 }
+        Self { warmup_steps: None, minimum_ratio: 0.1 }
     }
 }
 
 impl Default for WarmupStableDecayConfig {
     fn default() -> Self {
-        Self { warmup_steps: 50, decay_steps: 100, minimum_ratio: 0.0 }
+        Self { warmup_steps: None, decay_steps: None, minimum_ratio: 0.0 }
+    }
+}
+
+/// The `[train.schedule]` table: every key has a default.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScheduleTable {
+    #[serde(default)]
+    kind: ScheduleKind,
+    warmup_steps: Option<u64>,
+    decay_steps: Option<u64>,
+    minimum_ratio: Option<f64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ScheduleKind {
+    #[default]
+    Cosine,
+    WarmupStableDecay,
+}
+
+impl TryFrom<ScheduleTable> for ScheduleConfig {
+    type Error = String;
+
+    fn try_from(table: ScheduleTable) -> Result<Self, String> {
+        let ScheduleTable { kind, warmup_steps, decay_steps, minimum_ratio } = table;
+        match kind {
+            ScheduleKind::Cosine if decay_steps.is_some() => {
+                Err("decay_steps belongs to kind = \"warmup_stable_decay\": a cosine decays all the way".into())
+            }
+            ScheduleKind::Cosine => {
+                let minimum_ratio = minimum_ratio.unwrap_or(CosineConfig::default().minimum_ratio);
+                Ok(Self::Cosine(CosineConfig { warmup_steps, minimum_ratio }))
+            }
+            ScheduleKind::WarmupStableDecay => {
+                let minimum_ratio = minimum_ratio.unwrap_or(WarmupStableDecayConfig::default().minimum_ratio);
+                Ok(Self::WarmupStableDecay(WarmupStableDecayConfig { warmup_steps, decay_steps, minimum_ratio }))
+            }
+        }
     }
 }
 
 impl ScheduleConfig {
-    fn validate(&self, steps: u64) -> Result<(), Error> {
-        let (parts, minimum) = match self {
-            Self::Cosine(cosine) => (cosine.warmup_steps, cosine.minimum_ratio),
-            Self::WarmupStableDecay(wsd) => (wsd.warmup_steps.saturating_add(wsd.decay_steps), wsd.minimum_ratio),
+    /// Steps of the warm-up and of the decay at the end of a run of `steps`. The decay of a cosine is not at the end.
+    pub fn parts(&self, steps: u64) -> (u64, u64) {
+        let (warmup, decay) = match self {
+            Self::Cosine(cosine) => (cosine.warmup_steps, Some(0)),
+            Self::WarmupStableDecay(wsd) => (wsd.warmup_steps, wsd.decay_steps),
         };
-        if parts > steps {
+        (warmup.unwrap_or_else(|| (steps / 20).min(2000)), decay.unwrap_or(steps / 10))
+    }
+
+    /// The same schedule of a run of `steps` with its defaults written out.
+    pub fn resolved(&self, steps: u64) -> Self {
+        let (warmup, decay) = self.parts(steps);
+        match self.clone() {
+            Self::Cosine(cosine) => Self::Cosine(CosineConfig { warmup_steps: Some(warmup), ..cosine }),
+            Self::WarmupStableDecay(wsd) => Self::WarmupStableDecay(WarmupStableDecayConfig {
+                warmup_steps: Some(warmup),
+                decay_steps: Some(decay),
+                ..wsd
+            }),
+        }
+    }
+
+    fn validate(&self, steps: u64) -> Result<(), Error> {
+        let (warmup, decay) = self.parts(steps);
+        if warmup.saturating_add(decay) > steps {
             return Err(Error::config(
-                "schedule",
-                format!("warm-up and decay take {parts} steps, the run has {steps}"),
+                "schedule.warmup_steps",
+                format!("warm-up and decay take {warmup} and {decay} steps, the run has {steps}"),
             ));
         }
-        if !(0.0..=1.0).contains(&minimum) {
-            return Err(Error::config("schedule.minimum_ratio", format!("{minimum} is not between 0 and 1")));
+        let (Self::Cosine(CosineConfig { minimum_ratio, .. })
+        | Self::WarmupStableDecay(WarmupStableDecayConfig { minimum_ratio, .. })) = self;
+        if !(0.0..=1.0).contains(minimum_ratio) {
+            return Err(Error::config("schedule.minimum_ratio", format!("{minimum_ratio} is not between 0 and 1")));
         }
         Ok(())
     }
@@ -449,6 +508,24 @@ mod tests {
     }
 
     #[test]
+    fn a_schedule_has_defaults_that_fit_any_run() {
+        let schedule = |text: &str| toml::from_str::<TrainConfig>(text).unwrap().schedule;
+        assert_eq!(schedule(""), schedule("[schedule]\n"));
+        assert_eq!(schedule("[schedule]\nwarmup_steps = 3\n").parts(1000), (3, 0));
+        for steps in [0, 1, 7, 1000, 1 << 40] {
+            for text in ["", "[schedule]\nkind = \"warmup_stable_decay\"\n"] {
+                let schedule = schedule(text);
+                schedule.validate(steps).unwrap();
+                let resolved = schedule.resolved(steps);
+                assert_eq!(resolved.parts(steps), schedule.parts(steps));
+                let written = toml::to_string(&resolved).unwrap();
+                assert!(written.contains("warmup_steps = "), "{written}");
+                assert_eq!(toml::from_str::<ScheduleConfig>(&written).unwrap(), resolved);
+            }
+        }
+    }
+
+    #[test]
     fn unknown_keys_and_sizes_are_refused() {
         for text in [
             "stepz = 3",
@@ -472,7 +549,9 @@ mod tests {
         assert!(error.starts_with("model.hidden_dim: 130"), "{error}");
         config.model.hidden_dim = 128;
         config.steps = 3;
+        config.validate().unwrap();
+        config.schedule = ScheduleConfig::Cosine(CosineConfig { warmup_steps: Some(4), minimum_ratio: 0.1 });
         let error = config.validate().unwrap_err().to_string();
-        assert!(error.starts_with("schedule: warm-up"), "{error}");
+        assert!(error.starts_with("schedule.warmup_steps: warm-up"), "{error}");
     }
 }

@@ -22,6 +22,12 @@ pub enum Error {
         /// The reason.
         source: std::io::Error,
     },
+    /// A directory that was to hold a model holds none.
+    #[error("{path}: holds no model and no checkpoint")]
+    NoModel {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A file whose content is not what it has to be.
     #[error("{path}: {reason}")]
     Format {

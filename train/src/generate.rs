@@ -25,11 +25,21 @@ pub struct GenerateConfig {
     pub seed: u64,
     /// Go on after the end-of-text token.
     pub ignore_eos: bool,
+    /// Ids that are never chosen: padding, reserved places of the vocabulary.
+    pub suppressed: Vec<u32>,
 }
 
 impl Default for GenerateConfig {
     fn default() -> Self {
-        Self { max_tokens: 200, temperature: 0.8, top_k: 0, top_p: 0.95, seed: 0, ignore_eos: false }
+        Self {
+            max_tokens: 200,
+            temperature: 0.8,
+            top_k: 0,
+            top_p: 0.95,
+            seed: 0,
+            ignore_eos: false,
+            suppressed: Vec::new(),
+        }
     }
 }
 
@@ -102,7 +112,7 @@ pub fn generate(
     Ok(Finish::Length)
 }
 
-/// Chooses a token; of equal logits the lower id comes first.
+/// Chooses a token that is not suppressed; of equal logits the lower id comes first.
 fn choose(logits: &[f32], config: &GenerateConfig, rng: &mut Rng) -> Result<u32, Error> {
     if logits.iter().any(|logit| logit.is_nan()) {
         return Err(Error::Input("the model's logits are not numbers".to_owned()));
@@ -111,7 +121,10 @@ fn choose(logits: &[f32], config: &GenerateConfig, rng: &mut Rng) -> Result<u32,
         let (x, y) = (logits[*a as usize], logits[*b as usize]);
         y.total_cmp(&x).then(a.cmp(b))
     };
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let mut order: Vec<u32> = (0..logits.len() as u32).filter(|id| !config.suppressed.contains(id)).collect();
+    if order.is_empty() {
+        return Err(Error::Input("every token is suppressed".to_owned()));
+    }
     let count = match (config.temperature, config.top_k) {
         (0.0, _) => 1,
         (_, 0) => order.len(),
@@ -259,5 +272,20 @@ mod tests {
         let [a, b, c, d, e] = seen(0, 0.75);
         assert!(a == 0 && c == 0 && e == 0 && b.abs_diff(d) < 300);
         assert_eq!(seen(1, 1.0)[1], 4000);
+    }
+
+    #[test]
+    fn suppressed_ids_are_never_chosen() {
+        let logits = [9.0, 2.0, 1.0, 2.0, -3.0];
+        for (temperature, top_k) in [(0.0, 0), (1.0, 0), (1.0, 2)] {
+            let config =
+                GenerateConfig { temperature, top_k, top_p: 1.0, suppressed: vec![0, 3], ..GenerateConfig::default() };
+            let mut rng = Rng::new(0, 0);
+            for _ in 0..500 {
+                assert!([1, 2, 4].contains(&choose(&logits, &config, &mut rng).unwrap()));
+            }
+        }
+        let all = GenerateConfig { suppressed: (0..5).collect(), ..GenerateConfig::default() };
+        assert!(choose(&logits, &all, &mut Rng::new(0, 0)).is_err());
     }
 }

@@ -14,7 +14,7 @@ use crate::{Error, checkpoint};
 /// files are verified against their checksums.
 ///
 /// # Errors
-/// [`Error::Format`] when there is none, or when a file of it was changed.
+/// [`Error::NoModel`] when there is none, [`Error::Format`] when a file of it was changed.
 pub fn locate(path: &Path) -> Result<PathBuf, Error> {
     if path.join(MODEL).exists() {
         return verified(path.to_owned());
@@ -24,7 +24,7 @@ pub fn locate(path: &Path) -> Result<PathBuf, Error> {
             return verified(newest);
         }
     }
-    Err(Error::format(path, format!("holds no {MODEL} and no checkpoint")))
+    Err(Error::NoModel { path: path.to_owned() })
 }
 
 /// A checkpoint whose files have their checksums; a published model has none to check.

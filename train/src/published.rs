@@ -182,6 +182,8 @@ mod tests {
         let mut names: Vec<_> = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, [CONFIG, MODEL, TOKENIZER]);
+        let mode = |name: &str| fs::metadata(target.join(name)).unwrap().permissions();
+        assert_eq!(mode(MODEL), mode(CONFIG), "weights are as readable as any other file");
     }
 
     #[test]

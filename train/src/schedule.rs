@@ -5,10 +5,7 @@ use crate::config::ScheduleConfig;
 /// The learning rate of step `step` (from 0) of `steps`. The warm-up reaches `peak` with its last
 /// step; the decay would reach its minimum one step after the last.
 pub fn learning_rate(schedule: &ScheduleConfig, peak: f64, steps: u64, step: u64) -> f64 {
-    let warmup = match schedule {
-        ScheduleConfig::Cosine(cosine) => cosine.warmup_steps,
-        ScheduleConfig::WarmupStableDecay(wsd) => wsd.warmup_steps,
-    };
+    let (warmup, decay) = schedule.parts(steps);
     if step < warmup {
         return peak * (step + 1) as f64 / warmup as f64;
     }
@@ -23,7 +20,7 @@ pub fn learning_rate(schedule: &ScheduleConfig, peak: f64, steps: u64, step: u64
             cosine.minimum_ratio + (1.0 - cosine.minimum_ratio) * wave
         }
         ScheduleConfig::WarmupStableDecay(wsd) => {
-            1.0 - (1.0 - wsd.minimum_ratio) * progress(steps.saturating_sub(wsd.decay_steps))
+            1.0 - (1.0 - wsd.minimum_ratio) * progress(steps.saturating_sub(decay))
         }
     };
     peak * ratio
@@ -36,7 +33,7 @@ mod tests {
 
     #[test]
     fn cosine_warms_up_and_falls_to_its_minimum() {
-        let schedule = ScheduleConfig::Cosine(CosineConfig { warmup_steps: 10, minimum_ratio: 0.1 });
+        let schedule = ScheduleConfig::Cosine(CosineConfig { warmup_steps: Some(10), minimum_ratio: 0.1 });
         let rate = |step| learning_rate(&schedule, 2.0, 110, step);
         assert!((rate(0) - 0.2).abs() < 1e-12 && (rate(9) - 2.0).abs() < 1e-12);
         assert!((rate(10) - 2.0).abs() < 1e-12 && (rate(60) - 1.1).abs() < 1e-12);
@@ -47,8 +44,8 @@ mod tests {
     #[test]
     fn warmup_stable_decay_is_flat_between() {
         let schedule = ScheduleConfig::WarmupStableDecay(WarmupStableDecayConfig {
-            warmup_steps: 4,
-            decay_steps: 20,
+            warmup_steps: Some(4),
+            decay_steps: Some(20),
             minimum_ratio: 0.0,
         });
         let rate = |step| learning_rate(&schedule, 1.0, 100, step);
@@ -59,8 +56,8 @@ mod tests {
     #[test]
     fn no_warm_up_and_no_decay_are_fine() {
         let schedule = ScheduleConfig::WarmupStableDecay(WarmupStableDecayConfig {
-            warmup_steps: 0,
-            decay_steps: 0,
+            warmup_steps: Some(0),
+            decay_steps: Some(0),
             minimum_ratio: 0.0,
         });
         assert!((0..5).all(|step| learning_rate(&schedule, 3.0, 5, step) == 3.0));

@@ -55,10 +55,14 @@ pub(crate) fn write(path: &Path, parameters: &ParameterList, buffers: &[(&str, &
         })
     });
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    // `safetensors` writes through a temporary file that nobody but its owner may read, which is not what a user's
+    // other files are like: the permissions of a new file are learnt first and set last.
+    let permissions = fs::File::create(path).and_then(|file| file.metadata()).map_err(Error::io(path))?.permissions();
     safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
         SafeTensorError::IoError(source) => Error::io(path)(source),
         other => Error::format(path, other),
-    })
+    })?;
+    fs::set_permissions(path, permissions).map_err(Error::io(path))
 }
 
 /// Reads what [`write`] wrote: a flat buffer for every prefix, from a file that holds their tensors

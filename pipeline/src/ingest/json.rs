@@ -187,8 +187,10 @@ impl Fields {
             .map_err(|e| Bad { reason: Reason::InvalidJson, detail: e.to_string() })?;
         let text = match slots[TEXT].take() {
             Some(Value::String(text)) => text,
-            None | Some(Value::Null) => {
-                return Err(Bad { reason: Reason::MissingText, detail: self.explain_missing(line) });
+            None => return Err(Bad { reason: Reason::MissingText, detail: self.explain_missing(line) }),
+            Some(Value::Null) => {
+                let detail = format!("field {:?} is null", self.mapping.text);
+                return Err(Bad { reason: Reason::MissingText, detail });
             }
             Some(other) => {
                 let detail = format!("field {:?} is {}, not a string", self.mapping.text, kind(&other));

@@ -2,8 +2,8 @@
 
 use std::io::{self, Read};
 
-use super::bytes::CHUNK_BYTES;
 use super::rows::EXCERPT_BYTES;
+use super::window::Window;
 
 /// One line without its end.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,12 +30,7 @@ pub(super) enum Body<'a> {
 pub(super) struct Lines<R> {
     input: R,
     limit: usize,
-    buffer: Vec<u8>,
-    /// The unread bytes are `buffer[start..end]`.
-    start: usize,
-    end: usize,
-    /// Offset in the file of `buffer[start]`.
-    offset: u64,
+    window: Window,
     index: u64,
     ended: bool,
     /// Beginning of the line that is being read past.
@@ -45,14 +40,14 @@ pub(super) struct Lines<R> {
 impl<R: Read> Lines<R> {
     /// Lines of `input`, whose first byte is at `offset` of the file.
     pub fn new(input: R, offset: u64, limit: usize) -> Self {
-        Self { input, limit, buffer: Vec::new(), start: 0, end: 0, offset, index: 0, ended: false, head: Vec::new() }
+        Self { input, limit, window: Window::new(offset), index: 0, ended: false, head: Vec::new() }
     }
 
     /// Skip a byte order mark.
     pub fn skip_bom(&mut self) -> io::Result<()> {
-        while self.end - self.start < 3 && self.fill()? {}
-        if self.buffer[self.start..self.end].starts_with(b"\xEF\xBB\xBF") {
-            self.consume(3);
+        while self.window.len() < 3 && self.fill()? {}
+        if self.window.bytes().starts_with(b"\xEF\xBB\xBF") {
+            self.window.consume(3);
         }
         Ok(())
     }
@@ -61,14 +56,14 @@ impl<R: Read> Lines<R> {
     /// starts there is of no interest.
     pub fn skip_partial_line(&mut self, end: u64) -> io::Result<()> {
         loop {
-            match memchr::memchr(b'\n', &self.buffer[self.start..self.end]) {
+            match memchr::memchr(b'\n', self.window.bytes()) {
                 Some(at) => {
-                    self.consume(at + 1);
+                    self.window.consume(at + 1);
                     return Ok(());
                 }
-                None => self.consume(self.end - self.start),
+                None => self.window.clear(),
             }
-            if self.offset >= end || !self.fill()? {
+            if self.offset() >= end || !self.fill()? {
                 return Ok(());
             }
         }
@@ -76,7 +71,7 @@ impl<R: Read> Lines<R> {
 
     /// Offset of the next line.
     pub fn offset(&self) -> u64 {
-        self.offset
+        self.window.offset()
     }
 
     /// Number of lines given so far.
@@ -86,7 +81,7 @@ impl<R: Read> Lines<R> {
 
     /// The beginning of what was read of the next line, after an error.
     pub fn rest(&self) -> &[u8] {
-        if self.head.is_empty() { &self.buffer[self.start..self.end] } else { &self.head }
+        if self.head.is_empty() { self.window.bytes() } else { &self.head }
     }
 
     /// The next line. A last line needs no end.
@@ -94,16 +89,16 @@ impl<R: Read> Lines<R> {
         self.head.clear();
         let mut searched = 0;
         loop {
-            if let Some(at) = memchr::memchr(b'\n', &self.buffer[self.start + searched..self.end]) {
+            if let Some(at) = memchr::memchr(b'\n', &self.window.bytes()[searched..]) {
                 return Ok(Some(self.take(searched + at, 1)));
             }
-            searched = self.end - self.start;
+            searched = self.window.len();
             // One byte of grace for the `\r` of a line that is exactly as long as it may be.
             if searched > self.limit.saturating_add(1) {
                 return self.read_past().map(Some);
             }
             if !self.fill()? {
-                let length = self.end - self.start;
+                let length = self.window.len();
                 return Ok((length > 0).then(|| self.take(length, 0)));
             }
         }
@@ -111,10 +106,9 @@ impl<R: Read> Lines<R> {
 
     /// Give the next `length` bytes as a line that is followed by `ending` bytes of line end.
     fn take(&mut self, length: usize, ending: usize) -> Line<'_> {
-        let (offset, index, start) = (self.offset, self.index, self.start);
+        let (offset, index) = (self.offset(), self.index);
         self.index += 1;
-        self.consume(length + ending);
-        let line = &self.buffer[start..start + length];
+        let line = &self.window.consume(length + ending)[..length];
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         let body = if line.len() > self.limit {
             Body::TooLong { head: &line[..line.len().min(EXCERPT_BYTES)], length: line.len() as u64 }
@@ -126,30 +120,26 @@ impl<R: Read> Lines<R> {
 
     /// Read to the end of a line that is too long, holding its head alone.
     fn read_past(&mut self) -> io::Result<Line<'_>> {
-        let (offset, index) = (self.offset, self.index);
-        self.head.extend_from_slice(&self.buffer[self.start..self.end.min(self.start + EXCERPT_BYTES)]);
+        let (offset, index) = (self.offset(), self.index);
+        let unread = self.window.bytes();
+        self.head.extend_from_slice(&unread[..unread.len().min(EXCERPT_BYTES)]);
         let mut last = None;
         let (length, ending) = loop {
-            let unread = &self.buffer[self.start..self.end];
+            let unread = self.window.bytes();
             if let Some(at) = memchr::memchr(b'\n', unread) {
                 last = at.checked_sub(1).map(|before| unread[before]).or(last);
-                break (self.offset - offset + at as u64, at + 1);
+                break (self.offset() - offset + at as u64, at + 1);
             }
             last = unread.last().copied().or(last);
-            self.consume(self.end - self.start);
+            self.window.clear();
             if !self.fill()? {
-                break (self.offset - offset, 0);
+                break (self.offset() - offset, 0);
             }
         };
-        self.consume(ending);
+        self.window.consume(ending);
         self.index += 1;
         let length = length - u64::from(last == Some(b'\r'));
         Ok(Line { offset, index, body: Body::TooLong { head: &self.head, length } })
-    }
-
-    fn consume(&mut self, n: usize) {
-        self.start += n;
-        self.offset += n as u64;
     }
 
     /// Read a chunk; false at the end of the stream.
@@ -157,28 +147,8 @@ impl<R: Read> Lines<R> {
         if self.ended {
             return Ok(false);
         }
-        if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-        if self.buffer.len() - self.end < CHUNK_BYTES {
-            self.buffer.resize(self.end + CHUNK_BYTES, 0);
-        }
-        loop {
-            match self.input.read(&mut self.buffer[self.end..]) {
-                Ok(0) => {
-                    self.ended = true;
-                    return Ok(false);
-                }
-                Ok(n) => {
-                    self.end += n;
-                    return Ok(true);
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
+        self.ended = !self.window.fill(&mut self.input)?;
+        Ok(!self.ended)
     }
 }
 
@@ -186,6 +156,7 @@ impl<R: Read> Lines<R> {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::bytes::CHUNK_BYTES;
     use super::*;
 
     /// Gives `bytes` in pieces of the sizes in `pieces`, in turn.
@@ -266,7 +237,7 @@ mod tests {
         let line = lines.next().unwrap().unwrap();
         assert_eq!((line.offset, line.body), ((300 << 20) - 2, Body::Whole(b"ok")));
         assert_eq!(lines.next().unwrap(), None);
-        assert!(lines.buffer.capacity() <= 2 * (limit + CHUNK_BYTES), "{}", lines.buffer.capacity());
+        assert!(lines.window.capacity() <= 2 * (limit + CHUNK_BYTES), "{}", lines.window.capacity());
     }
 
     #[test]

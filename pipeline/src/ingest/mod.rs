@@ -6,6 +6,7 @@
 //! one. So a bad record is data like any other: counted, kept with file, place and excerpt, never lost
 //! and never the end of a shard. Readers hold one record and one batch, whatever the size of the file.
 
+pub(crate) mod bad;
 mod bytes;
 mod charset;
 pub mod config;
@@ -24,6 +25,7 @@ pub mod splits;
 mod tests;
 mod text;
 mod warc;
+mod window;
 
 pub use config::{FieldMapping, IngestConfig, InputConfig, InputFormat};
 pub use listing::{Compression, FileFormat, InputFile, Listing};

@@ -11,6 +11,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::error::{DataFusionError, Result};
 
+use super::bad::BadInTask;
 use crate::document::{self, document_id};
 use crate::shard::BATCH_ROWS;
 
@@ -162,16 +163,13 @@ pub(super) struct Document<'a> {
     pub metadata: Option<String>,
 }
 
-/// The first bad record that a stage met, for the message when there are too many.
-pub(crate) type FirstBad = Arc<std::sync::Mutex<Option<String>>>;
-
 /// What a reader writes into. Rows leave in batches that are bounded in rows and in bytes.
 pub(super) struct Rows {
     uri: Arc<str>,
     source: Arc<str>,
     /// Records met, counted by the readers apart from the rows below.
     read: Arc<AtomicU64>,
-    first_bad: FirstBad,
+    bad: Arc<BadInTask>,
     send: Box<dyn FnMut(RecordBatch) -> Result<()> + Send>,
     ids: FixedSizeBinaryBuilder,
     text: StringViewBuilder,
@@ -193,14 +191,14 @@ impl Rows {
         uri: Arc<str>,
         source: Arc<str>,
         read: Arc<AtomicU64>,
-        first_bad: FirstBad,
+        bad: Arc<BadInTask>,
         send: Box<dyn FnMut(RecordBatch) -> Result<()> + Send>,
     ) -> Self {
         Self {
             uri,
             source,
             read,
-            first_bad,
+            bad,
             send,
             ids: FixedSizeBinaryBuilder::new(16),
             text: StringViewBuilder::new(),
@@ -252,8 +250,10 @@ impl Rows {
         raw: &[u8],
     ) -> Result<()> {
         if reason.is_bad() {
-            let mut first = self.first_bad.lock().unwrap_or_else(|e| e.into_inner());
-            first.get_or_insert_with(|| format!("{}, {}: {}: {detail}", self.uri, place.name(), reason.name()));
+            let at = || format!("{}, {}: {}: {detail}", self.uri, place.name(), reason.name());
+            if !self.bad.add(reason, at) {
+                return Err(DataFusionError::Execution("too many bad records".into()));
+            }
         }
         self.place(place)?;
         self.text.append_value("");

@@ -28,12 +28,13 @@ use datafusion::physical_plan::{ExecutionPlan, apply_expression_roots};
 use futures::{FutureExt, StreamExt};
 use object_store::ObjectStore;
 
+use super::bad::BadInTask;
 use super::bytes::{StoredFile, decompress};
 use super::config::FieldMapping;
 use super::json::{self, Fields, Span};
 use super::listing::{Compression, FileFormat, InputFile};
 use super::parquet::{self, ParquetFile};
-use super::rows::{FirstBad, Ordinals, Rows, SCHEMA};
+use super::rows::{Ordinals, Rows, SCHEMA};
 use super::splits::Split;
 use super::{text, warc};
 
@@ -59,8 +60,8 @@ pub(crate) struct ScanContext {
     pub max_record_bytes: usize,
     /// Counts the records read.
     pub read: Arc<AtomicU64>,
-    /// Takes the first bad record.
-    pub first_bad: FirstBad,
+    /// Counts the bad ones.
+    pub bad: Arc<BadInTask>,
 }
 
 /// The records of some splits, in order, as rows of [`SCHEMA`].
@@ -262,8 +263,7 @@ async fn open(
         let send = move |batch| {
             out.blocking_send(Ok(batch)).map_err(|_| DataFusionError::Execution("nobody reads the rows".into()))
         };
-        let mut rows =
-            Rows::new(split.uri.clone(), split.source.clone(), context.read, context.first_bad, Box::new(send));
+        let mut rows = Rows::new(split.uri.clone(), split.source.clone(), context.read, context.bad, Box::new(send));
         let limit = context.max_record_bytes;
         match input {
             Input::Parquet(file) => parquet::read(&file, span, &split.fields, limit, &mut rows)?,

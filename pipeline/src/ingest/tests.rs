@@ -13,12 +13,13 @@ use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use proptest::prelude::*;
 
+use super::bad::BadRecords;
 use super::bytes::decompress;
 use super::config::FieldMapping;
 use super::json::{self, Fields, Span};
 use super::listing::{Compression, FileFormat, InputFile};
 use super::parquet::ParquetFile;
-use super::rows::{FirstBad, Rows};
+use super::rows::Rows;
 use super::scan::{RawTable, ScanContext};
 use super::splits::{self, Split};
 use super::{text, warc};
@@ -71,7 +72,8 @@ fn collect(read: impl FnOnce(&mut Rows) -> datafusion::error::Result<()>) -> Vec
         sink.lock().unwrap().push(batch);
         Ok(())
     };
-    let mut rows = Rows::new("dir/file".into(), "source".into(), counter.clone(), FirstBad::default(), Box::new(send));
+    let mut rows =
+        Rows::new("dir/file".into(), "source".into(), counter.clone(), BadRecords::new(1000).task(), Box::new(send));
     read(&mut rows).unwrap();
     rows.flush().unwrap();
     let found: Vec<Row> = batches.lock().unwrap().iter().flat_map(rows_of).collect();
@@ -565,7 +567,7 @@ async fn a_scan_numbers_its_rows_and_ends_its_thread_when_dropped() {
     let split = Split { file: file.uri.clone(), range: None };
     let table = |read: &Arc<AtomicU64>| {
         let context =
-            ScanContext { shard: 7, max_record_bytes: LIMIT, read: read.clone(), first_bad: FirstBad::default() };
+            ScanContext { shard: 7, max_record_bytes: LIMIT, read: read.clone(), bad: BadRecords::new(1000).task() };
         let splits = [(&split, &file, "source", Arc::new(FieldMapping::default()))];
         Arc::new(RawTable::new(splits, context).unwrap())
     };

@@ -14,7 +14,7 @@ use std::io::{self, Read};
 use datafusion::error::{DataFusionError, Result};
 use serde_json::{Map, Value};
 
-use super::bytes::{CHUNK_BYTES, blame};
+use super::bytes::blame;
 use super::charset;
 use super::config::FieldMapping;
 use super::extract::{ExtractError, extract};
@@ -23,6 +23,7 @@ use super::json::parse_time;
 use super::listing::Compression;
 use super::members::Members;
 use super::rows::{Document, EXCERPT_BYTES, Place, Reason, Rows};
+use super::window::Window;
 
 /// The line that begins a record.
 const MAGIC: &[u8] = b"WARC/1.";
@@ -40,10 +41,7 @@ pub(super) fn read(
 ) -> Result<()> {
     let mut file = Records {
         members: Members::new(input, compression)?,
-        buffer: Vec::new(),
-        start: 0,
-        end: 0,
-        position: 0,
+        window: Window::new(0),
         records: 0,
         plain_size: (compression == Compression::None).then_some(size),
         member_ended: compression == Compression::Gzip,
@@ -72,7 +70,7 @@ pub(super) fn read(
                     rows.count();
                     rows.quarantine(reason, place, None, &detail, &file.head)?;
                 }
-                file.consume(file.end - file.start);
+                file.window.clear();
                 jumped = true;
                 match file.members.skip_to_member() {
                     Ok(true) => file.member_ended = false,
@@ -124,12 +122,8 @@ enum End {
 
 struct Records<'a, R: Read> {
     members: Members<R>,
-    /// The unread bytes are `buffer[start..end]`.
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
-    /// Decompressed bytes before `buffer[start]`.
-    position: u64,
+    /// Over the decompressed bytes.
+    window: Window,
     /// Records met so far, of any type.
     records: u64,
     /// Size of a file that is not compressed.
@@ -155,7 +149,7 @@ impl<R: Read + Send + 'static> Records<'_, R> {
             rows.quarantine(reason, place, None, detail, head)
         };
         let (block_start, head_end) = loop {
-            let window = &self.buffer[self.start..self.end];
+            let window = self.window.bytes();
             if window.len() >= MAGIC.len() && !window.starts_with(MAGIC) {
                 self.keep_head();
                 self.skip_to_record()?;
@@ -166,14 +160,14 @@ impl<R: Read + Send + 'static> Records<'_, R> {
                 break found;
             }
             self.keep_head();
-            if self.end - self.start > MAX_HEAD_BYTES {
+            if self.window.len() > MAX_HEAD_BYTES {
                 self.skip_to_record()?;
                 bad(rows, Reason::InvalidRecord, "the head of the record does not end", &self.head)?;
                 return Ok(true);
             }
             if !self.fill()? {
                 self.keep_head();
-                self.consume(self.end - self.start);
+                self.window.clear();
                 let (reason, detail) = if self.next_member()? {
                     (Reason::InvalidRecord, "the gzip member ends within the head of the record")
                 } else {
@@ -184,14 +178,14 @@ impl<R: Read + Send + 'static> Records<'_, R> {
             }
         };
         self.keep_head();
-        let headers = Headers::parse(&self.buffer[self.start..self.start + head_end]);
-        self.consume(block_start);
+        let headers = Headers::parse(&self.window.bytes()[..head_end]);
+        self.window.consume(block_start);
         let Some(length) = headers.get("content-length").and_then(|n| n.parse::<u64>().ok()) else {
             self.skip_to_next()?;
             bad(rows, Reason::InvalidRecord, "the record has no Content-Length", &self.head)?;
             return Ok(true);
         };
-        if self.plain_size.is_some_and(|size| length > size.saturating_sub(self.position)) {
+        if self.plain_size.is_some_and(|size| length > size.saturating_sub(self.window.offset())) {
             let (reason, detail) = if self.skip_to_next()? {
                 (Reason::InvalidRecord, "Content-Length goes beyond the end of the file")
             } else {
@@ -215,12 +209,14 @@ impl<R: Read + Send + 'static> Records<'_, R> {
                 if self.record_ends_after(after)? {
                     None
                 } else {
-                    let block = &self.buffer[self.start..self.start + after];
+                    let block = &self.window.bytes()[..after];
                     // The length may reach into the records that follow: give them back.
                     match find_record(block) {
-                        Some(at) => self.consume(at),
+                        Some(at) => {
+                            self.window.consume(at);
+                        }
                         None => {
-                            self.consume(after);
+                            self.window.consume(after);
                             self.skip_to_record()?;
                         }
                     }
@@ -242,9 +238,9 @@ impl<R: Read + Send + 'static> Records<'_, R> {
         match (held, wanted) {
             (Some((kind, length)), _) => {
                 rows.count();
-                let block = &self.buffer[self.start..self.start + length];
+                let block = &self.window.bytes()[..length];
                 self.document(kind, &headers, block, place, rows)?;
-                self.consume(length);
+                self.window.consume(length);
             }
             (None, Some(_)) => {
                 let detail = format!("{length} bytes, max_record_bytes is {}", self.limit);
@@ -256,26 +252,27 @@ impl<R: Read + Send + 'static> Records<'_, R> {
     }
 
     fn place(&self, index: u64) -> Place {
-        let offset = if self.plain_size.is_some() { self.position } else { index };
+        let offset = if self.plain_size.is_some() { self.window.offset() } else { index };
         Place { unit: "record", number: Some(index + 1), offset }
     }
 
     /// Remember the first bytes of the record for whoever looks at it.
     fn keep_head(&mut self) {
         self.head.clear();
-        self.head.extend_from_slice(&self.buffer[self.start..self.end.min(self.start + EXCERPT_BYTES)]);
+        let unread = self.window.bytes();
+        self.head.extend_from_slice(&unread[..unread.len().min(EXCERPT_BYTES)]);
     }
 
     /// Skip the empty lines between records; false at the end of the file.
     fn skip_to_content(&mut self) -> io::Result<bool> {
         loop {
-            let window = &self.buffer[self.start..self.end];
+            let window = self.window.bytes();
             match window.iter().position(|b| !b"\r\n".contains(b)) {
                 Some(at) => {
-                    self.consume(at);
+                    self.window.consume(at);
                     return Ok(true);
                 }
-                None => self.consume(self.end - self.start),
+                None => self.window.clear(),
             }
             if !self.fill()? && !self.next_member()? {
                 return Ok(false);
@@ -287,14 +284,14 @@ impl<R: Read + Send + 'static> Records<'_, R> {
     /// was found.
     fn skip_to_record(&mut self) -> io::Result<bool> {
         loop {
-            if let Some(at) = find_line(&self.buffer[self.start..self.end]) {
-                self.consume(at);
+            if let Some(at) = find_line(self.window.bytes()) {
+                self.window.consume(at);
                 return Ok(true);
             }
             // The line may lie across two chunks.
-            self.consume((self.end - self.start).saturating_sub(MAGIC.len()));
+            self.window.consume(self.window.len().saturating_sub(MAGIC.len()));
             if !self.fill()? {
-                self.consume(self.end - self.start);
+                self.window.clear();
                 return Ok(false);
             }
         }
@@ -307,15 +304,15 @@ impl<R: Read + Send + 'static> Records<'_, R> {
 
     /// Have the next `length` bytes in the buffer.
     fn hold(&mut self, length: usize) -> io::Result<End> {
-        while self.end - self.start < length {
+        while self.window.len() < length {
             if !self.fill()? {
-                let there = self.end - self.start;
+                let there = self.window.len();
                 if !self.next_member()? {
-                    self.consume(there);
+                    self.window.consume(there);
                     return Ok(End::File);
                 }
                 if self.record_begins_at(there)? {
-                    self.consume(there);
+                    self.window.consume(there);
                     return Ok(End::Member);
                 }
             }
@@ -326,9 +323,9 @@ impl<R: Read + Send + 'static> Records<'_, R> {
     /// Read past the next `length` bytes.
     fn pass(&mut self, mut length: u64) -> io::Result<End> {
         loop {
-            let there = self.end - self.start;
+            let there = self.window.len();
             let n = usize::try_from(length).map_or(there, |length| length.min(there));
-            self.consume(n);
+            self.window.consume(n);
             length -= n as u64;
             if length == 0 {
                 return Ok(End::Whole);
@@ -346,8 +343,8 @@ impl<R: Read + Send + 'static> Records<'_, R> {
 
     /// Whether a record begins `at` bytes from here.
     fn record_begins_at(&mut self, at: usize) -> io::Result<bool> {
-        while self.end - self.start < at + MAGIC.len() && self.fill()? {}
-        Ok(self.buffer[self.start + at..self.end].starts_with(MAGIC))
+        while self.window.len() < at + MAGIC.len() && self.fill()? {}
+        Ok(self.window.bytes()[at..].starts_with(MAGIC))
     }
 
     /// Whether a record ends `at` bytes from here: with an empty line, as the format wants it, or with
@@ -355,7 +352,7 @@ impl<R: Read + Send + 'static> Records<'_, R> {
     fn record_ends_after(&mut self, mut at: usize) -> io::Result<bool> {
         let end = at;
         loop {
-            let window = &self.buffer[self.start..self.end];
+            let window = self.window.bytes();
             if window[end..].starts_with(b"\r\n\r\n") || window[end..].starts_with(b"\n\n") {
                 return Ok(true);
             }
@@ -367,11 +364,6 @@ impl<R: Read + Send + 'static> Records<'_, R> {
                 return Ok(true);
             }
         }
-    }
-
-    fn consume(&mut self, n: usize) {
-        self.start += n;
-        self.position += n as u64;
     }
 
     /// Go to the next gzip member; false at the end of the file.
@@ -386,28 +378,8 @@ impl<R: Read + Send + 'static> Records<'_, R> {
         if self.member_ended {
             return Ok(false);
         }
-        if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-        if self.buffer.len() - self.end < CHUNK_BYTES / 2 {
-            self.buffer.resize(self.end + CHUNK_BYTES, 0);
-        }
-        loop {
-            match self.members.read(&mut self.buffer[self.end..]) {
-                Ok(0) => {
-                    self.member_ended = true;
-                    return Ok(false);
-                }
-                Ok(n) => {
-                    self.end += n;
-                    return Ok(true);
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
+        self.member_ended = !self.window.fill(&mut self.members)?;
+        Ok(!self.member_ended)
     }
 
     /// Make a row of a record.

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use arrow::datatypes::DataType;
-use datafusion::common::tree_node::TreeNode;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::utils::datafusion_strsim::levenshtein;
 use datafusion::common::{Column, DFSchema, DataFusionError, ScalarValue, SchemaError};
-use datafusion::logical_expr::{BinaryExpr, Expr, Operator};
+use datafusion::logical_expr::{BinaryExpr, Expr, Operator, Volatility};
 use datafusion::prelude::SessionContext;
 
 use super::{SIGNALS, udf};
@@ -244,6 +244,27 @@ fn plan(rule: &str, drop_when: &str) -> Result<Expr, RuleError> {
             rule: rule.into(),
             drop_when: drop_when.into(),
             reason: "signals are numbers and truth values, not text".into(),
+        });
+    }
+    // What a rule decides must be the same tomorrow and after a crash.
+    let varying = |expr: &Expr| match expr {
+        Expr::ScalarFunction(call) if call.func.signature().volatility != Volatility::Immutable => {
+            Some(call.func.name().to_owned())
+        }
+        _ => None,
+    };
+    let mut found = None;
+    predicate
+        .apply(|expr| {
+            found = varying(expr);
+            Ok(if found.is_some() { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        })
+        .map_err(failed)?;
+    if let Some(function) = found {
+        return Err(RuleError::Predicate {
+            rule: rule.into(),
+            drop_when: drop_when.into(),
+            reason: format!("{function}() gives another answer every time"),
         });
     }
     let physical = session.create_physical_expr(predicate.clone(), &schema).map_err(failed)?;
@@ -488,6 +509,9 @@ mod tests {
         assert!(matches!(own("word_count < 80; DROP TABLE t"), Err(RuleError::Predicate { .. })));
         assert!(matches!(own("word_count < '80'"), Err(RuleError::Predicate { .. })));
         assert!(matches!(own("sum(word_count) > 3"), Err(RuleError::Predicate { .. })));
+        assert!(message(own("random() < 0.5").unwrap_err()).contains("random() gives another answer every time"));
+        assert!(message(own("word_count > 3 AND abs(random()) < 0.5").unwrap_err()).contains("random()"));
+        assert!(own("abs(word_count) > 3").is_ok());
         assert!(matches!(own("no_such_function(word_count) > 3"), Err(RuleError::Predicate { .. })));
     }
 

@@ -49,7 +49,7 @@ impl Stage for CleanStage {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {

@@ -32,7 +32,7 @@ impl Stage for CurateStage {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::run::RunContext;
-use crate::signals::profiles::{self, Rule};
+use crate::signals::profiles::{self, Rule, RuleError};
 use crate::stage::{Output, RULE, RowsRead, Stage, Task, TaskContext, TaskReport, tasks_per_shard};
 
 /// Columns of the kept shards.
@@ -59,12 +59,32 @@ impl FilterConfig {
     /// The rules in the order of evaluation, every predicate planned against the signals.
     ///
     /// # Errors
-    /// [`Error::Recipe`] for an unknown profile, rule or signal, with a suggestion, and for a
+    /// [`Error::Setting`] for an unknown profile, rule or signal, with a suggestion, and for a
     /// predicate that is not SQL or not Boolean.
     pub fn resolve(&self) -> Result<Vec<Rule>> {
         let own = self.rules.iter().map(|rule| (rule.name.as_str(), rule.drop_when.as_str()));
         profiles::resolve(self.profiles.iter().map(String::as_str), &self.thresholds, own)
-            .map_err(|error| Error::Recipe(format!("filter: {error}")))
+            .map_err(|error| Error::setting(self.key_of(&error), error.to_string()))
+    }
+}
+
+impl FilterConfig {
+    /// The key of the recipe that an error is about.
+    fn key_of(&self, error: &RuleError) -> String {
+        let rule = |name: &str, key: &str| match self.rules.iter().rposition(|rule| rule.name == name) {
+            Some(number) => format!("filter.rules.{number}.{key}"),
+            None => "filter.profiles".into(),
+        };
+        match error {
+            RuleError::UnknownProfile { .. } => "filter.profiles".into(),
+            RuleError::UnknownRule { name, .. }
+            | RuleError::NoThreshold { name, .. }
+            | RuleError::NotFinite { name, .. } => format!("filter.thresholds.{name}"),
+            RuleError::Name { name } | RuleError::Twice { name } => rule(name, "name"),
+            RuleError::UnknownSignal { rule: name, .. } | RuleError::Predicate { rule: name, .. } => {
+                rule(name, "drop_when")
+            }
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Stage `ingest`: raw files become shards of documents.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -12,9 +12,10 @@ use crate::document::COLUMNS;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::ingest::IngestConfig;
+use crate::ingest::bad::BadRecords;
 use crate::ingest::config::FieldMapping;
 use crate::ingest::listing::{self, Listing};
-use crate::ingest::rows::{DROPPED, FirstBad, Reason};
+use crate::ingest::rows::DROPPED;
 use crate::ingest::scan::{RawTable, ScanContext};
 use crate::ingest::splits::{self, Split};
 use crate::manifest::Totals;
@@ -29,8 +30,7 @@ pub struct IngestStage {
     config: IngestConfig,
     listing: Listing,
     fields: Vec<Arc<FieldMapping>>,
-    first_bad: FirstBad,
-    dir: OnceLock<PathBuf>,
+    bad: Arc<BadRecords>,
 }
 
 /// What a task of this stage reads.
@@ -47,14 +47,18 @@ impl IngestStage {
     /// share; [`Error::Io`] for a directory that cannot be read.
     pub fn new(config: IngestConfig, base_dir: PathBuf) -> Result<Self> {
         if config.inputs.is_empty() {
-            return Err(Error::Recipe("ingest has no inputs; add [[ingest.inputs]] with source and paths".into()));
+            return Err(Error::setting("ingest.inputs", "there are none; add [[ingest.inputs]] with source and paths"));
         }
-        if config.split_bytes == 0 || config.max_record_bytes == 0 {
-            return Err(Error::Recipe("ingest: split_bytes and max_record_bytes must be at least 1".into()));
+        for (key, value) in [("split_bytes", config.split_bytes), ("max_record_bytes", config.max_record_bytes as u64)]
+        {
+            if value == 0 {
+                return Err(Error::setting(format!("ingest.{key}"), "must be at least 1"));
+            }
         }
         let listing = listing::list(&config.inputs, &base_dir)?;
+        let bad = BadRecords::new(config.max_bad_records);
         let fields = config.inputs.iter().map(|input| Arc::new(input.fields.clone())).collect();
-        Ok(Self { config, listing, fields, first_bad: FirstBad::default(), dir: OnceLock::new() })
+        Ok(Self { config, listing, fields, bad })
     }
 
     /// The files that the stage reads, and those that were left out.
@@ -70,7 +74,7 @@ impl Stage for IngestStage {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -93,14 +97,14 @@ impl Stage for IngestStage {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let skipped = &self.listing.skipped;
-        if let Some(first) = skipped.first() {
-            let message = format!(
-                "ingest leaves out {} file{} whose extension does not tell the format, such as {first}",
-                skipped.len(),
-                if skipped.len() == 1 { "" } else { "s" },
-            );
-            run.emit(&Event::Warning { message });
+        // One line for each reason, however many files.
+        let mut by_reason: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+        for skipped in &self.listing.skipped {
+            by_reason.entry(skipped.reason).or_insert((0, &skipped.name)).0 += 1;
+        }
+        for (reason, (count, first)) in by_reason {
+            let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
+            run.emit(&Event::Warning { message: format!("ingest leaves out {first}{more}: {reason}") });
         }
         splits::plan(&self.listing.files, self.config.split_bytes)
             .into_iter()
@@ -113,7 +117,6 @@ impl Stage for IngestStage {
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        self.dir.get_or_init(|| task.stage_dir().join("dropped"));
         let inputs: Inputs = serde_json::from_value(task.task.inputs.clone()).map_err(Error::abort)?;
         let files: HashMap<&str, &listing::InputFile> =
             self.listing.files.iter().map(|file| (file.uri.as_str(), file)).collect();
@@ -133,39 +136,39 @@ impl Stage for IngestStage {
             .map(|(split, file, ..)| split.range.as_ref().map_or(file.size, |range| range.end - range.start))
             .sum();
         let read = Arc::new(AtomicU64::new(0));
+        let bad = self.bad.task();
         let context = ScanContext {
             shard: task.index(),
             max_record_bytes: self.config.max_record_bytes,
             read: read.clone(),
-            first_bad: self.first_bad.clone(),
+            bad: bad.clone(),
         };
         let documents = task.session().read_table(Arc::new(RawTable::new(splits, context)?))?;
         let output = Output { kept: &COLUMNS, dropped: &DROPPED };
-        let mut report = task.write(documents, output, RowsRead::Counted(read)).await?;
+        let mut report = match task.write(documents, output, RowsRead::Counted(read)).await {
+            Ok(report) => report,
+            // The readers stop at the limit; what they then say is not the cause.
+            Err(error) => return Err(self.too_many(task.run.dir()).err().unwrap_or(error)),
+        };
+        bad.keep();
         report.notes = serde_json::json!({ "input_bytes": bytes });
         Ok(report)
     }
 
-    fn check(&self, totals: &Totals) -> Result<()> {
-        let bad: Vec<(&str, u64)> = Reason::ALL
-            .into_iter()
-            .filter(|reason| reason.is_bad())
-            .filter_map(|reason| Some((reason.name(), *totals.dropped.get(reason.name())?)))
-            .collect();
-        let count: u64 = bad.iter().map(|(_, n)| n).sum();
-        if count <= self.config.max_bad_records {
-            return Ok(());
-        }
-        let counts: Vec<String> = bad.iter().map(|(name, n)| format!("{n} {name}")).collect();
-        let first = self.first_bad.lock().unwrap_or_else(|e| e.into_inner());
-        let first = first.as_ref().map_or(String::new(), |first| format!("\n  for example {first}"));
-        let dropped =
-            self.dir.get().map_or("ingest/dropped in the run directory".into(), |dir| dir.display().to_string());
+    fn check(&self, run: &RunContext, totals: &Totals) -> Result<()> {
+        self.bad.begin(&totals.dropped);
+        self.too_many(run.dir())
+    }
+}
+
+impl IngestStage {
+    /// An error when there are more bad records than the recipe allows.
+    fn too_many(&self, run_dir: &Path) -> Result<()> {
+        let Some(what) = self.bad.exceeded() else { return Ok(()) };
         Err(Error::Limit(format!(
-            "ingest: {count} bad records ({}), more than max_bad_records = {}{first}\n  all of them with file, \
-             place and reason: {dropped}",
-            counts.join(", "),
-            self.config.max_bad_records,
+            "ingest: {what}\n  those of finished tasks with file, place and reason: {}; mend the input, or raise \
+             ingest.max_bad_records",
+            run_dir.join("ingest/dropped").display()
         )))
     }
 }

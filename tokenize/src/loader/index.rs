@@ -64,7 +64,7 @@ impl Index {
                 let fingerprint = Digest::of(&digests);
                 Ok(Self { shards: indexed.into(), metadata: Arc::new(metadata), tokens, fingerprint })
             }
-            _ => Err(Error::Config("there are no tokens to load: every token shard is empty".into())),
+            _ => Err(Error::Loader("there are no tokens to load: every token shard is empty".into())),
         }
     }
 

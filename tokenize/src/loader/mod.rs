@@ -66,7 +66,7 @@ impl Default for LoaderConfig {
 impl LoaderConfig {
     /// Refuse values that cannot work.
     pub fn validate(&self) -> Result<()> {
-        let fault = |what: &str| Err(Error::Config(what.into()));
+        let fault = |what: &str| Err(Error::Loader(what.into()));
         match self {
             Self { sequence_length: 0, .. } => fault("sequence_length must be above 0"),
             Self { rows: 0, .. } => fault("a batch must have a row"),

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use pipeline::stage::tasks_per_shard;
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
-use super::{ENCODED, TOKENIZER, tokenizer_path};
+use super::{ENCODED, TOKENIZER, refuse_empty, tokenizer_path};
 use crate::config::TokenizeConfig;
 use crate::encoder::Encoder;
 use crate::functions::{encode, shuffle_key};
@@ -67,6 +67,7 @@ impl Stage for Encode {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        refuse_empty(run, &self.documents)?;
         tasks_per_shard(run, &self.documents)
     }
 

@@ -13,7 +13,7 @@ mod tokens;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pipeline::Stage;
+use pipeline::{Result, RunContext, Stage};
 
 pub use statistics::TokenStatistics;
 
@@ -44,6 +44,19 @@ pub fn token_stages(config: &TokenizeConfig, documents: &str, seed: u64) -> Vec<
         tokens(TOKENS_VALIDATION, Split::Validation),
         Arc::new(statistics::Statistics),
     ]
+}
+
+/// There is nothing to tokenize: better said here than by whoever divides by zero later.
+fn refuse_empty(run: &RunContext, documents: &str) -> Result<()> {
+    let shards = run.shards(documents)?;
+    if shards.iter().any(|shard| shard.rows > 0) {
+        return Ok(());
+    }
+    let dir = run.dir().display();
+    Err(pipeline::Error::abort(format!(
+        "no document is left to tokenize: stage {documents} kept none; `fulgurite report {dir}` says which rule removed \
+         them"
+    )))
 }
 
 /// The `tokenizer.json` of a run.

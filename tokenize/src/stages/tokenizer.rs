@@ -5,17 +5,14 @@ use std::sync::Arc;
 
 use arrow::array::AsArray;
 use arrow::compute::cast as cast_array;
-use arrow::datatypes::{DataType, UInt64Type};
+use arrow::datatypes::DataType;
 use async_trait::async_trait;
-use datafusion::dataframe::DataFrame;
-use datafusion::functions::expr_fn::octet_length;
-use datafusion::functions_aggregate::expr_fn::sum;
-use datafusion::prelude::{cast, col};
+use datafusion::prelude::col;
 use futures::StreamExt;
 use pipeline::digest::Digest;
 use pipeline::{Error, Event, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
-use super::TOKENIZER;
+use super::{TOKENIZER, refuse_empty};
 use crate::config::TokenizeConfig;
 use crate::encoder::Encoder;
 use crate::functions::tokenizer_sample;
@@ -67,7 +64,10 @@ impl Stage for TrainTokenizer {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let inputs = match self.config.tokenizer.path {
             Some(_) => serde_json::Value::Null,
-            None => run.shards(&self.documents)?.iter().map(|s| s.xxh3.to_string()).collect(),
+            None => {
+                refuse_empty(run, &self.documents)?;
+                run.shards(&self.documents)?.iter().map(|s| s.xxh3.to_string()).collect()
+            }
         };
         Ok(vec![Task { index: 0, inputs }])
     }
@@ -100,10 +100,11 @@ impl TrainTokenizer {
     async fn train(&self, task: &TaskContext) -> Result<(Vec<u8>, u64, serde_json::Value)> {
         let shards = task.run.shards(&self.documents)?;
         let session = task.session();
-        let text_bytes = match shards.is_empty() {
-            true => 0,
-            false => text_bytes(task.read_all(&session, &self.documents).await?).await?,
-        };
+        // From the footers, so that the text is read once.
+        let mut text_bytes = 0;
+        for shard in &shards {
+            text_bytes += pipeline::shard::text_bytes(&shard.path)?;
+        }
         let fraction = (self.config.tokenizer.sample_bytes as f64 / text_bytes.max(1) as f64).min(1.0);
         let mut trainer = Trainer::new(&self.config.tokenizer)?;
         let (mut documents, mut sampled_bytes) = (0u64, 0u64);
@@ -143,13 +144,4 @@ fn report(run: &Arc<RunContext>, tokens: u64, size: u64) -> bool {
     let message = format!("{tokens} tokens learnt");
     run.emit(&Event::Progress { stage: TOKENIZER.into(), done: tokens, total: Some(size), message });
     !run.stop_requested()
-}
-
-/// Bytes of text in all rows of a plan: a property of the documents, not of how they are laid out.
-async fn text_bytes(plan: DataFrame) -> Result<u64> {
-    let bytes = cast(octet_length(col("text")), DataType::UInt64);
-    let rows = plan.aggregate(vec![], vec![sum(bytes)])?.collect().await?;
-    let total = rows.first().map(|b| b.column(0).as_primitive::<UInt64Type>().clone());
-    // The sum of no rows is null.
-    Ok(total.and_then(|sums| sums.iter().next().flatten()).unwrap_or(0))
 }

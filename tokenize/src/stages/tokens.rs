@@ -58,7 +58,15 @@ impl Stage for Tokens {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let tokens = encoded_counts(run, self.split)?.total().tokens;
+        let total = encoded_counts(run, self.split)?.total();
+        if self.split == Split::Train && total.documents == 0 {
+            return Err(Error::abort(format!(
+                "every document is held out: with validation_fraction = {} none of the {} documents is left to train on",
+                self.config.validation_fraction,
+                encoded_counts(run, Split::Validation)?.total().documents
+            )));
+        }
+        let tokens = total.tokens;
         let shards = tokens.div_ceil(self.config.shard_tokens).clamp(1, u64::from(u32::MAX)) as u32;
         let checksums: Vec<u8> = run.shards(ENCODED)?.iter().flat_map(|s| s.xxh3.0.to_be_bytes()).collect();
         let encoded = Digest::of(&checksums);
