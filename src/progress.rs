@@ -42,7 +42,7 @@ fn bars() -> Observer {
                     return;
                 }
                 let style = ProgressStyle::with_template(
-                    "{prefix:>18.bold} {bar:28.cyan/dim} {pos}/{len} {elapsed:>4} {wide_msg:.dim}",
+                    "{prefix:>18.bold} {bar:20.cyan/dim} {pos}/{len} {elapsed}<{eta} {wide_msg:.dim}",
                 )
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
                 let bar = screen.add(ProgressBar::new(*tasks).with_style(style));

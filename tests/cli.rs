@@ -160,7 +160,7 @@ fn status_tells_what_is_outdated_and_what_is_damaged() {
     let outdated = status();
     let of = |name: &str| outdated.iter().find(|(stage, _)| stage == name).unwrap().1.clone();
     assert_eq!((of("ingest"), of("signals"), of("filter")), (None, None, None));
-    assert_eq!(of("exact").unwrap(), "its input filter was made again since");
+    assert_eq!(of("exact_hashes").unwrap(), "its input filter was made again since");
     assert!(of("curate").unwrap().ends_with("is outdated"), "{outdated:?}");
 
     let manifest = run_dir.join("signals/manifest.json");

@@ -39,11 +39,11 @@ pub fn run(args: &Run, logging: &Logging) -> Result<()> {
     }
     let stages = plan::stages(&recipe, device).map_err(|e| source.explain(e))?;
     if args.dry_run {
-        let runner = Runner::new(RunContext::look(&dir, options)?, stages)?;
+        let runner = Runner::new(RunContext::look(&dir, options)?, stages).map_err(|e| source.explain(e))?;
         let plan = runner.plan().map_err(|e| source.explain(e))?;
         return dry_run(&plan, &dir, args.json);
     }
-    let runner = Runner::new(RunContext::new(&dir, options)?, stages)?;
+    let runner = Runner::new(RunContext::new(&dir, options)?, stages).map_err(|e| source.explain(e))?;
     replace_file(&dir.join("recipe.toml"), recipe.resolved()?.as_bytes())?;
     runtime(Some(threads))?.block_on(runner.run(args.until.as_deref())).map_err(|e| source.explain(e))?;
     drop(runner);
