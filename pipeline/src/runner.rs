@@ -58,7 +58,7 @@ impl std::fmt::Display for StageStatus {
             Self::Partial { done, tasks, damaged } => {
                 write!(f, "partial: {done} of {tasks} tasks whole; {}", damaged.join("; "))
             }
-            Self::Done => f.write_str("done: nothing changed and every file is whole"),
+            Self::Done => f.write_str("done: nothing changed, no damage found"),
         }
     }
 }
