@@ -64,6 +64,10 @@ pub enum Command {
     Report(Report),
     /// Look into a shard, a manifest, a journal, a checkpoint or a model
     Inspect(Inspect),
+    /// Figures of a run
+    Stats(Stats),
+    /// Train a tokenizer
+    Tokenizer(Tokenizer),
     /// Continue a prompt with a trained model
     Generate(Generate),
     /// Mean next-token cross-entropy of token ids under a published model
@@ -80,7 +84,7 @@ pub enum Command {
 }
 
 /// `fulgurite run`
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Run {
     /// The recipe, a TOML file
     pub recipe: PathBuf,
@@ -148,15 +152,100 @@ pub struct Report {
 
 /// `fulgurite inspect`
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Inspect {
+    /// Something that needs a closer look
+    #[command(subcommand)]
+    pub closer: Option<InspectCloser>,
     /// A Parquet shard, a manifest.json, a journal.jsonl, a checkpoint or model directory
-    pub path: PathBuf,
+    #[arg(required = true)]
+    pub path: Option<PathBuf>,
     /// Rows of a shard to show
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub rows: usize,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What `fulgurite inspect` looks into more closely.
+#[derive(Debug, Subcommand)]
+pub enum InspectCloser {
+    /// Documents of a token shard, with the borders of their tokens
+    Tokens(InspectTokens),
+}
+
+/// `fulgurite inspect tokens`
+#[derive(Debug, Args)]
+pub struct InspectTokens {
+    /// A token shard: RUN/tokens/part-00000.parquet
+    pub shard: PathBuf,
+    /// Documents to show
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub rows: usize,
+    /// Tokens of each to show
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub tokens: usize,
+    /// The tokenizer.json [default: that of the run]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Print one JSON object a document
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite stats`
+#[derive(Debug, Args)]
+pub struct Stats {
+    /// Of what
+    #[command(subcommand)]
+    pub of: StatsOf,
+}
+
+/// What there are figures of.
+#[derive(Debug, Subcommand)]
+pub enum StatsOf {
+    /// Documents, tokens and bytes per token by source, and what packing does to them
+    Tokens(StatsTokens),
+}
+
+/// `fulgurite stats tokens`
+#[derive(Debug, Args)]
+pub struct StatsTokens {
+    /// The run directory
+    pub run: PathBuf,
+    /// Length of the sequences to pack documents into
+    #[arg(long, value_name = "T", default_value_t = 2048)]
+    pub sequence_length: usize,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite tokenizer`
+#[derive(Debug, Args)]
+pub struct Tokenizer {
+    /// What to do
+    #[command(subcommand)]
+    pub command: TokenizerCommand,
+}
+
+/// What can be done with a tokenizer.
+#[derive(Debug, Subcommand)]
+pub enum TokenizerCommand {
+    /// Run a recipe as far as its tokenizer, or continue where that stopped
+    Train(TokenizerTrain),
+}
+
+/// `fulgurite tokenizer train`
+#[derive(Debug, Args)]
+pub struct TokenizerTrain {
+    /// The run.
+    #[command(flatten)]
+    pub run: Run,
+    /// Copy the tokenizer.json here
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// `fulgurite generate`

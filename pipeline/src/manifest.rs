@@ -46,6 +46,9 @@ pub struct Manifest {
     pub state: StageState,
     /// Sums over the journal, filled in when the stage is done.
     pub totals: Totals,
+    /// Figures of a stage that has a single task, such as bytes per token by source, filled in likewise.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub notes: serde_json::Value,
 }
 
 /// Sums over a journal.

@@ -150,6 +150,7 @@ impl Runner {
             tasks: 0,
             state: StageState::Running,
             totals: Totals::default(),
+            notes: serde_json::Value::Null,
         };
         let dir = self.run.stage_dir(&name);
         let mut plan = StagePlan {
@@ -276,6 +277,9 @@ impl Runner {
         self.run.journal(&name).values().for_each(|e| totals.add(e));
         manifest.state = StageState::Done;
         manifest.totals = totals.clone();
+        if let [entry] = self.run.journal(&name).into_values().collect::<Vec<_>>().as_slice() {
+            manifest.notes = entry.notes.clone();
+        }
         manifest.save(&dir)?;
         clear(&temporary_dir(&dir))?;
         self.run.emit(&Event::StageFinished {

@@ -7,7 +7,7 @@ use datafusion::prelude::{ParquetReadOptions, SessionContext};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde::Serialize;
 
-use crate::cli::Inspect;
+use crate::cli::{Inspect, InspectCloser, InspectTokens};
 use crate::commands::existing;
 use crate::commands::run::runtime;
 use crate::exit::Usage;
@@ -15,13 +15,21 @@ use crate::output::{self, bytes, thousands};
 
 /// Look into one file or directory of a run.
 pub fn inspect(args: &Inspect) -> Result<()> {
-    let path = existing(&args.path)?;
+    if let Some(InspectCloser::Tokens(args)) = &args.closer {
+        return tokens(args);
+    }
+    let Some(path) = &args.path else {
+        return Err(
+            Usage("say what to look into: a shard, a manifest, a journal, a checkpoint or a model".into()).into()
+        );
+    };
+    let path = existing(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     if path.is_dir() {
         return directory(path, args.json);
     }
     if name.ends_with(".parquet") {
-        shard(args)
+        shard(path, args)
     } else if name.ends_with(".json") {
         let value: serde_json::Value =
             serde_json::from_str(&std::fs::read_to_string(path)?).with_context(|| path.display().to_string())?;
@@ -52,8 +60,7 @@ struct ColumnFacts {
     uncompressed_bytes: i64,
 }
 
-fn shard(args: &Inspect) -> Result<()> {
-    let path = &args.path;
+fn shard(path: &Path, args: &Inspect) -> Result<()> {
     let file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
     let size = file.metadata()?.len();
     let reader = SerializedFileReader::new(file).with_context(|| path.display().to_string())?;
@@ -116,6 +123,44 @@ fn shard(args: &Inspect) -> Result<()> {
         for (i, row) in rows_of(&batches)?.into_iter().enumerate() {
             output::line(format!("\nrow {i}\n{row}"))?;
         }
+    }
+    Ok(())
+}
+
+/// Documents of a token shard: a header, then the tokens between bars.
+fn tokens(args: &InspectTokens) -> Result<()> {
+    let path = &args.shard;
+    let (metadata, rows) = tokenize::inspect::token_rows(path, args.tokenizer.as_deref(), args.rows, args.tokens)?;
+    if args.json {
+        for row in &rows {
+            output::line(serde_json::to_string(row)?)?;
+        }
+        return Ok(());
+    }
+    output::line(format!(
+        "{}: {} tokens of {} documents{}, vocabulary {}, tokenizer {}, seed {}",
+        path.display(),
+        thousands(metadata.tokens),
+        thousands(metadata.documents),
+        metadata.source.map(|source| format!(" of {source}")).unwrap_or_default(),
+        thousands(metadata.vocabulary_size.into()),
+        metadata.tokenizer,
+        metadata.seed
+    ))?;
+    for row in &rows {
+        let more = match row.tokens - row.ids.len() {
+            0 => String::new(),
+            more => format!("… {} more", thousands(more as u64)),
+        };
+        output::line(format!(
+            "\ndocument {} of {}: {} bytes, {} tokens, {:.2} bytes a token\n│{}│{more}",
+            row.id,
+            row.source,
+            thousands(row.bytes),
+            thousands(row.tokens as u64),
+            row.bytes as f64 / row.tokens.max(1) as f64,
+            row.pieces.join("│")
+        ))?;
     }
     Ok(())
 }

@@ -16,7 +16,9 @@ mod inspect;
 mod report;
 mod run;
 mod sql;
+mod stats;
 mod status;
+mod tokenizer;
 
 /// A path of the command line that has to be there.
 fn existing(path: &Path) -> Result<&Path, Usage> {
@@ -31,6 +33,8 @@ pub fn dispatch(cli: Cli) -> Result<()> {
         Command::Sql(args) => sql::sql(args),
         Command::Report(args) => report::report(args),
         Command::Inspect(args) => inspect::inspect(args),
+        Command::Stats(args) => stats::stats(args),
+        Command::Tokenizer(args) => tokenizer::tokenizer(args, &cli.logging),
         Command::Generate(args) => generate::generate(args),
         Command::Evaluate(args) => evaluate::evaluate(args),
         Command::Export(args) => export::export(args),

@@ -1,10 +1,15 @@
-//! From text to tokens and from shards to batches, over the prose that ships with the quickstart:
+//! From text to tokens and from shards to batches:
 //!
 //! `cargo bench -p tokenize --bench tokens`
 //!
-//! One thread, but for the loader, whose prefetch thread does the work.
+//! One thread, but for the loader, whose prefetch thread does the work. The text is what the repository has;
+//! with `FULGURITE_CORPUS=DIR` it is up to 8 MB each of `prose_en`, `code` and `multilingual` below that
+//! directory.
+
+#![allow(clippy::print_stdout)]
 
 use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
@@ -16,10 +21,10 @@ use divan::{Bencher, black_box};
 use pipeline::Shard;
 use pipeline::shard::{PendingWriter, part_name};
 use tokenize::functions::token_field;
-use tokenize::loader::{Loader, LoaderConfig};
+use tokenize::loader::{DataConfig, Documents, Loader, LoaderConfig, Packing, ShardReader};
 use tokenize::shard::{ShardMetadata, TokenShardWriter};
 use tokenize::train::Trainer;
-use tokenize::{Encoder, TokenizerConfig};
+use tokenize::{Encoder, Pattern, TokenizerConfig};
 use tokenizers::Tokenizer;
 
 type Error = Box<dyn std::error::Error>;
@@ -29,98 +34,221 @@ fn main() {
     divan::main();
 }
 
+/// Bytes of each kind of text.
+const BYTES: usize = 8 << 20;
+/// Kinds of text.
+const TEXTS: [&str; 3] = ["prose_en", "code", "multilingual"];
+/// Text and pattern of a measurement.
+const CASES: [(usize, usize); 9] = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (2, 2)];
+
 struct Corpus {
-    documents: Vec<String>,
-    json: String,
-    encoder: Encoder,
+    texts: [Vec<String>; 3],
+    tokenizers: Vec<(String, Encoder)>,
 }
 
-static CORPUS: LazyLock<Corpus> =
-    LazyLock::new(|| corpus().unwrap_or_else(|error| panic!("the quickstart's prose: {error}")));
+static CORPUS: LazyLock<Corpus> = LazyLock::new(|| corpus().unwrap_or_else(|error| panic!("the corpus: {error}")));
+
+/// Documents of the `.jsonl.zst` files in a directory: of every file the same share, up to `BYTES` in all.
+fn documents(dir: &Path) -> Result<Vec<String>, Error> {
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
+    paths.retain(|path| path.to_string_lossy().ends_with(".jsonl.zst"));
+    paths.sort();
+    let mut documents = Vec::new();
+    for path in &paths {
+        let mut left = BYTES / paths.len();
+        for line in BufReader::new(zstd::Decoder::new(File::open(path)?)?).lines() {
+            let record: serde_json::Value = serde_json::from_str(&line?)?;
+            let Some(text) = record["text"].as_str() else { continue };
+            documents.push(text.to_owned());
+            left = left.saturating_sub(text.len());
+            if left == 0 {
+                break;
+            }
+        }
+    }
+    Ok(documents)
+}
 
 fn corpus() -> Result<Corpus, Error> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/quickstart/corpus/prose.jsonl.zst");
-    let jsonl = zstd::decode_all(File::open(path)?)?;
-    let records = serde_json::Deserializer::from_slice(&jsonl).into_iter::<serde_json::Value>();
-    let text = |record: serde_json::Value| Some(record.get("text")?.as_str()?.to_owned());
-    let documents =
-        records.map(|r| text(r?).ok_or("a record without text".into())).collect::<Result<Vec<_>, Error>>()?;
-    let mut trainer = Trainer::new(&TokenizerConfig { vocab_size: 32_000, ..TokenizerConfig::default() })?;
-    trainer.feed(&documents.iter().map(String::as_str).collect::<Vec<_>>());
-    let tokenizer = trainer.finish(|_| true)?.ok_or("nobody stopped the training")?;
-    let json = tokenizer.to_string(false).map_err(|e| e.to_string())?;
-    let encoder = Encoder::from_bytes(json.as_bytes(), Path::new("tokenizer.json"))?;
-    Ok(Corpus { documents, json, encoder })
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let texts = match std::env::var_os("FULGURITE_CORPUS") {
+        Some(dir) => {
+            let kind = |name| documents(&Path::new(&dir).join(name));
+            [kind(TEXTS[0])?, kind(TEXTS[1])?, kind(TEXTS[2])?]
+        }
+        None => {
+            let mut code = Vec::new();
+            for entry in std::fs::read_dir(here.join("src/loader"))? {
+                code.push(std::fs::read_to_string(entry?.path())?);
+            }
+            let declaration = std::fs::read_to_string(here.join("tests/fixtures/udhr.txt"))?;
+            let prose = documents(&here.join("../configs/quickstart/corpus"))?;
+            [prose, code, declaration.split('\u{c}').map(String::from).collect()]
+        }
+    };
+    let all: Vec<&str> = texts.iter().flatten().map(String::as_str).collect();
+    let mut tokenizers = Vec::new();
+    for pattern in [Pattern::Gpt2, Pattern::Cl100k, Pattern::O200k] {
+        let mut trainer = Trainer::new(&TokenizerConfig { pattern, ..TokenizerConfig::default() })?;
+        trainer.feed(&all);
+        let tokenizer = trainer.finish(|_| true)?.ok_or("nobody stopped the training")?;
+        let json = tokenizer.to_string(false).map_err(|e| e.to_string())?;
+        let encoder = Encoder::from_bytes(json.as_bytes(), Path::new("tokenizer.json"))?;
+        tokenizers.push((json, encoder));
+    }
+    Ok(Corpus { texts, tokenizers })
 }
 
-impl Corpus {
-    fn bytes(&self) -> BytesCount {
-        BytesCount::new(self.documents.iter().map(String::len).sum::<usize>())
+/// A kind of text with a pattern, and what it is called.
+struct Case(usize, usize);
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", TEXTS[self.0], ["gpt2", "cl100k", "o200k"][self.1])
     }
 }
 
-#[divan::bench(sample_count = 5)]
-fn encode(bencher: Bencher<'_, '_>) {
-    let corpus = &*CORPUS;
+impl Case {
+    fn all() -> impl Iterator<Item = Self> {
+        CASES.into_iter().map(|(text, pattern)| Self(text, pattern))
+    }
+
+    fn texts(&self) -> (&'static [String], BytesCount) {
+        let texts = &CORPUS.texts[self.0];
+        (texts, BytesCount::new(texts.iter().map(String::len).sum::<usize>()))
+    }
+}
+
+#[divan::bench(sample_count = 5, sample_size = 1, args = Case::all())]
+fn encode(bencher: Bencher<'_, '_>, case: &Case) {
+    let (texts, bytes) = case.texts();
+    let encoder = &CORPUS.tokenizers[case.1].1;
     let mut ids = Vec::new();
-    bencher.counter(corpus.bytes()).bench_local(|| {
+    bencher.counter(bytes).bench_local(|| {
         ids.clear();
-        corpus.documents.iter().for_each(|text| corpus.encoder.encode(text, &mut ids).unwrap_or_default());
+        texts.iter().for_each(|text| encoder.encode(text, &mut ids).unwrap_or_default());
         black_box(ids.len())
     });
 }
 
-#[divan::bench(sample_count = 5)]
-fn encode_batch_of_tokenizers(bencher: Bencher<'_, '_>) {
-    let corpus = &*CORPUS;
-    let tokenizer = Tokenizer::from_bytes(&corpus.json).unwrap_or_else(|error| panic!("{error}"));
+#[divan::bench(sample_count = 3, sample_size = 1, args = Case::all())]
+fn encode_batch_of_tokenizers(bencher: Bencher<'_, '_>, case: &Case) {
+    let (texts, bytes) = case.texts();
+    let tokenizer = Tokenizer::from_bytes(&CORPUS.tokenizers[case.1].0).unwrap_or_else(|error| panic!("{error}"));
     bencher
-        .counter(corpus.bytes())
-        .with_inputs(|| corpus.documents.clone())
+        .counter(bytes)
+        .with_inputs(|| texts.to_vec())
         .bench_local_values(|texts| tokenizer.encode_batch(texts, false).map(|encodings| encodings.len()).ok());
 }
 
-/// The tokens of the corpus, forty times over, as one shard.
-fn shard(dir: &Path) -> Result<Shard, Error> {
-    let corpus = &*CORPUS;
-    let element = token_field(corpus.encoder.vocabulary_size());
-    let tokens = Field::new("tokens", DataType::List(element.clone()), false);
-    let schema = Arc::new(Schema::new(vec![tokens]));
-    let metadata = ShardMetadata {
-        tokenizer: corpus.encoder.digest(),
-        vocabulary_size: corpus.encoder.vocabulary_size(),
-        eos_id: 2,
-        seed: 0,
-        documents: 0,
-        tokens: 0,
-    };
-    let name = part_name(0);
-    let path: PathBuf = dir.join(&name);
-    let file = PendingWriter::create(dir, name)?;
-    let mut writer = TokenShardWriter::new(file, path.clone(), schema.clone(), metadata)?;
-    for text in std::iter::repeat_n(&corpus.documents, 40).flatten() {
-        let mut ids = Vec::new();
-        corpus.encoder.encode(text, &mut ids)?;
-        let offsets = OffsetBuffer::from_lengths([ids.len()]);
-        let values: ArrayRef = Arc::new(UInt16Array::from_iter_values(ids.iter().map(|&id| id as u16)));
-        let row: ArrayRef = Arc::new(ListArray::try_new(element.clone(), offsets, values, None)?);
-        writer.write(&RecordBatch::try_new(schema.clone(), vec![row])?)?;
-    }
-    let (file, _) = writer.finish()?;
-    std::fs::rename(&file.temporary, &path)?;
-    let entry = file.entry;
-    Ok(Shard { index: 0, path, rows: entry.rows, bytes: entry.bytes, xxh3: entry.xxh3 })
+/// Their fastest way, which keeps no offsets.
+#[divan::bench(sample_count = 3, sample_size = 1, args = Case::all())]
+fn encode_batch_fast_of_tokenizers(bencher: Bencher<'_, '_>, case: &Case) {
+    let (texts, bytes) = case.texts();
+    let tokenizer = Tokenizer::from_bytes(&CORPUS.tokenizers[case.1].0).unwrap_or_else(|error| panic!("{error}"));
+    bencher
+        .counter(bytes)
+        .with_inputs(|| texts.to_vec())
+        .bench_local_values(|texts| tokenizer.encode_batch_fast(texts, false).map(|encodings| encodings.len()).ok());
 }
 
-/// Batches of 16 × 2048 tokens, over two epochs: packed, shuffled, with document starts.
-#[divan::bench(sample_count = 1, sample_size = 1)]
-fn load_two_epochs(bencher: Bencher<'_, '_>) {
+/// On this many threads.
+#[divan::bench(sample_count = 5, sample_size = 1, args = [1, 2, 4, 8])]
+fn encode_on_threads(bencher: Bencher<'_, '_>, threads: usize) {
+    use rayon::prelude::*;
+    let (texts, bytes) = Case(0, 1).texts();
+    let encoder = &CORPUS.tokenizers[1].1;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap_or_else(|error| panic!("{error}"));
+    bencher.counter(bytes).bench_local(|| {
+        pool.install(|| {
+            texts
+                .par_iter()
+                .map_init(Vec::new, |ids, text| {
+                    ids.clear();
+                    encoder.encode(text, ids).unwrap_or_default();
+                    ids.len()
+                })
+                .sum::<usize>()
+        })
+    });
+}
+
+/// The tokens of the prose, `times` over, as shards.
+fn shards(dir: &Path, times: usize) -> Result<Vec<Shard>, Error> {
+    let encoder = &CORPUS.tokenizers[0].1;
+    let element = token_field(encoder.vocabulary_size());
+    let tokens = Field::new("tokens", DataType::List(element.clone()), false);
+    let schema = Arc::new(Schema::new(vec![tokens]));
+    let mut shards = Vec::new();
+    for index in 0..times as u32 {
+        let metadata = ShardMetadata {
+            tokenizer: encoder.digest(),
+            vocabulary_size: encoder.vocabulary_size(),
+            eos_id: 2,
+            seed: 0,
+            source: Some("prose".into()),
+            documents: 0,
+            tokens: 0,
+            row_groups: Vec::new(),
+        };
+        let name = part_name(index);
+        let path: PathBuf = dir.join(&name);
+        let file = PendingWriter::create(dir, name)?;
+        let mut writer = TokenShardWriter::new(file, path.clone(), schema.clone(), metadata)?;
+        for text in &CORPUS.texts[0] {
+            let mut ids = Vec::new();
+            encoder.encode(text, &mut ids)?;
+            ids.push(2);
+            let offsets = OffsetBuffer::from_lengths([ids.len()]);
+            let values: ArrayRef = Arc::new(UInt16Array::from_iter_values(ids.iter().map(|&id| id as u16)));
+            let row: ArrayRef = Arc::new(ListArray::try_new(element.clone(), offsets, values, None)?);
+            writer.write(&RecordBatch::try_new(schema.clone(), vec![row])?)?;
+        }
+        let (file, _) = writer.finish()?;
+        std::fs::rename(&file.temporary, &path)?;
+        let entry = file.entry;
+        shards.push(Shard { index, path, rows: entry.rows, bytes: entry.bytes, xxh3: entry.xxh3 });
+    }
+    Ok(shards)
+}
+
+/// All tokens of a shard, checked, from the page cache.
+#[divan::bench(sample_count = 20, sample_size = 1)]
+fn decode_shard(bencher: Bencher<'_, '_>) {
     let dir = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
-    let shard = shard(dir.path()).unwrap_or_else(|error| panic!("{error}"));
-    let config = LoaderConfig { rows: 16, sequence_length: 2048, ..LoaderConfig::default() };
-    let mut loader = Loader::open(&[shard], config).unwrap_or_else(|error| panic!("{error}"));
+    let shards = shards(dir.path(), 1).unwrap_or_else(|error| panic!("{error}"));
+    let reader = ShardReader::open(&shards[0].path).unwrap_or_else(|error| panic!("{error}"));
+    let groups = reader.metadata().row_groups.len();
+    println!("{:.3} bytes a token in the shard", shards[0].bytes as f64 / reader.metadata().tokens as f64);
+    let mut documents = Documents::default();
+    bencher.counter(ItemsCount::new(reader.metadata().tokens)).bench_local(|| {
+        let tokens = (0..groups).map(|group| reader.read(group, &mut documents).map_or(0, |()| documents.tokens.len()));
+        tokens.sum::<usize>()
+    });
+}
+
+/// Batches of 16 × 2048 tokens over two epochs of eight shards: packed, shuffled, with document starts.
+#[divan::bench(sample_count = 3, sample_size = 1, args = [Packing::Concatenate, Packing::BestFit])]
+fn load_two_epochs(bencher: Bencher<'_, '_>, packing: &Packing) {
+    let dir = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+    let shards = shards(dir.path(), 8).unwrap_or_else(|error| panic!("{error}"));
+    let data = DataConfig { packing: *packing, ..DataConfig::default() };
+    let config = LoaderConfig { rows: 16, sequence_length: 2048, data, ..LoaderConfig::default() };
+    let mut loader = Loader::open(&shards, config).unwrap_or_else(|error| panic!("{error}"));
     let steps = 2 * loader.tokens_per_epoch() / (16 * 2048);
     bencher
         .counter(ItemsCount::new(steps * 16 * 2048))
         .bench_local(|| (0..steps).map(|step| loader.batch(step).map_or(0, |batch| batch.tokens.len())).sum::<usize>());
+}
+
+/// Opening the shards and making the batch of a step.
+#[divan::bench(sample_count = 5, sample_size = 1, args = [0, 1_000_000])]
+fn first_batch_of_a_fresh_loader(bencher: Bencher<'_, '_>, step: u64) {
+    let dir = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+    let shards = shards(dir.path(), 8).unwrap_or_else(|error| panic!("{error}"));
+    let config = LoaderConfig { rows: 16, sequence_length: 2048, ..LoaderConfig::default() };
+    bencher.bench_local(|| {
+        let batch = Loader::open(&shards, config.clone()).and_then(|mut loader| loader.batch(step));
+        batch.map_or(0, |batch| batch.tokens.len())
+    });
 }

@@ -1,5 +1,6 @@
 //! The `tokenize` part of a recipe.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -73,10 +74,15 @@ pub struct TokenizerConfig {
     pub pattern: Pattern,
     /// How numbers are split.
     pub digits: Digits,
-    /// Bytes of text to train on, about: documents are sampled by hash of their id. Bounds memory.
+    /// Bytes of text to train on, about: documents are sampled by hash of their id. So much text is held in
+    /// memory.
     pub sample_bytes: u64,
     /// A pair seen less often than this is never merged.
     pub min_frequency: u64,
+    /// Share of each source in the sample, in any unit; a source that is not named is left out. Without it
+    /// every document is as likely.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub source_weights: BTreeMap<String, f64>,
 }
 
 impl Default for TokenizerConfig {
@@ -91,6 +97,7 @@ impl Default for TokenizerConfig {
             pattern: Pattern::Gpt2,
             digits: Digits::Pattern,
             sample_bytes: 256 << 20,
+            source_weights: BTreeMap::new(),
             min_frequency: 2,
         }
     }
@@ -131,6 +138,12 @@ impl TokenizerConfig {
         sorted.dedup();
         if sorted.len() != self.special_tokens.len() || sorted.iter().any(|t| t.chars().count() < 2) {
             return Err(Error::config("tokenizer.special_tokens", "must differ and have two characters or more"));
+        }
+        let weights = self.source_weights.values();
+        if weights.clone().any(|weight| !(0.0..=1e9).contains(weight))
+            || !self.source_weights.is_empty() && weights.sum::<f64>() <= 0.0
+        {
+            return Err(Error::config("tokenizer.source_weights", "must be from 0 to 1e9, and one above 0"));
         }
         self.pattern.check()
     }

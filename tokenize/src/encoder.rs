@@ -3,16 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use pipeline::digest::Digest;
-use tokenizers::models::bpe::BPE;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{Model, ModelWrapper, PaddingParams, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{ModelWrapper, PaddingParams, Tokenizer};
 
-use crate::config::Pattern;
 use crate::error::{Error, Result};
-use crate::split::Splitter;
-use crate::train::byte_characters;
+use crate::words::Words;
 
 /// Encodes text exactly as the `tokenizers` crate does with the same file, without adding special
 /// tokens.
@@ -21,11 +15,13 @@ use crate::train::byte_characters;
 /// (`encode_special_tokens` of `tokenizers`), so that no document can forge a boundary.
 pub struct Encoder {
     tokenizer: Tokenizer,
-    /// For the tokenizers that we train and those like them.
-    byte_level: Option<ByteLevelSplit>,
+    /// For the kinds of tokenizers that are done here, several times faster.
+    words: Option<Words>,
     path: PathBuf,
     digest: Digest,
     vocabulary_size: u32,
+    /// Ids of tokens beside the model's, in order.
+    added: Vec<u32>,
 }
 
 impl Encoder {
@@ -51,28 +47,22 @@ impl Encoder {
         tokenizer.set_encode_special_tokens(true);
         let largest = tokenizer.get_vocab(true).into_values().max();
         let largest = largest.ok_or_else(|| fault("its vocabulary is empty".into()))?;
-        let byte_level = ByteLevelSplit::of(&tokenizer);
-        Ok(Self { tokenizer, byte_level, path: path.into(), digest: Digest::of(bytes), vocabulary_size: largest + 1 })
+        let words = Words::of(&tokenizer, bytes);
+        let mut added: Vec<u32> = tokenizer.get_added_tokens_decoder().into_keys().collect();
+        added.sort_unstable();
+        Ok(Self { tokenizer, words, path: path.into(), digest: Digest::of(bytes), vocabulary_size: largest + 1, added })
     }
 
     /// Append the ids of `text` to `ids`.
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        let Some(byte_level) = &self.byte_level else {
-            let encoding = self.tokenizer.encode_fast(text, false).map_err(Error::Tokenizers)?;
-            ids.extend_from_slice(encoding.get_ids());
-            return Ok(());
-        };
-        let model = self.tokenizer.get_model();
-        let (mut word, mut result) = (String::new(), Ok(()));
-        byte_level.splitter.for_each(text, |piece| {
-            word.clear();
-            word.extend(piece.bytes().map(|byte| byte_level.characters[usize::from(byte)]));
-            match model.tokenize(&word) {
-                Ok(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
-                Err(error) => result = Err(Error::Tokenizers(error)),
+        match &self.words {
+            Some(words) => words.encode(text, ids),
+            None => {
+                let encoding = self.tokenizer.encode_fast(text, false).map_err(Error::Tokenizers)?;
+                ids.extend_from_slice(encoding.get_ids());
             }
-        });
-        result
+        }
+        Ok(())
     }
 
     /// The text of `ids`, special tokens included. Bytes that are not UTF-8 become U+FFFD.
@@ -98,6 +88,28 @@ impl Encoder {
         (0..size).filter(textless).collect()
     }
 
+    /// The bytes of text that a token stands for; of an added token its name. `None` if there is no such
+    /// token.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.tokenizer.id_to_token(id)?;
+        let added = self.added.binary_search(&id).is_ok();
+        match &self.words {
+            Some(words) if !added => Some(words.bytes_of(&token)),
+            _ => Some(token.into_bytes()),
+        }
+    }
+
+    /// Whether texts are encoded here; otherwise the file asks for something that is left to the `tokenizers`
+    /// crate, at its speed.
+    pub fn is_fast(&self) -> bool {
+        self.words.is_some()
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// One more than the largest id.
     pub fn vocabulary_size(&self) -> u32 {
         self.vocabulary_size
@@ -114,59 +126,10 @@ impl Encoder {
     }
 }
 
-/// The way from text to words of a byte-level BPE tokenizer without a normalizer.
-///
-/// `tokenizers` keeps, for every character of the text, where it came from, at some fifty bytes for a
-/// byte of text. Nobody here asks for that, so the pieces are cut from the text itself, and the model of
-/// `tokenizers` encodes them one by one.
-struct ByteLevelSplit {
-    splitter: Splitter,
-    characters: [char; 256],
-}
-
-impl ByteLevelSplit {
-    /// `None` if the tokenizer does anything that this way would leave out.
-    fn of(tokenizer: &Tokenizer) -> Option<Self> {
-        let ModelWrapper::BPE(model) = tokenizer.get_model() else { return None };
-        let characters = byte_characters();
-        let complete = characters.iter().all(|c| model.token_to_id(c.encode_utf8(&mut [0; 4])).is_some());
-        // Special tokens in the text are text to us; other added tokens are not.
-        let special = tokenizer.get_added_tokens_decoder().values().all(|token| token.special);
-        let plain = |model: &BPE| model.continuing_subword_prefix.is_none() && model.end_of_word_suffix.is_none();
-        if tokenizer.get_normalizer().is_some() || !complete || !special || !plain(model) {
-            return None;
-        }
-        let steps = match tokenizer.get_pre_tokenizer()? {
-            PreTokenizerWrapper::Sequence(sequence) => sequence.as_ref(),
-            single => std::slice::from_ref(single),
-        };
-        let (individual_digits, steps) = match steps {
-            [PreTokenizerWrapper::Digits(Digits { individual_digits: true, .. }), rest @ ..] => (true, rest),
-            all => (false, all),
-        };
-        let regex = match steps {
-            [PreTokenizerWrapper::ByteLevel(ByteLevel { add_prefix_space: false, use_regex: true, .. })] => {
-                Pattern::Gpt2.regex()
-            }
-            [
-                PreTokenizerWrapper::Split(Split {
-                    pattern: SplitPattern::Regex(regex),
-                    behavior: SplitDelimiterBehavior::Isolated,
-                    invert: false,
-                    ..
-                }),
-                PreTokenizerWrapper::ByteLevel(ByteLevel { add_prefix_space: false, use_regex: false, .. }),
-            ] => regex,
-            _ => return None,
-        };
-        Some(Self { splitter: Splitter::from_regex(regex, individual_digits).ok()?, characters })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Digits, TokenizerConfig};
+    use crate::config::{Digits, Pattern, TokenizerConfig};
     use crate::train::Trainer;
 
     fn tokenizer(config: TokenizerConfig) -> serde_json::Value {
@@ -185,7 +148,7 @@ mod tests {
         for pattern in [Pattern::Gpt2, Pattern::Cl100k, Pattern::O200k, Pattern::Regex(".".into())] {
             for digits in [Digits::Pattern, Digits::Individual] {
                 let json = tokenizer(TokenizerConfig { pattern: pattern.clone(), digits, ..config.clone() });
-                assert!(encoder(&json).byte_level.is_some());
+                assert!(encoder(&json).words.is_some());
             }
         }
         let plain = tokenizer(config);
@@ -194,11 +157,11 @@ mod tests {
             change(&mut json);
             encoder(&json)
         };
-        assert!(changed(|_| ()).byte_level.is_some());
-        assert!(changed(|json| json["normalizer"] = serde_json::json!({"type": "NFC"})).byte_level.is_none());
-        assert!(changed(|json| json["pre_tokenizer"]["add_prefix_space"] = true.into()).byte_level.is_none());
-        assert!(changed(|json| json["added_tokens"][1]["special"] = false.into()).byte_level.is_none());
-        assert!(changed(|json| json["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"})).byte_level.is_none());
+        assert!(changed(|_| ()).words.is_some());
+        assert!(changed(|json| json["normalizer"] = serde_json::json!({"type": "NFC"})).words.is_none());
+        assert!(changed(|json| json["pre_tokenizer"]["add_prefix_space"] = true.into()).words.is_none());
+        assert!(changed(|json| json["added_tokens"][1]["special"] = false.into()).words.is_none());
+        assert!(changed(|json| json["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"})).words.is_none());
         // The long way gives what `tokenizers` gives: the prefix space here.
         let mut ids = [Vec::new(), Vec::new()];
         changed(|json| json["pre_tokenizer"]["add_prefix_space"] = true.into()).encode("a", &mut ids[0]).unwrap();

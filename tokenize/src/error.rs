@@ -63,6 +63,12 @@ impl Error {
         Self::Config { key: format!("tokenize.{key}"), reason: reason.into() }
     }
 
+    /// The settings name a source that the documents do not have.
+    pub(crate) fn unknown_source<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+        let known: Vec<&str> = known.collect();
+        format!("there is no source {name:?} among the documents: they are from {}", known.join(", "))
+    }
+
     /// An I/O error at `path`.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Self::Io { path: path.as_ref().into(), source }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, ListArray, UInt16Array, UInt32Array, UInt64Array};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, UInt16Array, UInt32Array, UInt64Array};
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, FieldRef};
@@ -18,15 +18,6 @@ use crate::shuffle;
 pub fn shuffle_key(seed: u64, validation_fraction: f64) -> ScalarUDF {
     of_ids("shuffle_key", DataType::UInt64, move |ids| {
         Arc::new(UInt64Array::from_iter_values(ids.map(|id| shuffle::shuffle_key(id, seed, validation_fraction))))
-    })
-}
-
-/// `tokenizer_sample(id) → bool`: whether a document is in the sample that the tokenizer is trained on.
-/// Held-out documents never are.
-pub fn tokenizer_sample(seed: u64, validation_fraction: f64, fraction: f64) -> ScalarUDF {
-    of_ids("tokenizer_sample", DataType::Boolean, move |ids| {
-        let chosen = |id| shuffle::is_sampled(id, seed, fraction) && !shuffle::is_held_out(id, validation_fraction);
-        Arc::new(BooleanArray::from_iter(ids.map(|id| Some(chosen(id)))))
     })
 }
 

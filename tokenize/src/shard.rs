@@ -1,20 +1,24 @@
-//! Token shards: Parquet files with a row per document, and what is counted while they are written.
+//! Token shards: Parquet files with a row per document.
+//!
+//! The ids are a list of unsigned integers that any reader knows. They are stored as streams of their
+//! bytes (BYTE_STREAM_SPLIT): Parquet has no integers below 32 bits, and the streams of high bytes, all
+//! zero in a small vocabulary, cost nothing in the file and next to nothing to read.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::compute::{cast, concat_batches};
-use arrow::datatypes::{DataType, SchemaRef, UInt16Type, UInt32Type, UInt64Type};
+use arrow::compute::concat_batches;
+use arrow::datatypes::{DataType, SchemaRef, UInt16Type, UInt32Type};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use pipeline::digest::Digest;
 use pipeline::shard::{PendingFile, PendingWriter};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Error, Result};
 
@@ -40,92 +44,44 @@ pub struct ShardMetadata {
     pub eos_id: u32,
     /// Seed of the shuffle.
     pub seed: u64,
+    /// The source that all its documents are of; none in shards of the first pass of the shuffle, which
+    /// have several.
+    pub source: Option<String>,
     /// Documents in the shard.
     #[serde(default)]
     pub documents: u64,
     /// Tokens in the shard, those that end documents included.
     #[serde(default)]
     pub tokens: u64,
+    /// [`TokensDigest`] of each row group.
+    #[serde(default)]
+    pub row_groups: Vec<Digest>,
 }
 
-/// Documents, tokens and bytes of text.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// Documents.
-    pub documents: u64,
-    /// Tokens, those that begin and end documents included.
-    pub tokens: u64,
-    /// Bytes of UTF-8 text.
-    pub bytes: u64,
-}
+/// Checksum of the tokens of a row group: XXH3 of the ids as little-endian integers of 32 bits, then of
+/// the first place of every document, likewise.
+///
+/// Parquet's own checksums are optional and few readers look at them.
+#[derive(Default)]
+pub struct TokensDigest(Xxh3);
 
-impl Counts {
-    /// Fertility: bytes of text per token; 0 where there are no tokens.
-    pub fn bytes_per_token(&self) -> f64 {
-        if self.tokens == 0 { 0.0 } else { self.bytes as f64 / self.tokens as f64 }
+impl TokensDigest {
+    /// Of a row group.
+    pub fn of(tokens: &[u32], starts: &[u32]) -> Digest {
+        let mut this = Self::default();
+        this.update(tokens);
+        this.update(starts);
+        Digest(this.0.digest128())
     }
 
-    /// Add other counts.
-    pub fn add(&mut self, other: Self) {
-        self.documents += other.documents;
-        self.tokens += other.tokens;
-        self.bytes += other.bytes;
-    }
-}
-
-/// [`Counts`] by source.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SourceCounts(pub BTreeMap<String, Counts>);
-
-impl SourceCounts {
-    /// Sum over sources.
-    pub fn total(&self) -> Counts {
-        let mut total = Counts::default();
-        self.0.values().for_each(|c| total.add(*c));
-        total
-    }
-
-    /// Add other counts.
-    pub fn add(&mut self, other: &Self) {
-        for (source, counts) in &other.0 {
-            self.0.entry(source.clone()).or_default().add(*counts);
-        }
-    }
-
-    fn count(&mut self, source: &str, counts: Counts) {
-        match self.0.get_mut(source) {
-            Some(known) => known.add(counts),
-            None => {
-                self.0.insert(source.into(), counts);
+    fn update(&mut self, numbers: &[u32]) {
+        let mut bytes = [0; 4096];
+        for chunk in numbers.chunks(bytes.len() / 4) {
+            for (bytes, number) in bytes.chunks_exact_mut(4).zip(chunk) {
+                bytes.copy_from_slice(&number.to_le_bytes());
             }
+            self.0.update(&bytes[..chunk.len() * 4]);
         }
-    }
-
-    /// For journal notes: totals and sources, with bytes per token.
-    pub fn notes(&self) -> serde_json::Value {
-        let describe = |c: &Counts| {
-            serde_json::json!({
-                "documents": c.documents,
-                "tokens": c.tokens,
-                "bytes": c.bytes,
-                "bytes_per_token": c.bytes_per_token(),
-            })
-        };
-        let mut notes = describe(&self.total());
-        notes["sources"] = self.0.iter().map(|(source, c)| (source.clone(), describe(c))).collect();
-        notes
-    }
-
-    /// Read [`Self::notes`] back.
-    pub fn from_notes(notes: &serde_json::Value) -> Option<Self> {
-        let sources = notes.get("sources")?.as_object()?;
-        let counts = sources.iter().map(|(source, c)| {
-            let number = |key| c.get(key)?.as_u64();
-            let counts = Counts { documents: number("documents")?, tokens: number("tokens")?, bytes: number("bytes")? };
-            Some((source.clone(), counts))
-        });
-        counts.collect::<Option<_>>().map(Self)
     }
 }
 
@@ -157,13 +113,16 @@ impl TokenShardWriter {
             let (dictionary, statistics) = match field.data_type() {
                 DataType::FixedSizeBinary(_) => (false, EnabledStatistics::None),
                 DataType::UInt64 => (false, EnabledStatistics::Page),
-                // Smaller than a dictionary, which a row group of this size cannot pay for.
+                // Streams of bytes are smaller than a dictionary, which a row group of this size cannot
+                // pay for.
                 DataType::List(_) => (false, EnabledStatistics::None),
                 _ => (true, EnabledStatistics::Chunk),
             };
             let column = match field.data_type() {
                 DataType::List(element) => {
-                    ColumnPath::new(vec![field.name().clone(), "list".into(), element.name().clone()])
+                    let column = ColumnPath::new(vec![field.name().clone(), "list".into(), element.name().clone()]);
+                    properties = properties.set_column_encoding(column.clone(), Encoding::BYTE_STREAM_SPLIT);
+                    column
                 }
                 _ => ColumnPath::from(field.name().clone()),
             };
@@ -214,6 +173,18 @@ impl TokenShardWriter {
         let rows = concat_batches(&self.schema, &self.pending).map_err(pipeline::Error::from)?;
         self.pending.clear();
         (self.pending_rows, self.pending_tokens) = (0, 0);
+        let tokens = self.tokens(&rows)?;
+        let lists = tokens.as_list::<i32>();
+        let offsets = lists.value_offsets();
+        let range = offsets[0] as usize..offsets[lists.len()] as usize;
+        let ids: Vec<u32> = match lists.values().data_type() {
+            DataType::UInt16 => {
+                lists.values().as_primitive::<UInt16Type>().values()[range].iter().map(|&id| id.into()).collect()
+            }
+            _ => lists.values().as_primitive::<UInt32Type>().values()[range].to_vec(),
+        };
+        let starts: Vec<u32> = offsets[..lists.len()].iter().map(|&at| (at - offsets[0]) as u32).collect();
+        self.metadata.row_groups.push(TokensDigest::of(&ids, &starts));
         self.writer
             .write(&rows)
             .and_then(|()| self.writer.flush())
@@ -230,84 +201,5 @@ impl TokenShardWriter {
         let file = self.writer.into_inner().map_err(|e| pipeline::Error::parquet(&self.path, e))?;
         let documents = self.metadata.documents;
         Ok((file.finish(documents)?, self.metadata))
-    }
-}
-
-/// Counts documents, tokens and bytes by source, and how often each token occurs.
-pub struct TokenCounter {
-    /// By source.
-    pub sources: SourceCounts,
-    /// By token id.
-    pub occurrences: Vec<u64>,
-}
-
-impl TokenCounter {
-    /// Nothing counted yet.
-    pub fn new(vocabulary_size: u32) -> Self {
-        Self { sources: SourceCounts::default(), occurrences: vec![0; vocabulary_size as usize] }
-    }
-
-    /// Count rows with the columns `source`, `bytes` and `tokens`.
-    pub fn count(&mut self, batch: &RecordBatch) -> pipeline::Result<()> {
-        let column = |name: &str| {
-            batch.column_by_name(name).ok_or_else(|| {
-                pipeline::Error::Arrow(arrow::error::ArrowError::SchemaError(format!("no column {name}")))
-            })
-        };
-        let sources = cast(column("source")?, &DataType::Utf8View)?;
-        let bytes = cast(column("bytes")?, &DataType::UInt64)?;
-        let (sources, bytes) = (sources.as_string_view(), bytes.as_primitive::<UInt64Type>());
-        let tokens = column("tokens")?.as_list::<i32>();
-        for row in 0..batch.num_rows() {
-            let counts = Counts { documents: 1, tokens: tokens.value_length(row) as u64, bytes: bytes.value(row) };
-            self.sources.count(sources.value(row), counts);
-        }
-        let offsets = tokens.value_offsets();
-        let range = offsets[0] as usize..offsets[batch.num_rows()] as usize;
-        match tokens.values().data_type() {
-            DataType::UInt16 => {
-                let ids = &tokens.values().as_primitive::<UInt16Type>().values()[range];
-                ids.iter().for_each(|&id| self.occurrences[usize::from(id)] += 1);
-            }
-            _ => {
-                let ids = &tokens.values().as_primitive::<UInt32Type>().values()[range];
-                ids.iter().for_each(|&id| self.occurrences[id as usize] += 1);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Entropy in nats per token of a distribution given by counts: the loss of the best model that knows
-/// nothing of context.
-pub fn unigram_entropy(occurrences: impl Iterator<Item = u64> + Clone) -> f64 {
-    let total = occurrences.clone().sum::<u64>() as f64;
-    let terms = occurrences.filter(|&n| n > 0).map(|n| {
-        let p = n as f64 / total;
-        -p * p.ln()
-    });
-    terms.sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entropy_of_known_distributions() {
-        assert_eq!(unigram_entropy([0, 7, 0].into_iter()), 0.0);
-        assert!((unigram_entropy([3, 3, 3, 3].into_iter()) - 4f64.ln()).abs() < 1e-12);
-        let mixed = unigram_entropy([1, 2, 1].into_iter());
-        assert!((mixed - 1.5 * 2f64.ln()).abs() < 1e-12, "{mixed}");
-    }
-
-    #[test]
-    fn notes_read_back() {
-        let mut counts = SourceCounts::default();
-        counts.count("a", Counts { documents: 1, tokens: 10, bytes: 40 });
-        counts.count("b", Counts { documents: 2, tokens: 5, bytes: 5 });
-        let notes = counts.notes();
-        assert_eq!(notes["bytes_per_token"], 3.0);
-        assert_eq!(SourceCounts::from_notes(&notes), Some(counts));
     }
 }

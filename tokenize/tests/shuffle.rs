@@ -12,8 +12,9 @@ use arrow::compute::cast;
 use arrow::datatypes::{DataType, UInt32Type, UInt64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipeline::shard::BATCH_ROWS;
+use tokenize::counts::unigram_entropy;
 use tokenize::loader::committed_shards;
-use tokenize::shard::{METADATA_KEY, ShardMetadata, unigram_entropy};
+use tokenize::shard::{METADATA_KEY, ShardMetadata, TokensDigest};
 use tokenize::shuffle::{Split, shuffle_key};
 use tokenize::{Encoder, TokenStatistics, TokenizeConfig, tokenizer_path};
 
@@ -103,10 +104,12 @@ fn every_document_is_in_one_shard_with_its_tokens() {
     let by_id: BTreeMap<[u8; 16], Document> = documents().into_iter().map(|d| (d.id, d)).collect();
     let mut seen = 0;
     for (stage, split) in [("tokens", Split::Train), ("tokens_validation", Split::Validation)] {
+        // Sources one after the other, each in shuffled order.
         let key = |row: &Row| (shuffle_key(&row.id, seed, config.validation_fraction), row.id);
         let rows = all_rows(dir, stage);
         seen += rows.len();
-        assert!(rows.windows(2).all(|w| key(&w[0]) < key(&w[1])), "{stage} is not in order");
+        let order = |row: &Row| (row.source.clone(), key(row));
+        assert!(rows.windows(2).all(|w| order(&w[0]) < order(&w[1])), "{stage} is not in order");
         assert!(rows.iter().all(|r| Split::of_key(key(r).0) == split));
         for row in &rows {
             let document = &by_id[&row.id];
@@ -131,14 +134,23 @@ fn footers_notes_and_statistics_count_what_is_there() {
     let encoder = Encoder::load(tokenizer_path(dir)).unwrap();
     for path in shard_paths(dir, "tokens").iter().chain(&shard_paths(dir, "tokens_validation")) {
         let rows = rows(path);
+        let tokens: Vec<u32> = rows.iter().flat_map(|r| r.tokens.iter().copied()).collect();
+        let starts = rows.iter().scan(0, |at, row| {
+            *at += row.tokens.len() as u32;
+            Some(*at - row.tokens.len() as u32)
+        });
         let expected = ShardMetadata {
             tokenizer: encoder.digest(),
             vocabulary_size: 1024,
             eos_id: 2,
             seed: 5,
+            source: Some(rows[0].source.clone()),
             documents: rows.len() as u64,
-            tokens: rows.iter().map(|r| r.tokens.len() as u64).sum(),
+            tokens: tokens.len() as u64,
+            // They are shorter than a row group.
+            row_groups: vec![TokensDigest::of(&tokens, &starts.collect::<Vec<u32>>())],
         };
+        assert!(rows.iter().all(|row| row.source == rows[0].source));
         assert_eq!(metadata(path), expected);
     }
     let rows = all_rows(dir, "tokens");
@@ -184,8 +196,22 @@ fn a_sample_of_the_documents_trains_the_tokenizer() {
     run(dir.path(), documents(), 2, &config, 5).unwrap();
     let notes = pipeline::Journal::read(&dir.path().join("tokenizer")).unwrap()[&0].notes.clone();
     let sampled = notes["sample_bytes"].as_u64().unwrap();
-    // A seventh less: held-out documents are left out of the sample.
-    assert!((60_000..120_000).contains(&sampled), "{notes}");
+    // Up to the document with which it is reached.
+    assert!((100_000..103_000).contains(&sampled), "{notes}");
+    assert!(notes["text_bytes"].as_u64().unwrap() > 2 * sampled, "{notes}");
+    // By source, each its share.
+    let dir = tempfile::tempdir().unwrap();
+    config.tokenizer.source_weights = [("speeches".to_string(), 3.0), ("declaration".to_string(), 1.0)].into();
+    run(dir.path(), documents(), 2, &config, 5).unwrap();
+    let notes = pipeline::Journal::read(&dir.path().join("tokenizer")).unwrap()[&0].notes.clone();
+    for (source, share) in [("speeches", 75_000), ("declaration", 25_000)] {
+        let bytes = notes["sample_bytes_by_source"][source].as_u64().unwrap();
+        assert!((share..share + 3_000).contains(&bytes), "{notes}");
+    }
+    config.tokenizer.source_weights = [("speech".to_string(), 1.0)].into();
+    let dir = tempfile::tempdir().unwrap();
+    let error = run(dir.path(), documents(), 2, &config, 5).unwrap_err().to_string();
+    assert!(error.contains("\"speech\"") && error.contains("speeches"), "{error}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The settings of a model and of a training run, as they stand in a recipe.
 
 use serde::{Deserialize, Serialize};
+use tokenize::loader::DataConfig;
 
 use crate::Error;
 
@@ -245,6 +246,8 @@ pub struct TrainConfig {
     pub schedule: ScheduleConfig,
     /// Loss on held-out sequences.
     pub evaluation: EvaluationConfig,
+    /// What the sequences are made of: packing, and the shares of the sources.
+    pub data: DataConfig,
 }
 
 impl Default for TrainConfig {
@@ -262,6 +265,7 @@ impl Default for TrainConfig {
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),
             evaluation: EvaluationConfig::default(),
+            data: DataConfig::default(),
         }
     }
 }
@@ -288,6 +292,7 @@ impl TrainConfig {
                 return Err(Error::config(key, "has to be positive"));
             }
         }
+        self.data.validate().map_err(|error| Error::config("data", error.to_string()))?;
         self.optimizer.validate()?;
         self.schedule.validate(self.steps)
     }

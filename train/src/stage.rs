@@ -14,7 +14,7 @@ use pipeline::{
     Error as StageError, PendingFile, Result as StageResult, RunContext, Stage, Task, TaskContext, TaskReport,
 };
 use serde_json::{Value, json};
-use tokenize::loader::{Loader, LoaderConfig};
+use tokenize::loader::{DataConfig, Loader, LoaderConfig};
 use tokenize::stages::{TOKEN_STATISTICS, TOKENIZER, TOKENS, TOKENS_VALIDATION};
 use tokenize::{TokenStatistics, tokenizer_path};
 
@@ -59,6 +59,7 @@ impl TrainStage {
             sequence_length: config.sequence_length,
             rows,
             seed: config.seed,
+            data: config.data.clone(),
             ..LoaderConfig::default()
         };
         let loader = Loader::open(&task.run.shards(TOKENS)?, loader_config.clone()).map_err(StageError::abort)?;
@@ -74,7 +75,11 @@ impl TrainStage {
         config.model.eos_token_id = loader.eos_id();
         let held_out = match config.evaluation.every_steps {
             0 => None,
-            _ => held_out(&task.run, &LoaderConfig { rows: config.evaluation.sequences, ..loader_config })?,
+            _ => {
+                // All of the held-out documents, in their own proportion, whatever is trained on.
+                let data = DataConfig::default();
+                held_out(&task.run, &LoaderConfig { rows: config.evaluation.sequences, data, ..loader_config })?
+            }
         };
         let device = self.device.select().map_err(StageError::abort)?;
         let tokenizer = tokenizer_path(run_dir);
@@ -152,20 +157,16 @@ fn held_out(run: &RunContext, config: &LoaderConfig) -> StageResult<Option<Batch
         let config = LoaderConfig { rows, ..config.clone() };
         loader = Loader::open(&shards, config).map_err(StageError::abort)?;
     }
-    let eos = loader.eos_id();
-    loader.batch(0).map(|batch| Some(adapt(batch, eos))).map_err(StageError::abort)
+    loader.batch(0).map(|batch| Some(adapt(batch))).map_err(StageError::abort)
 }
 
 /// A loader's batch as the trainer takes it.
-fn adapt(batch: tokenize::loader::Batch, eos: u32) -> Batch {
+fn adapt(batch: tokenize::loader::Batch) -> Batch {
     let length = batch.sequence_length;
     let mut starts = batch.document_starts;
-    for (row, starts) in starts.iter_mut().enumerate() {
-        // The loader tells where inputs begin a document. If the last target begins one, the token
-        // before it ends one; it is no target then.
-        if batch.tokens[row * (length + 1) + length - 1] == eos {
-            starts.push(length as u32);
-        }
+    for (starts, filled) in starts.iter_mut().zip(batch.filled) {
+        // Padding is documents of one token each, which nothing is predicted of.
+        starts.extend((filled..=length as u32).filter(|&start| start > 0));
     }
     Batch { tokens: batch.tokens, starts, length }
 }
@@ -178,10 +179,9 @@ struct Shards {
 
 impl BatchSource for Shards {
     fn batch(&mut self, step: u64) -> Result<Batch, Error> {
-        let eos = self.loader.eos_id();
         let batch = self.loader.batch(step).map_err(|e| Error::Batch { step, reason: e.to_string() })?;
         self.step = step + 1;
-        Ok(adapt(batch, eos))
+        Ok(adapt(batch))
     }
 
     fn state(&self) -> Value {
@@ -248,5 +248,28 @@ impl Stage for TrainStage {
 
     fn stops_itself(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cross_entropy::IGNORE;
+
+    #[test]
+    fn padding_and_first_tokens_are_no_targets() {
+        let batch = tokenize::loader::Batch {
+            step: 0,
+            rows: 3,
+            sequence_length: 5,
+            tokens: (10..28).collect(),
+            document_starts: vec![vec![0, 2], vec![0, 5], vec![0]],
+            filled: vec![4, 6, 1],
+        };
+        let masks: Vec<Vec<bool>> = (0..3).map(|row| batch.loss_mask(row)).collect();
+        let rows = adapt(batch).split(3).unwrap().remove(0);
+        let counted: Vec<bool> = rows.targets.iter().map(|&target| target != IGNORE).collect();
+        assert_eq!(counted, masks.concat());
+        assert_eq!(counted.iter().filter(|counts| **counts).count(), 2 + 4);
     }
 }

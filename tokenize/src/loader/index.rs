@@ -1,41 +1,77 @@
 //! What a loader knows of its shards before it reads them: their footers.
 
-use std::fs::File;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
-use parquet::file::metadata::RowGroupMetaData;
+use bytes::Bytes;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use pipeline::Shard;
 use pipeline::digest::Digest;
 
+use super::row_group::token_column;
+use super::storage::{Object, Storage};
 use crate::error::{Error, Result};
 use crate::shard::{METADATA_KEY, ShardMetadata};
+
+/// Bytes at the end of a shard that are read for its footer, at first.
+const FOOTER_BYTES: u64 = 64 << 10;
 
 /// The shards of a data set: a few words each, whatever their number of documents.
 #[derive(Clone)]
 pub struct Index {
-    shards: Arc<[IndexedShard]>,
+    storage: Storage,
+    sources: Arc<[Source]>,
     metadata: Arc<ShardMetadata>,
     tokens: u64,
     fingerprint: Digest,
 }
 
+/// The shards of one source that have tokens, in order.
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// Its shards.
+    pub shards: Vec<IndexedShard>,
+    /// Tokens in them.
+    pub tokens: u64,
+    /// Documents in them.
+    pub documents: u64,
+}
+
 /// One shard with tokens in it.
 pub struct IndexedShard {
+    /// Its place in the data set.
+    pub number: u32,
     /// The file.
-    pub path: std::path::PathBuf,
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
     /// Tokens in it.
     pub tokens: u64,
 }
 
+impl IndexedShard {
+    /// As its storage knows it.
+    pub fn object(&self) -> Object<'_> {
+        Object { number: self.number, path: &self.path }
+    }
+}
+
 impl Index {
     /// Read the footers.
-    pub fn open(shards: &[Shard]) -> Result<Self> {
-        let mut indexed = Vec::with_capacity(shards.len());
+    pub fn open(shards: &[Shard], storage: Storage) -> Result<Self> {
+        let mut sources: BTreeMap<String, Source> = BTreeMap::new();
         let mut common: Option<ShardMetadata> = None;
-        for shard in shards {
-            let footer = read_footer(&shard.path)?;
+        let object = |number: usize| Object { number: number as u32, path: &shards[number].path };
+        for (number, shard) in shards.iter().enumerate() {
+            // A few footers are on their way while one is looked at.
+            for (ahead, shard) in shards.iter().enumerate().skip(number + 1).take(16) {
+                let range = shard.bytes.saturating_sub(FOOTER_BYTES)..shard.bytes;
+                storage.read_ahead(&object(ahead), std::iter::once(range));
+            }
+            let footer = read_footer(&storage, &object(number), shard.bytes)?;
             let metadata = shard_metadata(&shard.path, &footer)?;
             let fault = |reason: String| Error::Shard { path: shard.path.clone(), row_group: None, reason };
             let tokens = row_group_tokens(&shard.path, &footer)?.iter().sum();
@@ -45,7 +81,12 @@ impl Index {
                     metadata.tokens, metadata.documents, shard.rows
                 )));
             }
-            let same = ShardMetadata { tokens: 0, documents: 0, ..metadata };
+            let name = metadata.source.clone().ok_or_else(|| {
+                fault(
+                    "it has documents of several sources: a shard of the first pass, not of the shuffled tokens".into(),
+                )
+            })?;
+            let same = ShardMetadata { tokens: 0, documents: 0, source: None, row_groups: Vec::new(), ..metadata };
             match &common {
                 None => common = Some(same),
                 Some(first) if *first != same => {
@@ -54,23 +95,34 @@ impl Index {
                 Some(_) => {}
             }
             if tokens > 0 {
-                indexed.push(IndexedShard { path: shard.path.clone(), tokens });
+                let source =
+                    sources.entry(name.clone()).or_insert(Source { name, shards: Vec::new(), tokens: 0, documents: 0 });
+                source.tokens += tokens;
+                source.documents += shard.rows;
+                let (number, path, bytes) = (number as u32, shard.path.clone(), shard.bytes);
+                source.shards.push(IndexedShard { number, path, bytes, tokens });
             }
         }
-        let tokens = indexed.iter().map(|s| s.tokens).sum();
+        let tokens = sources.values().map(|s| s.tokens).sum();
         match common {
             Some(metadata) if tokens > 0 => {
                 let digests: Vec<u8> = shards.iter().flat_map(|s| s.xxh3.0.to_be_bytes()).collect();
                 let fingerprint = Digest::of(&digests);
-                Ok(Self { shards: indexed.into(), metadata: Arc::new(metadata), tokens, fingerprint })
+                let sources = sources.into_values().collect();
+                Ok(Self { storage, sources, metadata: Arc::new(metadata), tokens, fingerprint })
             }
             _ => Err(Error::Loader("there are no tokens to load: every token shard is empty".into())),
         }
     }
 
-    /// Shards that have tokens, in order.
-    pub fn shards(&self) -> &[IndexedShard] {
-        &self.shards
+    /// Where the shards lie.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Sources that have tokens, by name.
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
     }
 
     /// What all shards have in common.
@@ -89,41 +141,35 @@ impl Index {
     }
 }
 
-/// The footer of a token shard.
-pub fn read_footer(path: &Path) -> Result<ArrowReaderMetadata> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    ArrowReaderMetadata::load(&file, ArrowReaderOptions::new()).map_err(|e| Error::Shard {
-        path: path.into(),
-        row_group: None,
-        reason: e.to_string(),
-    })
+/// The footer of a token shard of `bytes` bytes.
+pub fn read_footer(storage: &Storage, object: &Object<'_>, bytes: u64) -> Result<ParquetMetaData> {
+    let fault = |reason: String| Error::Shard { path: object.path.into(), row_group: None, reason };
+    let mut reader = ParquetMetaDataReader::new();
+    let mut wanted = FOOTER_BYTES.min(bytes);
+    loop {
+        let tail: Bytes = storage.read(object, bytes - wanted..bytes).map_err(|e| Error::io(object.path, e))?;
+        match reader.try_parse_sized(&tail, bytes) {
+            Ok(()) => return reader.finish().map_err(|e| fault(e.to_string())),
+            Err(ParquetError::NeedMoreData(more)) if more as u64 > wanted && more as u64 <= bytes => {
+                wanted = more as u64;
+            }
+            Err(error) => return Err(fault(error.to_string())),
+        }
+    }
 }
 
 /// What the footer says about the shard.
-pub fn shard_metadata(path: &Path, footer: &ArrowReaderMetadata) -> Result<ShardMetadata> {
+pub fn shard_metadata(path: &Path, footer: &ParquetMetaData) -> Result<ShardMetadata> {
     let fault = |reason: String| Error::Shard { path: path.into(), row_group: None, reason };
-    let pairs = footer.metadata().file_metadata().key_value_metadata();
+    let pairs = footer.file_metadata().key_value_metadata();
     let value = pairs.into_iter().flatten().find(|pair| pair.key == METADATA_KEY).and_then(|pair| pair.value.as_ref());
     let value = value.ok_or_else(|| fault(format!("not a token shard: its footer has no {METADATA_KEY}")))?;
     serde_json::from_str(value).map_err(|e| fault(format!("{METADATA_KEY}: {e}")))
 }
 
 /// Tokens in each row group. No document is empty, so every value of the column is a token.
-pub fn row_group_tokens(path: &Path, footer: &ArrowReaderMetadata) -> Result<Vec<u64>> {
-    let groups = footer.metadata().row_groups().iter().enumerate();
-    groups
-        .map(|(number, group)| {
-            let column = token_column(group).ok_or_else(|| Error::Shard {
-                path: path.into(),
-                row_group: Some(number),
-                reason: "no column tokens".into(),
-            })?;
-            Ok(group.column(column).num_values() as u64)
-        })
-        .collect()
-}
-
-/// Number of the leaf column that holds the tokens.
-pub fn token_column(group: &RowGroupMetaData) -> Option<usize> {
-    group.columns().iter().position(|c| c.column_path().parts().first().is_some_and(|name| name == "tokens"))
+pub fn row_group_tokens(path: &Path, footer: &ParquetMetaData) -> Result<Vec<u64>> {
+    let fault = |reason: String| Error::Shard { path: path.into(), row_group: None, reason };
+    let column = token_column(footer).map_err(fault)?;
+    Ok(footer.row_groups().iter().map(|group| group.column(column).num_values() as u64).collect())
 }

@@ -10,6 +10,8 @@ pub const SHARDS: u64 = 2;
 pub const ROW_GROUPS: u64 = 3;
 /// Documents of a row group in an epoch.
 pub const DOCUMENTS: u64 = 4;
+/// Sources of the sequences of a block.
+pub const MIXTURE: u64 = 5;
 
 /// A permutation of `0..n` that is a function of `key`: its values sorted by their hash.
 pub fn permutation(key: &[u64], n: usize) -> Vec<u32> {

@@ -1,6 +1,7 @@
 //! The loader beside a naive twin that holds all tokens in memory.
 
 use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
@@ -8,10 +9,12 @@ use arrow::array::{
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Schema};
+use object_store::ObjectStoreExt;
 use pipeline::document::document_id;
 use pipeline::shard::PendingWriter;
 
-use super::order::{DOCUMENTS, ROW_GROUPS, SHARDS, WINDOW};
+use super::assembler::source_seed;
+use super::order::{DOCUMENTS, ROW_GROUPS, SHARDS, WINDOW, permutation};
 use super::*;
 use crate::functions::token_field;
 use crate::shard::{ROW_GROUP_TOKENS, ShardMetadata, TokenShardWriter};
@@ -25,13 +28,20 @@ struct DataSet {
     documents: Documents,
 }
 
-/// Shards whose documents have the given lengths. Every token is another one, counted from 0, modulo
-/// the vocabulary.
+/// Shards of one source whose documents have the given lengths. Every token is another one, counted from
+/// 0, modulo the vocabulary.
 fn data_set(lengths: &[Vec<usize>], vocabulary_size: u32) -> DataSet {
+    sources(&lengths.iter().map(|lengths| (SOURCE, lengths.clone())).collect::<Vec<_>>(), vocabulary_size)
+}
+
+const SOURCE: &str = "test";
+
+/// Shards by source.
+fn sources(lengths: &[(&str, Vec<usize>)], vocabulary_size: u32) -> DataSet {
     let dir = tempfile::tempdir().unwrap();
     let mut next = 0u32;
     let (mut shards, mut documents) = (Vec::new(), Vec::new());
-    for (number, lengths) in lengths.iter().enumerate() {
+    for (number, (source, lengths)) in lengths.iter().enumerate() {
         let texts: Vec<Vec<u32>> = lengths
             .iter()
             .map(|&length| {
@@ -55,7 +65,7 @@ fn data_set(lengths: &[Vec<usize>], vocabulary_size: u32) -> DataSet {
         let ids = (0..lengths.len()).map(|i| document_id("loader", (number << 32 | i) as u64));
         let columns: Vec<ArrayRef> = vec![
             Arc::new(FixedSizeBinaryArray::try_from_sparse_iter_with_size(ids.map(Some), 16).unwrap()),
-            Arc::new(StringArray::from_iter_values(lengths.iter().map(|_| "test"))),
+            Arc::new(StringArray::from_iter_values(lengths.iter().map(|_| *source))),
             Arc::new(UInt64Array::from_iter_values(lengths.iter().map(|&l| l as u64))),
             Arc::new(ListArray::try_new(element, offsets, values, None).unwrap()),
         ];
@@ -65,8 +75,10 @@ fn data_set(lengths: &[Vec<usize>], vocabulary_size: u32) -> DataSet {
             vocabulary_size,
             eos_id: 2,
             seed: 1,
+            source: Some(source.to_string()),
             documents: 0,
             tokens: 0,
+            row_groups: Vec::new(),
         };
         let name = part_name(number as u32);
         let path = dir.path().join(&name);
@@ -110,6 +122,7 @@ impl DataSet {
 
     /// All documents of an epoch, in order, by the definition.
     fn epoch(&self, seed: u64, epoch: u64) -> Vec<&Vec<u32>> {
+        let seed = source_seed(SOURCE, seed);
         let order = |key: &[u64], n: usize| match epoch {
             0 => (0..n as u32).collect(),
             _ => permutation(key, n),
@@ -136,10 +149,11 @@ impl DataSet {
         }
         let per_epoch = tokens.len() as u64 / epochs;
         let length = config.sequence_length;
-        let window = (config.shuffle_window_tokens.min(per_epoch as usize) / length).max(1);
+        let window = (config.data.shuffle_window_tokens.min(per_epoch as usize) / length).max(1);
+        let seed = source_seed(SOURCE, config.seed);
         let mut sequences: Vec<usize> = Vec::new();
         for number in 0.. {
-            let order = permutation(&[config.seed, WINDOW, number], window);
+            let order = permutation(&[seed, WINDOW, number], window);
             sequences.extend(order.iter().map(|&s| (number as usize * window + s as usize) * length));
             if (number as usize + 2) * window * length >= tokens.len() {
                 break;
@@ -153,11 +167,11 @@ impl DataSet {
             document_starts: places
                 .iter()
                 .map(|&p| {
-                    let inside = starts[starts.partition_point(|&s| s <= p)..].iter().take_while(|&&s| s < p + length);
+                    let inside = starts[starts.partition_point(|&s| s <= p)..].iter().take_while(|&&s| s <= p + length);
                     std::iter::once(0).chain(inside.map(|&s| (s - p) as u32)).collect()
                 })
                 .collect(),
-            epoch: (step * config.rows * length) as u64 / per_epoch,
+            filled: vec![length as u32 + 1; config.rows],
         };
         sequences.chunks_exact(config.rows).enumerate().map(batch).collect()
     }
@@ -169,7 +183,7 @@ fn configs() -> Vec<LoaderConfig> {
         .map(|(sequence_length, rows, shuffle_window_tokens)| LoaderConfig {
             sequence_length,
             rows,
-            shuffle_window_tokens,
+            data: DataConfig { shuffle_window_tokens, ..DataConfig::default() },
             seed: 11,
             ..LoaderConfig::default()
         })
@@ -181,12 +195,11 @@ fn batches_are_those_of_the_naive_twin_over_epochs() {
     assert!(LARGE.documents[0].len() > 2 && LARGE.documents[2].len() > 1);
     for config in configs() {
         let expected = LARGE.naive_batches(&config, 3);
-        assert!(expected.last().unwrap().epoch == 2, "{config:?}");
+        assert!(LARGE.loader(&config).epochs(expected.len() as u64)[SOURCE] > 2.9, "{config:?}");
         let mut loader = LARGE.loader(&config);
         for (step, expected) in expected.iter().enumerate() {
             let batch = loader.batch(step as u64).unwrap();
             assert!(batch == *expected, "step {step} of {config:?}");
-            assert_eq!(loader.epoch(step as u64), expected.epoch);
         }
     }
 }
@@ -233,34 +246,202 @@ fn configs_of(config: &LoaderConfig, world_size: usize) -> LoaderConfig {
     LoaderConfig { rank: 0, world_size, ..config.clone() }
 }
 
-#[test]
-fn every_token_is_an_input_once_and_a_target_once_per_epoch() {
-    // 96,000 tokens: 375 sequences of 256, windows of 25 of them, batches of 5.
-    let data = data_set(&[vec![1000; 60], vec![300; 120]], 1 << 20);
-    for world_size in [1, 2, 3, 5] {
-        let mut inputs = vec![0u32; 96_000];
-        let mut targets = vec![0u32; 96_000];
-        let config =
-            LoaderConfig { sequence_length: 256, rows: 5, shuffle_window_tokens: 25 * 256, ..LoaderConfig::default() };
-        let mut loaders: Vec<Loader> =
-            (0..world_size).map(|rank| data.loader(&LoaderConfig { rank, world_size, ..config.clone() })).collect();
-        for epoch in 1..=3 {
-            for step in (epoch - 1) * 75..epoch * 75 {
-                for batch in loaders.iter_mut().map(|l| l.batch(step).unwrap()) {
-                    assert_eq!(batch.epoch, epoch - 1);
-                    for row in 0..batch.rows {
-                        let row = batch.row(row);
-                        row[..256].iter().for_each(|&t| inputs[t as usize] += 1);
-                        row[1..].iter().for_each(|&t| targets[t as usize] += 1);
-                    }
+/// Loads `batches` of three epochs, on a world that changes its size between `steps` of them, and counts
+/// how often every token is there after each.
+fn counts(
+    data: &DataSet,
+    config: &LoaderConfig,
+    world_sizes: [usize; 2],
+    steps: std::ops::Range<u64>,
+    change_at: u64,
+    counts: &mut [u32],
+) {
+    let mut state = data.loader(config).state(steps.start);
+    for (world_size, until) in world_sizes.into_iter().zip([change_at, steps.end]) {
+        let open = |rank| data.loader(&LoaderConfig { rank, world_size, ..config.clone() });
+        let mut loaders: Vec<Loader> = (0..world_size).map(open).collect();
+        let first = loaders[0].resume(&state).unwrap();
+        for step in first..until {
+            for batch in loaders.iter_mut().map(|loader| loader.batch(step).unwrap()) {
+                for row in 0..batch.rows {
+                    // By concatenation the last token is the first of another row.
+                    let inputs = (batch.filled[row] as usize).min(match config.data.packing {
+                        Packing::Concatenate => batch.sequence_length,
+                        Packing::BestFit => batch.sequence_length + 1,
+                    });
+                    batch.row(row)[..inputs].iter().for_each(|&t| counts[t as usize] += 1);
                 }
             }
-            assert!(inputs.iter().all(|&n| u64::from(n) == epoch), "epoch {epoch}, {world_size} ranks");
-            // The very first token is no target; the first of the next epoch is one already.
-            assert_eq!(targets.iter().map(|&n| u64::from(n)).sum::<u64>(), epoch * 96_000);
-            assert!(targets.iter().all(|&n| u64::from(n).abs_diff(epoch) <= 1));
+        }
+        state = loaders[0].state(until);
+    }
+}
+
+#[test]
+fn every_token_comes_once_per_epoch_for_any_world_size_that_changes_on_the_way() {
+    // 98,304 tokens of two sources, a third and two thirds: 384 sequences of 256, batches of 8. Windows of
+    // 16 and 32 sequences, so that no window reaches over the end of an epoch.
+    let data = sources(&[("a", vec![1024; 32]), ("b", vec![2048; 20]), ("b", vec![512; 48])], 1 << 20);
+    let config = LoaderConfig {
+        sequence_length: 256,
+        rows: 8,
+        data: DataConfig { shuffle_window_tokens: 48 * 256 + 3, ..DataConfig::default() },
+        ..LoaderConfig::default()
+    };
+    for world_sizes in [[1, 2], [2, 3], [3, 8], [8, 1], [8, 3]] {
+        let mut seen = vec![0; 98_304];
+        for epoch in 0..3 {
+            // Proportions are exact after every block of 512 sequences; an epoch is 384, so that a source may be
+            // a little ahead of the other. What each has given is exact.
+            counts(&data, &config, world_sizes, epoch * 48..(epoch + 1) * 48, epoch * 48 + 17, &mut seen);
+            assert_eq!(seen.iter().map(|&n| u64::from(n)).sum::<u64>(), (epoch + 1) * 98_304);
+            let epochs = data.loader(&config).epochs((epoch + 1) * 48);
+            for (source, tokens) in [("a", 0..32_768), ("b", 32_768..98_304)] {
+                let whole = epochs[source].floor() as u32;
+                let counts = &seen[tokens];
+                assert!(counts.iter().all(|&n| n == whole || n == whole + 1), "{source} {world_sizes:?}");
+                let total: u32 = counts.iter().sum();
+                assert!((f64::from(total) / counts.len() as f64 - epochs[source]).abs() < 1e-9);
+            }
         }
     }
+}
+
+#[test]
+fn one_source_is_gone_through_exactly_before_it_begins_again() {
+    for (packing, rows_of_epoch) in [(Packing::Concatenate, 384), (Packing::BestFit, 384)] {
+        // Best fit without padding, and documents that fill the sequences of 256 or 257 tokens.
+        let length = if packing == Packing::BestFit { 255 } else { 256 };
+        let data = data_set(&[vec![1024; 32], vec![2048; 20], vec![512; 48]], 1 << 20);
+        let shuffle_window_tokens = 32 * length;
+        let config = LoaderConfig {
+            sequence_length: length,
+            rows: 8,
+            data: DataConfig { packing, padding: 0.0, shuffle_window_tokens, ..DataConfig::default() },
+            ..LoaderConfig::default()
+        };
+        for world_sizes in [[1, 8], [2, 3], [3, 2], [8, 1]] {
+            let mut seen = vec![0; 98_304];
+            for epoch in 0..3 {
+                let steps = rows_of_epoch / 8;
+                counts(&data, &config, world_sizes, epoch * steps..(epoch + 1) * steps, epoch * steps + 5, &mut seen);
+                assert!(seen.iter().all(|&n| u64::from(n) == epoch + 1), "{packing:?} {world_sizes:?} {epoch}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sources_are_mixed_by_weight_or_epochs() {
+    let data = sources(&[("a", vec![999; 100]), ("b", vec![700; 50]), ("c", vec![300; 3])], 1 << 20);
+    let tokens = [99_900.0, 35_000.0, 900.0];
+    let with = |weights: &[(&str, f64)], epochs: &[(&str, f64)]| {
+        let map = |pairs: &[(&str, f64)]| pairs.iter().map(|(name, value)| (name.to_string(), *value)).collect();
+        let data = DataConfig { weights: map(weights), epochs: map(epochs), ..DataConfig::default() };
+        LoaderConfig { sequence_length: 64, rows: 16, data, ..LoaderConfig::default() }
+    };
+    // 512 sequences make a block of exact proportions.
+    let steps = 256 * 3;
+    let given = |config: &LoaderConfig| {
+        let epochs = data.loader(config).epochs(steps);
+        ["a", "b", "c"]
+            .map(|name| epochs[name] * tokens[["a", "b", "c"].iter().position(|n| *n == name).unwrap()] / 64.0)
+    };
+    let total = (steps * 16) as f64;
+    let expected = |shares: [f64; 3]| shares.map(|share| share / shares.iter().sum::<f64>() * total);
+    for (config, shares) in [
+        (with(&[], &[]), tokens),
+        (with(&[("a", 1.0), ("c", 3.0)], &[]), [1.0, 0.0, 3.0]),
+        (with(&[], &[("b", 2.5)]), [99_900.0, 87_500.0, 900.0]),
+        (with(&[], &[("b", 0.0)]), [99_900.0, 0.0, 900.0]),
+    ] {
+        for (given, expected) in given(&config).into_iter().zip(expected(shares)) {
+            assert!((given - expected).abs() <= 1.0, "{given} {expected} {config:?}");
+        }
+        // What is counted is what is in the batches.
+        let mut loader = data.loader(&config);
+        let mut of_b = 0;
+        for step in 0..100 {
+            let batch = loader.batch(step).unwrap();
+            of_b += (0..16).filter(|&row| (99_900..134_900).contains(&batch.row(row)[0])).count();
+        }
+        assert!((loader.epochs(100)["b"] * 35_000.0 / 64.0 - of_b as f64).abs() < 1e-6);
+    }
+    let refused = |config: LoaderConfig| Loader::open(&data.shards, config).err().unwrap().to_string();
+    assert!(refused(with(&[("d", 1.0)], &[])).contains("\"d\""));
+    assert!(refused(with(&[("a", 0.0)], &[])).contains("no source has a share"));
+    assert!(refused(with(&[("a", 1.0)], &[("a", 1.0)])).contains("not both"));
+    assert!(refused(with(&[("a", -1.0)], &[])).contains("-1"));
+}
+
+#[test]
+fn another_source_beside_it_changes_nothing_in_a_source() {
+    let alone = sources(&[("b", vec![700; 50])], 1 << 20);
+    let beside = sources(&[("b", vec![700; 50]), ("a", vec![999; 100])], 1 << 20);
+    let config = LoaderConfig { sequence_length: 64, rows: 16, ..LoaderConfig::default() };
+    let weights = [("b".to_string(), 1.0)].into();
+    let only = LoaderConfig { data: DataConfig { weights, ..DataConfig::default() }, ..config.clone() };
+    let (mut one, mut two) = (alone.loader(&config), beside.loader(&only));
+    for step in 0..100 {
+        assert_eq!(one.batch(step).unwrap(), two.batch(step).unwrap());
+    }
+}
+
+#[test]
+fn best_fit_cuts_few_documents_and_says_what_it_costs() {
+    let lengths: Vec<usize> = (0..2000).map(|i| 2 + (i * i * 31 + i * 7) % 400).collect();
+    let data = data_set(&[lengths], 1 << 20);
+    let best_fit = DataConfig { packing: Packing::BestFit, padding: 0.01, ..DataConfig::default() };
+    let config = LoaderConfig { sequence_length: 511, rows: 8, data: best_fit, ..LoaderConfig::default() };
+    let mut loader = data.loader(&config);
+    let report = loader.packing().unwrap();
+    let source = &report.sources[SOURCE];
+    assert!(report.padding >= 0.01 && report.padding < 0.013, "{report:?}");
+    assert!(source.short_documents > 1900 && source.cut_documents * 50 < source.short_documents, "{report:?}");
+    let mut first = vec![false; 1 << 20];
+    data.documents.iter().flatten().flatten().for_each(|d| first[d[0] as usize] = true);
+    let (mut tokens, mut positions) = (0, 0);
+    for step in 0..40 {
+        let batch = loader.batch(step).unwrap();
+        for row in 0..batch.rows {
+            let filled = batch.filled[row] as usize;
+            tokens += filled;
+            positions += 512;
+            assert!(batch.row(row)[filled..].iter().all(|&id| id == loader.eos_id()));
+            // Every token but a first one follows the one before it in the same document.
+            let starts = &batch.document_starts[row];
+            for at in 1..filled {
+                let follows = batch.row(row)[at] == batch.row(row)[at - 1] + 1 && !first[batch.row(row)[at] as usize];
+                assert_eq!(starts.contains(&(at as u32)), !follows);
+            }
+            assert!(filled > 0 && starts.iter().all(|&start| (start as usize) < filled));
+        }
+    }
+    let padding = 1.0 - f64::from(tokens as u32) / f64::from(positions);
+    assert!((padding - report.padding).abs() < 0.003, "{padding} {report:?}");
+    // By concatenation nothing is padded.
+    let config = LoaderConfig { data: DataConfig::default(), ..config };
+    assert_eq!(data.loader(&config).packing().unwrap().padding, 0.0);
+}
+
+#[test]
+fn lengths_positions_and_mask_of_a_row() {
+    let batch = Batch {
+        step: 0,
+        rows: 3,
+        sequence_length: 6,
+        tokens: vec![9; 21],
+        document_starts: vec![vec![0, 4], vec![0, 2, 6], vec![0, 3]],
+        filled: vec![7, 7, 5],
+    };
+    assert_eq!(batch.cumulative_lengths(0), [0, 4, 6]);
+    assert_eq!(batch.cumulative_lengths(1), [0, 2, 6]);
+    assert_eq!(batch.cumulative_lengths(2), [0, 3, 5, 6]);
+    assert_eq!(batch.positions(2), [0, 1, 2, 0, 1, 0]);
+    // Target i is token i + 1: the firsts of documents and padding do not count.
+    assert_eq!(batch.loss_mask(0), [true, true, true, false, true, true]);
+    assert_eq!(batch.loss_mask(1), [true, false, true, true, true, false]);
+    assert_eq!(batch.loss_mask(2), [true, true, false, true, false, false]);
 }
 
 #[test]
@@ -275,7 +456,7 @@ fn document_starts_are_where_documents_start() {
         for row in 0..batch.rows {
             let starts = &batch.document_starts[row];
             assert_eq!(starts[0], 0);
-            let inside = (1..config.sequence_length as u32).filter(|&i| first[batch.row(row)[i as usize] as usize]);
+            let inside = (1..=config.sequence_length as u32).filter(|&i| first[batch.row(row)[i as usize] as usize]);
             assert_eq!(starts[1..], inside.collect::<Vec<_>>());
             boundaries += starts.len() - 1;
         }
@@ -287,7 +468,12 @@ fn document_starts_are_where_documents_start() {
 fn small_vocabularies_and_tiny_data_work() {
     // 5 tokens, sequences of 4: a sequence spans epochs, and a window many of them.
     let data = data_set(&[vec![3, 2]], 50_000);
-    let config = LoaderConfig { sequence_length: 4, rows: 2, shuffle_window_tokens: 8, ..LoaderConfig::default() };
+    let config = LoaderConfig {
+        sequence_length: 4,
+        rows: 2,
+        data: DataConfig { shuffle_window_tokens: 8, ..DataConfig::default() },
+        ..LoaderConfig::default()
+    };
     let expected = data.naive_batches(&config, 40);
     let mut loader = data.loader(&config);
     for (step, expected) in expected.iter().enumerate() {
@@ -319,15 +505,28 @@ fn a_damaged_shard_stops_with_file_and_row_group() {
     let groups = data.documents[0].len();
     assert!(groups > 2);
     // Zeroes over the middle of the pages of a later row group.
-    let footer = index::read_footer(path).unwrap();
-    let group = footer.metadata().row_group(groups - 2);
-    let (start, length) = group.column(index::token_column(group).unwrap()).byte_range();
+    let object = storage::Object { number: 0, path };
+    let footer = index::read_footer(&Storage::Local, &object, data.shards[0].bytes).unwrap();
+    let range = row_group::byte_range(&footer, groups - 2, row_group::token_column(&footer).unwrap());
+    let (start, length) = (range.start, range.end - range.start);
     let mut damaged = whole.clone();
     damaged[start as usize + 30..(start + length) as usize - 30].fill(0);
     fs::write(path, &damaged).unwrap();
     let mut loader = data.loader(&config);
     let error = (0..).find_map(|step| loader.batch(step).err()).unwrap().to_string();
     assert!(error.contains("part-00000.parquet") && error.contains(&format!("row group {}", groups - 2)), "{error}");
+    // One bit of one page, wherever it is: what decompression lets pass, the checksum does not.
+    for at in [start + 40, start + length / 3, start + length / 2, start + length - 9] {
+        let mut damaged = whole.clone();
+        damaged[at as usize] ^= 4;
+        fs::write(path, &damaged).unwrap();
+        let mut loader = data.loader(&config);
+        let error = (0..).find_map(|step| loader.batch(step).err()).unwrap().to_string();
+        assert!(
+            error.contains("part-00000.parquet") && error.contains(&format!("row group {}", groups - 2)),
+            "{error}"
+        );
+    }
     // Cut short: there is no footer.
     fs::write(path, &whole[..whole.len() / 2]).unwrap();
     let error = Loader::open(&data.shards, config.clone()).err().unwrap().to_string();
@@ -348,4 +547,252 @@ fn nothing_to_load_is_an_error() {
     assert!(data.dir.path().exists());
     let error = Loader::open(&data.shards, LoaderConfig::default()).err().unwrap().to_string();
     assert!(error.contains("no tokens"), "{error}");
+}
+
+/// An object store in memory that counts its requests.
+#[derive(Debug, Default)]
+struct Counting {
+    inner: object_store::memory::InMemory,
+    requests: Arc<AtomicU64>,
+    bytes: Arc<AtomicU64>,
+}
+
+impl std::fmt::Display for Counting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("counting")
+    }
+}
+
+#[async_trait::async_trait]
+impl ObjectStore for Counting {
+    async fn get_opts(
+        &self,
+        location: &object_store::path::Path,
+        options: GetOptions,
+    ) -> object_store::Result<object_store::GetResult> {
+        let result = self.inner.get_opts(location, options).await?;
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(result.range.end - result.range.start, Ordering::Relaxed);
+        Ok(result)
+    }
+    async fn put_opts(
+        &self,
+        location: &object_store::path::Path,
+        payload: object_store::PutPayload,
+        options: object_store::PutOptions,
+    ) -> object_store::Result<object_store::PutResult> {
+        self.inner.put_opts(location, payload, options).await
+    }
+    async fn put_multipart_opts(
+        &self,
+        location: &object_store::path::Path,
+        options: object_store::PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn object_store::MultipartUpload>> {
+        self.inner.put_multipart_opts(location, options).await
+    }
+    fn delete_stream(
+        &self,
+        locations: futures::stream::BoxStream<'static, object_store::Result<object_store::path::Path>>,
+    ) -> futures::stream::BoxStream<'static, object_store::Result<object_store::path::Path>> {
+        self.inner.delete_stream(locations)
+    }
+    fn list(
+        &self,
+        prefix: Option<&object_store::path::Path>,
+    ) -> futures::stream::BoxStream<'static, object_store::Result<object_store::ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+    async fn list_with_delimiter(
+        &self,
+        prefix: Option<&object_store::path::Path>,
+    ) -> object_store::Result<object_store::ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+    async fn copy_opts(
+        &self,
+        from: &object_store::path::Path,
+        to: &object_store::path::Path,
+        options: object_store::CopyOptions,
+    ) -> object_store::Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+/// The stage directory of a data set in an object store, journal and all.
+fn uploaded(data: &DataSet) -> Counting {
+    let store = Counting::default();
+    let put = |name: &str, bytes: Vec<u8>| {
+        let path = object_store::path::Path::from("runs/one/tokens").join(name);
+        futures::executor::block_on(store.inner.put(&path, bytes.into())).unwrap();
+    };
+    let mut journal = Vec::new();
+    for shard in &data.shards {
+        let name = part_name(shard.index);
+        let file = pipeline::shard::FileEntry {
+            path: name.clone().into(),
+            rows: shard.rows,
+            bytes: shard.bytes,
+            xxh3: shard.xxh3,
+        };
+        let entry = JournalEntry {
+            task: shard.index,
+            inputs: Digest::of(b""),
+            files: vec![file],
+            rows_read: shard.rows,
+            rows_kept: shard.rows,
+            dropped: BTreeMap::new(),
+            notes: serde_json::Value::Null,
+            seconds: 0.0,
+        };
+        journal.extend(serde_json::to_vec(&entry).unwrap());
+        journal.push(b'\n');
+        put(&name, fs::read(&shard.path).unwrap());
+    }
+    put("journal.jsonl", journal);
+    store
+}
+
+#[test]
+fn batches_from_an_object_store_are_those_from_files() {
+    let prefix = object_store::path::Path::from("runs/one/tokens");
+    let config = configs()[0].clone();
+    let mut local = LARGE.loader(&config);
+    // Room for everything, and for less than a row group.
+    for cache_bytes in [64 << 20, 1 << 10] {
+        let store = uploaded(&LARGE);
+        let (requests, bytes) = (store.requests.clone(), store.bytes.clone());
+        let config = LoaderConfig { cache_bytes, ..config.clone() };
+        let mut loader = Loader::open_store(Arc::new(store), &prefix, config).unwrap();
+        assert_eq!(loader.fingerprint(), local.fingerprint());
+        let opened = requests.load(Ordering::Relaxed);
+        assert!(opened <= 1 + 2 * LARGE.shards.len() as u64, "{opened} requests to open");
+        let steps = 3 * LARGE.loader(&configs()[0]).tokens_per_epoch() / (4 * 128);
+        for step in 0..steps {
+            assert!(loader.batch(step).unwrap() == local.batch(step).unwrap(), "step {step}");
+        }
+        let size: u64 = LARGE.shards.iter().map(|shard| shard.bytes).sum();
+        let read = bytes.load(Ordering::Relaxed);
+        match cache_bytes {
+            // Three epochs, but no row group is read twice; shards this small are also read for their footers.
+            0x400_0000 => assert!(read < 2 * size, "{read} of {size} bytes"),
+            _ => assert!(read > 3 * size, "{read} of {size} bytes"),
+        }
+    }
+    let error = Loader::open_store(Arc::new(Counting::default()), &prefix, config).err().unwrap().to_string();
+    assert!(error.contains("runs/one/tokens/journal.jsonl"), "{error}");
+    assert!(
+        Loader::open_url("nothing://x", LoaderConfig::default()).err().unwrap().to_string().contains("nothing://x")
+    );
+}
+
+#[test]
+fn the_loader_makes_no_more_batches_than_it_was_told_to() {
+    let store = uploaded(&LARGE);
+    let requests = store.requests.clone();
+    let prefix = object_store::path::Path::from("runs/one/tokens");
+    // Windows of one row group, so that what is read shows what is made.
+    let data = DataConfig { shuffle_window_tokens: 1 << 18, ..DataConfig::default() };
+    let config =
+        LoaderConfig { sequence_length: 1 << 17, rows: 2, prefetch: 1, cache_bytes: 0, data, ..configs()[0].clone() };
+    let mut loader = Loader::open_store(Arc::new(store), &prefix, config).unwrap();
+    let opened = requests.load(Ordering::Relaxed);
+    loader.batch(0).unwrap();
+    // Whatever the time it has: one batch in the channel, one in the thread's hands, and no more.
+    let settled = || {
+        let mut last = 0;
+        loop {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            let now = requests.load(Ordering::Relaxed);
+            if now == last {
+                return now - opened;
+            }
+            last = now;
+        }
+    };
+    let first = settled();
+    assert!(first <= 4 * 3, "{first} requests for a batch and one ahead");
+    loader.batch(1).unwrap();
+    assert!(settled() > first);
+}
+
+/// A server of the files below a directory that knows GET with and without a range, on a thread of its own.
+fn serve(dir: std::path::PathBuf) -> (std::net::SocketAddr, Arc<AtomicU64>) {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let ranges = Arc::new(AtomicU64::new(0));
+    let counter = ranges.clone();
+    let answer = move |stream: std::net::TcpStream| -> std::io::Result<()> {
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let mut stream = stream;
+        while let Some(request) = lines.next() {
+            let request = request?;
+            let path = request.split(' ').nth(1).unwrap_or("/").trim_start_matches('/').to_owned();
+            let mut range = None;
+            for line in lines.by_ref() {
+                let line = line?.to_ascii_lowercase();
+                if line.is_empty() {
+                    break;
+                }
+                if let Some(bounds) = line.strip_prefix("range: bytes=") {
+                    let (first, last) = bounds.split_once('-').unwrap();
+                    range = Some((first.parse::<usize>().unwrap(), last.parse::<usize>().unwrap()));
+                }
+            }
+            let head = match fs::read(dir.join(&path)) {
+                Err(_) => ("404 Not Found".to_string(), Vec::new(), String::new()),
+                Ok(bytes) => match range {
+                    None => ("200 OK".into(), bytes, String::new()),
+                    Some((first, last)) => {
+                        counter.fetch_add(1, Ordering::Relaxed);
+                        let content = format!("Content-Range: bytes {first}-{last}/{}\r\n", bytes.len());
+                        ("206 Partial Content".into(), bytes[first..=last].to_vec(), content)
+                    }
+                },
+            };
+            let (status, body, range) = head;
+            let date = "Last-Modified: Tue, 01 Jan 2030 00:00:00 GMT\r\nETag: \"1\"";
+            let length = body.len();
+            write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{range}{date}\r\n\r\n")?;
+            stream.write_all(&body)?;
+        }
+        Ok(())
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let answer = answer.clone();
+            // A client that goes away is no fault of the server.
+            std::thread::spawn(move || drop(answer(stream)));
+        }
+    });
+    (address, ranges)
+}
+
+#[test]
+fn batches_from_a_web_server_are_those_from_files() {
+    let store = uploaded(&LARGE);
+    let files = futures::executor::block_on(async {
+        let journal = object_store::path::Path::from("runs/one/tokens/journal.jsonl");
+        store.inner.get(&journal).await.unwrap().bytes().await.unwrap()
+    });
+    fs::write(LARGE.dir.path().join("journal.jsonl"), &files).unwrap();
+    let (address, ranges) = serve(LARGE.dir.path().into());
+    let options = object_store::ClientOptions::new().with_allow_http(true);
+    let store = object_store::http::HttpBuilder::new()
+        .with_url(format!("http://{address}"))
+        .with_client_options(options)
+        .build()
+        .unwrap();
+    let config = configs()[1].clone();
+    // Also from within a runtime, as a stage of a run opens it.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut loader = runtime.block_on(async {
+        Loader::open_store(Arc::new(store), &object_store::path::Path::default(), config.clone()).unwrap()
+    });
+    let mut local = LARGE.loader(&config);
+    for step in (0..400).chain([1_000_000]) {
+        assert!(loader.batch(step).unwrap() == local.batch(step).unwrap(), "step {step}");
+    }
+    assert!(ranges.load(Ordering::Relaxed) > 5);
+    drop(loader);
 }

@@ -1,6 +1,7 @@
-//! Stage `encoded`, the first pass of the shuffle: each curated shard tokenized, and sorted by shuffle
-//! key.
+//! Stage `encoded`, the first pass of the shuffle: each curated shard tokenized, and sorted by source and
+//! shuffle key.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use arrow::array::{AsArray, RecordBatch};
@@ -14,17 +15,18 @@ use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::{ENCODED, TOKENIZER, refuse_empty, tokenizer_path};
 use crate::config::TokenizeConfig;
+use crate::counts::TokenCounter;
 use crate::encoder::Encoder;
 use crate::functions::{encode, shuffle_key};
-use crate::shard::{ShardMetadata, TokenCounter, TokenShardWriter};
-use crate::shuffle::HELD_OUT;
+use crate::shard::{ShardMetadata, TokenShardWriter};
+use crate::shuffle::Split;
 
 /// Columns: `shuffle_key` u64, `id`, `source`, `bytes` (of text) u64, `tokens` list of u16 or u32.
 pub(super) struct Encode {
     config: TokenizeConfig,
     documents: String,
     seed: u64,
-    /// Shared by all tasks: `tokenizers` keeps a cache per encoder and thread that is never freed.
+    /// Shared by all tasks, with its caches.
     encoder: OnceLock<Arc<Encoder>>,
 }
 
@@ -49,7 +51,7 @@ impl Stage for Encode {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -90,7 +92,7 @@ impl Stage for Encode {
                 cast(octet_length(col("text")), DataType::UInt64).alias("bytes"),
                 tokens.call(vec![col("text")]).alias("tokens"),
             ])?
-            .sort(vec![col("shuffle_key").sort(true, false), col("id").sort(true, false)])?;
+            .sort(["source", "shuffle_key", "id"].map(|column| col(column).sort(true, false)).to_vec())?;
         let mut rows = plan.execute_stream().await?;
         let name = pipeline::shard::part_name(task.index());
         let metadata = ShardMetadata {
@@ -98,8 +100,10 @@ impl Stage for Encode {
             vocabulary_size: encoder.vocabulary_size(),
             eos_id,
             seed: self.seed,
+            source: None,
             documents: 0,
             tokens: 0,
+            row_groups: Vec::new(),
         };
         let path = task.stage_dir().join(&name);
         let mut writer = TokenShardWriter::new(task.create_file(name)?, path, rows.schema(), metadata)?;
@@ -107,9 +111,13 @@ impl Stage for Encode {
         let mut validation = TokenCounter::new(encoder.vocabulary_size());
         while let Some(batch) = rows.next().await {
             let batch = batch?;
-            let held_out = first_held_out(&batch)?;
-            train.count(&batch.slice(0, held_out))?;
-            validation.count(&batch.slice(held_out, batch.num_rows() - held_out))?;
+            for (split, rows) in splits(&batch)? {
+                let counter = match split {
+                    Split::Train => &mut train,
+                    Split::Validation => &mut validation,
+                };
+                counter.count(&batch.slice(rows.start, rows.len()))?;
+            }
             writer.write(&batch)?;
         }
         let (file, metadata) = writer.finish()?;
@@ -133,11 +141,16 @@ impl Stage for Encode {
     }
 }
 
-/// Rows are sorted by key: where the held-out ones begin.
-fn first_held_out(batch: &RecordBatch) -> Result<usize> {
+/// The runs of rows of one split: two for a source.
+fn splits(batch: &RecordBatch) -> Result<Vec<(Split, Range<usize>)>> {
     let keys = batch
         .column(0)
         .as_primitive_opt::<UInt64Type>()
         .ok_or_else(|| Error::Arrow(arrow::error::ArrowError::SchemaError("shuffle_key is not a u64".into())))?;
-    Ok(keys.values().partition_point(|&key| key < HELD_OUT))
+    let mut start = 0;
+    let runs = keys.values().chunk_by(|&a, &b| Split::of_key(a) == Split::of_key(b)).map(|run| {
+        start += run.len();
+        (Split::of_key(run[0]), start - run.len()..start)
+    });
+    Ok(runs.collect())
 }

@@ -2,8 +2,9 @@
 //! `token_statistics`.
 //!
 //! The global shuffle takes two passes of bounded memory. `encoded` tokenizes each curated shard and
-//! sorts it by shuffle key; `tokens` gathers one range of keys from all of them into each of its
-//! shards. Both sorts spill to disk when they must.
+//! sorts it by source and shuffle key; `tokens` gathers one range of keys of one source from all of them
+//! into each of its shards. Both sorts spill to disk when they must. Sources have shards of their own, so
+//! that a loader can mix them in any proportion without reading what it leaves out.
 
 mod encoded;
 mod statistics;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tokens::{UNIGRAM, encoded_counts, sum_notes};
 use super::{ENCODED, TOKEN_STATISTICS, TOKENS, TOKENS_VALIDATION};
-use crate::shard::{SourceCounts, unigram_entropy};
+use crate::counts::{SourceCounts, unigram_entropy};
 use crate::shuffle::Split;
 
 /// Columns: `token` u32, `count` u64, by token.
@@ -48,6 +48,11 @@ impl TokenStatistics {
     pub fn train_counts(&self) -> Option<SourceCounts> {
         SourceCounts::from_notes(&self.train)
     }
+
+    /// Counts of the held-out documents by source.
+    pub fn validation_counts(&self) -> Option<SourceCounts> {
+        SourceCounts::from_notes(&self.validation)
+    }
 }
 
 #[async_trait]
@@ -57,7 +62,7 @@ impl Stage for Statistics {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {

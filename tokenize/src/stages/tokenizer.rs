@@ -3,11 +3,10 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use arrow::array::AsArray;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::cast as cast_array;
 use arrow::datatypes::DataType;
 use async_trait::async_trait;
-use datafusion::prelude::col;
 use futures::StreamExt;
 use pipeline::digest::Digest;
 use pipeline::{Error, Event, Result, RunContext, Stage, Task, TaskContext, TaskReport};
@@ -15,11 +14,14 @@ use pipeline::{Error, Event, Result, RunContext, Stage, Task, TaskContext, TaskR
 use super::{TOKENIZER, refuse_empty};
 use crate::config::TokenizeConfig;
 use crate::encoder::Encoder;
-use crate::functions::tokenizer_sample;
+use crate::sample::Sample;
+use crate::shuffle::is_held_out;
 use crate::train::Trainer;
 
 /// Name of the file in the stage's directory.
 pub(super) const FILE: &str = "tokenizer.json";
+/// Documents whose words are counted at a time, on all threads.
+const FEED: usize = 1024;
 
 /// Trains a tokenizer on a sample of the documents, or takes the one of the recipe.
 pub(super) struct TrainTokenizer {
@@ -35,7 +37,7 @@ impl Stage for TrainTokenizer {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -98,31 +100,30 @@ impl Stage for TrainTokenizer {
 impl TrainTokenizer {
     /// The trained `tokenizer.json`, the number of documents it was trained on, and notes.
     async fn train(&self, task: &TaskContext) -> Result<(Vec<u8>, u64, serde_json::Value)> {
+        let config = &self.config.tokenizer;
         let shards = task.run.shards(&self.documents)?;
-        let session = task.session();
-        // From the footers, so that the text is read once.
-        let mut text_bytes = 0;
-        for shard in &shards {
-            text_bytes += pipeline::shard::text_bytes(&shard.path)?;
-        }
-        let fraction = (self.config.tokenizer.sample_bytes as f64 / text_bytes.max(1) as f64).min(1.0);
-        let mut trainer = Trainer::new(&self.config.tokenizer)?;
-        let (mut documents, mut sampled_bytes) = (0u64, 0u64);
+        let rows: u64 = shards.iter().map(|shard| shard.rows).sum();
+        let mut sample = Sample::new(config.sample_bytes, &config.source_weights, self.seed);
         if !shards.is_empty() {
-            let sample = tokenizer_sample(self.seed, self.config.validation_fraction, fraction);
-            let plan = task.read_all(&session, &self.documents).await?;
-            let plan = plan.filter(sample.call(vec![col("id")]))?.select(vec![col("text")])?;
-            let mut rows = plan.execute_stream().await?;
-            while let Some(batch) = rows.next().await {
-                let texts = cast_array(batch?.column(0), &DataType::Utf8View)?;
-                let texts: Vec<&str> = texts.as_string_view().iter().flatten().collect();
-                trainer.feed(&texts);
-                documents += texts.len() as u64;
-                sampled_bytes += texts.iter().map(|t| t.len() as u64).sum::<u64>();
-                let message = format!("{} words counted", trainer.distinct_words());
-                task.progress(sampled_bytes, Some(text_bytes.min(self.config.tokenizer.sample_bytes)), message);
+            let plan = task.read_all(&task.session(), &self.documents).await?;
+            let mut batches = plan.select_columns(&["id", "source", "text"])?.execute_stream().await?;
+            while let Some(batch) = batches.next().await {
+                self.offer(&batch?, &mut sample)?;
+                let (documents, bytes) = sample.seen();
+                task.progress(documents, Some(rows), format!("{} MB of text looked at", bytes / 1_000_000));
             }
         }
+        let (seen, text_bytes) = sample.seen();
+        let (texts, by_source) = sample.finish().map_err(Error::from)?;
+        let (documents, sampled_bytes) = (texts.len(), texts.iter().map(|text| text.len() as u64).sum::<u64>());
+        let mut trainer = Trainer::new(config)?;
+        let mut counted = 0;
+        for texts in texts.chunks(FEED) {
+            trainer.feed(&texts.iter().map(|text| &**text).collect::<Vec<_>>());
+            counted += texts.iter().map(|text| text.len() as u64).sum::<u64>();
+            task.progress(counted, Some(sampled_bytes), format!("{} words counted", trainer.distinct_words()));
+        }
+        drop(texts);
         let distinct_words = trainer.distinct_words();
         let (run, size) = (task.run.clone(), u64::from(self.config.tokenizer.rounded_vocab_size()));
         let tokenizer = tokio::task::spawn_blocking(move || trainer.finish(|tokens| report(&run, tokens as u64, size)))
@@ -131,11 +132,31 @@ impl TrainTokenizer {
             .ok_or(Error::Interrupted)?;
         let json = tokenizer.to_string(false).map_err(Error::shard)?;
         let notes = serde_json::json!({
+            "documents": seen,
+            "text_bytes": text_bytes,
             "sample_documents": documents,
             "sample_bytes": sampled_bytes,
+            "sample_bytes_by_source": by_source,
             "distinct_words": distinct_words,
         });
-        Ok((json.into_bytes(), documents, notes))
+        Ok((json.into_bytes(), seen, notes))
+    }
+
+    /// Offer the documents of a batch, but those that are held out.
+    fn offer(&self, batch: &RecordBatch, sample: &mut Sample) -> Result<()> {
+        let ids = batch.column(0).as_fixed_size_binary_opt();
+        let wrong = || Error::Arrow(arrow::error::ArrowError::SchemaError("ids are not 16 bytes".into()));
+        let ids = ids.ok_or_else(wrong)?;
+        let sources = cast_array(batch.column(1), &DataType::Utf8View)?;
+        let texts = cast_array(batch.column(2), &DataType::Utf8View)?;
+        let (sources, texts) = (sources.as_string_view(), texts.as_string_view());
+        for row in 0..batch.num_rows() {
+            let id: [u8; 16] = ids.value(row).try_into().map_err(|_| wrong())?;
+            if !is_held_out(&id, self.config.validation_fraction) {
+                sample.offer(id, sources.value(row), texts.value(row));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,5 @@
 //! Stages `tokens` and `tokens_validation`, the second pass of the shuffle: each shard is a range of
-//! keys, gathered from all encoded shards and sorted.
+//! keys of one source, gathered from all encoded shards and sorted.
 
 use std::sync::Arc;
 
@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ENCODED, TOKENIZER, tokenizer_path};
 use crate::config::TokenizeConfig;
+use crate::counts::{Counts, SourceCounts, TokenCounter};
 use crate::encoder::Encoder;
-use crate::shard::{ShardMetadata, SourceCounts, TokenCounter, TokenShardWriter};
+use crate::shard::{ShardMetadata, TokenShardWriter};
 use crate::shuffle::Split;
 
 /// Columns: `id`, `source`, `bytes` (of text) u64, `tokens` list of u16 or u32. Beside every shard,
@@ -28,9 +29,10 @@ pub(super) struct Tokens {
     pub seed: u64,
 }
 
-/// What a task reads: the keys from `first` to `last`.
+/// What a task reads: the keys from `first` to `last` of a source.
 #[derive(Serialize, Deserialize)]
 struct KeyRange {
+    source: String,
     first: u64,
     last: u64,
     /// Digest of the checksums of the shards it reads from, so that a journal line never stands for other
@@ -45,7 +47,7 @@ impl Stage for Tokens {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -66,26 +68,35 @@ impl Stage for Tokens {
                 encoded_counts(run, Split::Validation)?.total().documents
             )));
         }
-        let tokens = total.tokens;
-        let shards = tokens.div_ceil(self.config.shard_tokens).clamp(1, u64::from(u32::MAX)) as u32;
         let checksums: Vec<u8> = run.shards(ENCODED)?.iter().flat_map(|s| s.xxh3.0.to_be_bytes()).collect();
         let encoded = Digest::of(&checksums);
-        (0..shards)
-            .zip(self.split.shards(shards))
-            .map(|(index, keys)| {
-                let range = KeyRange { first: keys.start as u64, last: (keys.end - 1) as u64, encoded };
-                Ok(Task { index, inputs: serde_json::to_value(range).map_err(Error::abort)? })
-            })
-            .collect()
+        let mut tasks = Vec::new();
+        let mut sources = encoded_counts(run, self.split)?.0;
+        if sources.is_empty() {
+            // An empty shard, so that the split is there to be asked about.
+            sources.insert(String::new(), Counts::default());
+        }
+        for (source, counts) in sources {
+            let shards = counts.tokens.div_ceil(self.config.shard_tokens).clamp(1, u64::from(u32::MAX)) as u32;
+            for keys in self.split.shards(shards) {
+                let (first, last) = (keys.start as u64, (keys.end - 1) as u64);
+                let range = KeyRange { source: source.clone(), first, last, encoded };
+                let inputs = serde_json::to_value(range).map_err(Error::abort)?;
+                tasks.push(Task { index: tasks.len() as u32, inputs });
+            }
+        }
+        Ok(tasks)
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let KeyRange { first, last, .. } = serde_json::from_value(task.task.inputs.clone()).map_err(Error::abort)?;
+        let KeyRange { source, first, last, .. } =
+            serde_json::from_value(task.task.inputs.clone()).map_err(Error::abort)?;
         let encoder = Encoder::load(tokenizer_path(task.run.dir()))?;
         let session = task.session();
         let plan = task
             .read_all(&session, ENCODED)
             .await?
+            .filter(col("source").eq(lit(source.as_str())))?
             .filter(col("shuffle_key").gt_eq(lit(first)).and(col("shuffle_key").lt_eq(lit(last))))?
             .sort(vec![col("shuffle_key").sort(true, false), col("id").sort(true, false)])?
             .select_columns(&["id", "source", "bytes", "tokens"])?;
@@ -96,8 +107,10 @@ impl Stage for Tokens {
             vocabulary_size: encoder.vocabulary_size(),
             eos_id: encoder.token_id(&self.config.tokenizer.eos_token)?,
             seed: self.seed,
+            source: Some(source),
             documents: 0,
             tokens: 0,
+            row_groups: Vec::new(),
         };
         let path = task.stage_dir().join(&name);
         let mut writer = TokenShardWriter::new(task.create_file(&name)?, path, rows.schema(), metadata)?;

@@ -1,5 +1,5 @@
 //! A stage of given documents, and runs of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::print_stderr)]
 
 use std::path::Path;
 use std::sync::Arc;
@@ -86,6 +86,20 @@ impl Stage for Curate {
         let plan = task.session().read_batch(batch)?;
         task.write(plan, Output { kept: &["id", "text", "source"], dropped: &[] }, RowsRead::Made).await
     }
+}
+
+/// A Python that has these modules: `FULGURITE_PYTHON`, or else `python3`. Without one the reason is printed.
+pub fn python(modules: &str) -> Option<std::ffi::OsString> {
+    let python = std::env::var_os("FULGURITE_PYTHON").unwrap_or_else(|| "python3".into());
+    match std::process::Command::new(&python).args(["-c", &format!("import {modules}")]).output() {
+        Ok(output) if output.status.success() => return Some(python),
+        Ok(_) => {
+            let packages = modules.replace(',', "");
+            eprintln!("not checked: this Python has not all of {packages} (pip install them, or set FULGURITE_PYTHON)");
+        }
+        Err(error) => eprintln!("not checked: there is no Python here ({error})"),
+    }
+    None
 }
 
 /// A small vocabulary, an eighth held out, and shards of some thousand tokens.

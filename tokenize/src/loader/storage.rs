@@ -1,0 +1,188 @@
+//! Where shards lie: in local files, or in an object store that is asked for ranges of bytes.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use object_store::{GetOptions, ObjectStore};
+use tokio::runtime::Runtime;
+
+/// A shard in its storage, by its number in the data set.
+pub struct Object<'a> {
+    /// The number.
+    pub number: u32,
+    /// The path of the file, or of the object in its store.
+    pub path: &'a Path,
+}
+
+/// Reads ranges of shards.
+#[derive(Clone)]
+pub enum Storage {
+    /// Local files.
+    Local,
+    /// Objects of a store.
+    Remote(Arc<Remote>),
+}
+
+/// An object store behind a bounded cache.
+pub struct Remote {
+    store: Arc<dyn ObjectStore>,
+    cache: Mutex<Cache>,
+    /// Runs the requests, so that they go on while a batch is made. Taken when dropped.
+    runtime: Option<Runtime>,
+}
+
+/// Ranges that were read or are being read, the oldest of which go first when there are too many.
+#[derive(Default)]
+struct Cache {
+    entries: HashMap<(u32, u64), Entry>,
+    limit: usize,
+    bytes: usize,
+    /// Counts uses: what was used longest ago goes first.
+    clock: u64,
+}
+
+struct Entry {
+    content: Content,
+    bytes: usize,
+    used: u64,
+}
+
+enum Content {
+    Here(Bytes),
+    Coming(Receiver<std::io::Result<Bytes>>),
+}
+
+impl Storage {
+    /// Objects of `store`, of which at most `cache_bytes` are kept in memory (one range more, if that
+    /// alone is larger).
+    pub fn remote(store: Arc<dyn ObjectStore>, cache_bytes: usize) -> std::io::Result<Self> {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("shards").enable_all().build()?;
+        let cache = Cache { limit: cache_bytes, ..Cache::default() };
+        Ok(Self::Remote(Arc::new(Remote { store, cache: Mutex::new(cache), runtime: Some(runtime) })))
+    }
+
+    /// Run something on the thread of the requests.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        if let Self::Remote(remote) = self
+            && let Some(runtime) = &remote.runtime
+        {
+            runtime.spawn(work);
+        }
+    }
+
+    /// A range of bytes of a shard.
+    pub fn read(&self, object: &Object<'_>, range: Range<u64>) -> std::io::Result<Bytes> {
+        match self {
+            Self::Local => {
+                let mut bytes = vec![0; (range.end - range.start) as usize];
+                File::open(object.path)?.read_exact_at(&mut bytes, range.start)?;
+                Ok(bytes.into())
+            }
+            Self::Remote(remote) => remote.read(object, range),
+        }
+    }
+
+    /// Begin to read ranges that are wanted soon, as far as the cache holds them.
+    pub fn read_ahead(&self, object: &Object<'_>, ranges: impl Iterator<Item = Range<u64>>) {
+        if let Self::Remote(remote) = self {
+            for range in ranges {
+                let mut cache = remote.cache();
+                let (key, bytes) = ((object.number, range.start), (range.end - range.start) as usize);
+                if cache.entries.contains_key(&key) {
+                    continue;
+                }
+                // Half of the cache is for what was read, the other half for what is coming.
+                let coming = cache.entries.values().filter(|e| matches!(e.content, Content::Coming(_)));
+                if coming.map(|entry| entry.bytes).sum::<usize>() + bytes > cache.limit / 2 {
+                    break;
+                }
+                let content = Content::Coming(remote.request(object, range));
+                cache.put(key, content, bytes);
+            }
+        }
+    }
+}
+
+impl Remote {
+    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ask the store on the runtime's thread: the caller may stand in a runtime of its own.
+    fn request(&self, object: &Object<'_>, range: Range<u64>) -> Receiver<std::io::Result<Bytes>> {
+        let (send, receive) = channel();
+        let (store, path) = (self.store.clone(), object.path.to_string_lossy().into_owned());
+        if let Some(runtime) = &self.runtime {
+            runtime.spawn(async move {
+                let bytes = match object_store::path::Path::parse(&path) {
+                    Ok(path) => {
+                        let options = GetOptions::new().with_range(Some(range));
+                        let read = async { store.get_opts(&path, options).await?.bytes().await };
+                        read.await.map_err(std::io::Error::other)
+                    }
+                    Err(error) => Err(std::io::Error::other(error)),
+                };
+                // Nobody waits when the loader is gone.
+                let _ = send.send(bytes);
+            });
+        }
+        receive
+    }
+
+    fn read(&self, object: &Object<'_>, range: Range<u64>) -> std::io::Result<Bytes> {
+        let (key, bytes) = ((object.number, range.start), (range.end - range.start) as usize);
+        // Taken out while it is waited for, so that other streams are not kept from the cache.
+        let content = self.cache().take(key);
+        let read = match content {
+            Some(Content::Here(bytes)) => bytes,
+            Some(Content::Coming(receiver)) => received(receiver)?,
+            None => received(self.request(object, range))?,
+        };
+        if read.len() != bytes {
+            let reason = format!("{} bytes instead of {bytes}", read.len());
+            return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, reason));
+        }
+        self.cache().put(key, Content::Here(read.clone()), bytes);
+        Ok(read)
+    }
+}
+
+fn received(receiver: Receiver<std::io::Result<Bytes>>) -> std::io::Result<Bytes> {
+    receiver.recv().unwrap_or_else(|_| Err(std::io::Error::other("the request was given up")))
+}
+
+impl Cache {
+    fn take(&mut self, key: (u32, u64)) -> Option<Content> {
+        let entry = self.entries.remove(&key)?;
+        self.bytes -= entry.bytes;
+        Some(entry.content)
+    }
+
+    fn put(&mut self, key: (u32, u64), content: Content, bytes: usize) {
+        self.take(key);
+        while self.bytes + bytes > self.limit
+            && let Some(oldest) = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key)
+        {
+            self.take(oldest);
+        }
+        self.clock += 1;
+        self.bytes += bytes;
+        self.entries.insert(key, Entry { content, bytes, used: self.clock });
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        // A runtime must not be waited for where another one runs.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
