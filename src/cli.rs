@@ -76,6 +76,12 @@ pub enum Command {
     Export(Export),
     /// Check what this machine offers: cores, memory, disk, CUDA libraries
     Doctor(Doctor),
+    /// Measure the kernels of this machine's GPU
+    Bench {
+        /// What to measure
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Print a completion script for a shell
     Completions {
         /// The shell
@@ -313,6 +319,41 @@ pub struct Export {
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite bench`
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Lightning Attention, forward and backward, against the time that its bytes take
+    Attention(BenchAttention),
+}
+
+/// `fulgurite bench attention`
+#[derive(Debug, Args)]
+pub struct BenchAttention {
+    /// Rows, heads and tokens: B,H,T; may be given several times
+    #[arg(
+        long = "shape",
+        value_name = "B,H,T",
+        value_delimiter = ' ',
+        default_value = "4,32,2048 4,32,8192 4,32,32768 8,8,2048 1,8,65536 16,16,2048"
+    )]
+    pub shapes: Vec<String>,
+    /// Width of a head
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub width: usize,
+    /// End a document every so many tokens
+    #[arg(long, value_name = "TOKENS")]
+    pub document_tokens: Option<usize>,
+    /// Take queries and keys through SiLU inside of the kernel
+    #[arg(long)]
+    pub silu: bool,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Print as JSON, a line each
     #[arg(long)]
     pub json: bool,
 }

@@ -7,6 +7,7 @@ use anyhow::Result;
 use crate::cli::{Cli, Command};
 use crate::exit::Usage;
 
+mod bench;
 mod completions;
 mod doctor;
 mod evaluate;
@@ -39,6 +40,7 @@ pub fn dispatch(cli: Cli) -> Result<()> {
         Command::Evaluate(args) => evaluate::evaluate(args),
         Command::Export(args) => export::export(args),
         Command::Doctor(args) => doctor::doctor(args),
+        Command::Bench { what } => bench::bench(what),
         Command::Completions { shell } => completions::completions(*shell),
     }
 }

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod batch;
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod cuda;

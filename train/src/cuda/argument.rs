@@ -23,7 +23,10 @@ pub struct Argument<'a>(pub(super) Kind<'a>);
 pub(super) enum Kind<'a> {
     /// The address of the first value of a tensor.
     Pointer(&'a CubeTensor, Access),
-    Tiles(&'a CubeTensor, Tiles),
+    Tiles(&'a CubeTensor, Tiles, Access),
+    Strided(&'a CubeTensor, Tiles, Access),
+    /// No address, where a kernel takes one or none.
+    Absent,
     U32(u32),
     I32(i32),
     U64(u64),
@@ -105,10 +108,33 @@ pub fn f32(value: f32) -> Argument<'static> {
     Argument(Kind::F32(value))
 }
 
+/// No tensor, for a pointer that may be null.
+pub fn absent<'a>() -> Argument<'a> {
+    Argument(Kind::Absent)
+}
+
 /// A tensor that the kernel reads in tiles by the bulk copy engine (compute capability 9.0 on): the
-/// parameter is `const __grid_constant__ CUtensorMap`.
+/// parameter is `const __grid_constant__ TensorMap`. On older GPUs the kernel finds what
+/// [`strided`] gives in its place.
 pub fn tiles(tensor: &CubeTensor, tiles: Tiles) -> Argument<'_> {
-    Argument(Kind::Tiles(tensor, tiles))
+    Argument(Kind::Tiles(tensor, tiles, Access::Read))
+}
+
+/// [`tiles`] that the kernel writes.
+pub fn tiles_out(tensor: &CubeTensor, tiles: Tiles) -> Argument<'_> {
+    Argument(Kind::Tiles(tensor, tiles, Access::Write))
+}
+
+/// A tensor that the kernel reads by its address, strides in bytes and dimensions: the parameter is
+/// `const __grid_constant__ View` with `struct View { char* values; long long strides[4]; unsigned
+/// dims[5]; }`. The address may be any.
+pub fn strided(tensor: &CubeTensor, tiles: Tiles) -> Argument<'_> {
+    Argument(Kind::Strided(tensor, tiles, Access::Read))
+}
+
+/// [`strided`] that the kernel writes.
+pub fn strided_out(tensor: &CubeTensor, tiles: Tiles) -> Argument<'_> {
+    Argument(Kind::Strided(tensor, tiles, Access::Write))
 }
 
 /// How the bulk copy engine cuts a tensor; every list begins with the innermost dimension.
@@ -145,7 +171,8 @@ impl Kind<'_> {
                 return element.is_none_or(|element| element == tensor.dtype)
                     && *read_only == (*access == Access::Read);
             }
-            (Self::Tiles(..), Parameter::Tiles) => return true,
+            (Self::Tiles(..), Parameter::Tiles) | (Self::Strided(..), Parameter::Strided) => return true,
+            (Self::Absent, Parameter::Pointer { .. }) => return true,
             (Self::U32(_), _) => Scalar::U32,
             (Self::I32(_), _) => Scalar::I32,
             (Self::U64(_), _) => Scalar::U64,

@@ -45,6 +45,12 @@ pub fn upload(device: &CubeDevice, values: &[u32]) -> CubeTensor {
     CubeTensor::new_contiguous(client, device.clone(), Shape::new([values.len()]), memory, DType::U32)
 }
 
+/// Float32 numbers on `device`.
+pub fn upload_floats(device: &CubeDevice, values: &[f32]) -> CubeTensor {
+    let words: Vec<u32> = values.iter().map(|value| value.to_bits()).collect();
+    CubeTensor { dtype: DType::F32, ..upload(device, &words) }
+}
+
 /// The words of a contiguous buffer of 32-bit numbers. Waits for the device.
 ///
 /// # Errors
@@ -99,6 +105,11 @@ fn part(matrix: &CubeTensor, begin: usize, shape: [usize; 2], stride: usize) -> 
     part.handle = part.handle.offset_start(begin);
     *part.meta = Metadata::new(Shape::new(shape), strides![stride, 1]);
     part
+}
+
+/// The tensor itself where its values lie one after the other, else a copy.
+pub fn contiguous(tensor: CubeTensor) -> CubeTensor {
+    into_contiguous(tensor)
 }
 
 /// Whether the values lie one after the other in row-major order.

@@ -1,5 +1,9 @@
 //! Questions to the driver that need no context.
 
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use burn_cubecl::tensor::CubeTensor;
 use cudarc::driver::result as cu;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
@@ -20,6 +24,28 @@ pub struct DeviceFacts {
     pub shared_per_block: u32,
     /// Bytes of the second-level cache.
     pub cache: u64,
+}
+
+impl DeviceFacts {
+    /// Whether it has Hopper's own instructions: wgmma, and the bulk copies that feed it.
+    pub fn is_hopper(&self) -> bool {
+        self.architecture.version == 90
+    }
+}
+
+/// What the GPU behind `tensor` is; asked of the driver once.
+///
+/// # Panics
+/// When the driver does not know the device of a tensor that is on it.
+pub fn facts_of(tensor: &CubeTensor) -> DeviceFacts {
+    static KNOWN: LazyLock<Mutex<HashMap<u32, DeviceFacts>>> = LazyLock::new(Mutex::default);
+    let index = u32::from(tensor.client.service_id().device.index_id);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let facts = known.entry(index).or_insert_with(|| match device_facts(index) {
+        Ok(facts) => facts,
+        Err(error) => panic!("a device in use: {error}"),
+    });
+    facts.clone()
 }
 
 /// Number of CUDA devices that the driver shows.

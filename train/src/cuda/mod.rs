@@ -20,13 +20,16 @@ mod product;
 mod signature;
 mod work;
 
-pub use argument::{Argument, Swizzle, Tiles, f32, i32, i64, read, tiles, u32, u64, update, view, write};
+pub use argument::{
+    Argument, Swizzle, Tiles, absent, f32, i32, i64, read, strided, strided_out, tiles, tiles_out, u32, u64, update,
+    view, write,
+};
 pub use buffer::{
-    aligned_to, columns, download, empty, empty_like, flat_view, in_rows, is_contiguous, of, row_range, rows,
-    to_tensor, upload,
+    aligned_to, columns, contiguous, download, empty, empty_like, flat_view, in_rows, is_contiguous, of, row_range,
+    rows, to_tensor, upload, upload_floats,
 };
 pub use compile::{Architecture, Source};
-pub use driver::{DeviceFacts, architecture, device_count, device_facts};
+pub use driver::{DeviceFacts, architecture, device_count, device_facts, facts_of};
 pub use kernel::{Grid, Kernel, warm_up};
 pub use product::Product;
 pub use work::Work;

@@ -12,6 +12,8 @@ pub(super) enum Parameter {
     Scalar(Scalar),
     /// `const __grid_constant__ CUtensorMap`.
     Tiles,
+    /// `const __grid_constant__ View`.
+    Strided,
 }
 
 /// Types of values.
@@ -126,6 +128,7 @@ fn parameter(text: &str) -> Option<Parameter> {
         "u64" | "unsigned long long" | "size_t" | "uint64_t" => Parameter::Scalar(Scalar::U64),
         "i64" | "long long" | "int64_t" => Parameter::Scalar(Scalar::I64),
         "CUtensorMap" | "TensorMap" => Parameter::Tiles,
+        "View" => Parameter::Strided,
         _ => return None,
     })
 }

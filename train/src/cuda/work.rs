@@ -16,7 +16,7 @@ use cudarc::driver::sys;
 
 use super::argument::{Access, Kind};
 use super::product::{self, Product};
-use super::{Argument, Error, Grid, Kernel, Swizzle, Tiles, buffer};
+use super::{Argument, Error, Grid, Kernel, Swizzle, Tiles, architecture, buffer};
 
 /// The server behind a CUDA client; `CudaServer` itself is not exported by name.
 pub(super) type CudaServer = <cubecl::cuda::CudaRuntime as Runtime>::Server;
@@ -51,6 +51,7 @@ enum Step {
 enum Value {
     Pointer(Slot),
     Tiles(Slot, Tiles, DType),
+    Strided(Slot, Tiles),
     /// The bits of a value of 4 or 8 bytes; the machines that CUDA runs on store the low ones first.
     Bits(u64),
 }
@@ -96,7 +97,9 @@ impl Work {
         }
         let values = arguments.iter().map(|argument| match &argument.0 {
             Kind::Pointer(tensor, access) => Value::Pointer(self.slot(tensor, *access)),
-            Kind::Tiles(tensor, tiles) => Value::Tiles(self.slot(tensor, Access::Read), tiles.clone(), tensor.dtype),
+            Kind::Tiles(tensor, tiles, access) => Value::Tiles(self.slot(tensor, *access), tiles.clone(), tensor.dtype),
+            Kind::Strided(tensor, tiles, access) => Value::Strided(self.slot(tensor, *access), tiles.clone()),
+            Kind::Absent => Value::Bits(0),
             Kind::U32(value) => Value::Bits(u64::from(*value)),
             Kind::I32(value) => Value::Bits(u64::from(*value as u32)),
             Kind::U64(value) => Value::Bits(*value),
@@ -209,13 +212,19 @@ impl Step {
                     let (word, map) = match value {
                         Value::Pointer(slot) => (pointers[*slot], None),
                         Value::Bits(bits) => (*bits, None),
-                        Value::Tiles(slot, tiles, dtype) => (0, Some(tensor_map(pointers[*slot], tiles, *dtype)?)),
+                        Value::Tiles(slot, tiles, dtype) if architecture(device)?.version >= 90 => {
+                            (0, Some(Description::Map(tensor_map(pointers[*slot], tiles, *dtype)?)))
+                        }
+                        Value::Tiles(slot, tiles, _) | Value::Strided(slot, tiles) => {
+                            (0, Some(Description::View(view(pointers[*slot], tiles))))
+                        }
                     };
                     bits.push(word);
                     maps.push(map);
                 }
                 let addresses = bits.iter_mut().zip(&mut maps).map(|(bits, map)| match map {
-                    Some(map) => std::ptr::from_mut(map).cast(),
+                    Some(Description::Map(map)) => std::ptr::from_mut(map).cast(),
+                    Some(Description::View(view)) => std::ptr::from_mut(view).cast(),
                     None => std::ptr::from_mut(bits).cast(),
                 });
                 let mut addresses: Vec<*mut c_void> = addresses.collect();
@@ -239,6 +248,32 @@ impl Step {
             }
         }
     }
+}
+
+/// A tensor as a kernel's parameter describes it.
+enum Description {
+    Map(sys::CUtensorMap),
+    View(View),
+}
+
+/// `View` in the sources of kernels, as large as a tensor map, in whose place it may stand.
+#[repr(C, align(64))]
+struct View {
+    values: sys::CUdeviceptr,
+    strides: [u64; 4],
+    dims: [u32; 5],
+    rest: [u32; 17],
+}
+
+fn view(pointer: sys::CUdeviceptr, tiles: &Tiles) -> View {
+    let mut view = View { values: pointer, strides: [0; 4], dims: [1; 5], rest: [0; 17] };
+    for (to, from) in view.strides.iter_mut().zip(&tiles.strides) {
+        *to = *from;
+    }
+    for (to, from) in view.dims.iter_mut().zip(&tiles.dims) {
+        *to = u32::try_from(*from).unwrap_or(u32::MAX);
+    }
+    view
 }
 
 /// What the bulk copy engine is told of a tensor.

@@ -27,7 +27,7 @@ pub(crate) mod testing;
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::cuda::Kernel;
+use crate::cuda::{Architecture, Kernel};
 
 /// Whether `device` is Burn's CPU backend, with or without autodiff.
 pub(crate) fn is_flex(device: &Device) -> bool {
@@ -62,19 +62,36 @@ pub fn kernels() -> Vec<Kernel> {
         narrow,
         wide,
         with_width(&sglu::SOURCE, "sglu_forward", 2816),
+        Kernel::new(&attention::lightning::ANY, "lightning_any_forward"),
+        Kernel::new(&attention::gated_cuda::LRPE, "lrpe_forward"),
     ]
+}
+
+/// The forms of `lightning.cu` that training takes on an architecture, and one with every mask.
+pub fn attention_kernels(architecture: Architecture) -> Vec<Kernel> {
+    let hopper = architecture == Architecture::new(9, 0);
+    let form = |silu: bool, documents: bool, states_only: bool| {
+        Kernel::new(&attention::lightning::SOURCE, "lightning_backward")
+            .define("HOPPER", hopper)
+            .define("NW", if hopper { 2 } else { 1 })
+            .define("STAGES", if hopper { 3 } else { 2 })
+            .define("SILU", silu)
+            .define("DOCS", documents)
+            .define("STATE_ONLY", states_only)
+    };
+    vec![form(false, false, false), form(true, true, false), form(true, true, true)]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cuda::{Architecture, Error};
+    use crate::cuda::Error;
 
     #[test]
     #[allow(clippy::print_stderr)]
     fn every_kernel_compiles_for_hopper_and_ampere() {
-        for kernel in kernels() {
-            for architecture in [Architecture::new(9, 0), Architecture::new(8, 0)] {
+        for architecture in [Architecture::new(9, 0), Architecture::new(8, 0)] {
+            for kernel in kernels().into_iter().chain(attention_kernels(architecture)) {
                 match kernel.compile(architecture) {
                     // An ELF file.
                     Ok(cubin) => assert!(cubin.starts_with(b"\x7fELF"), "{}", kernel.name()),
@@ -90,7 +107,7 @@ mod tests {
 
     #[test]
     fn every_source_is_among_the_kernels_and_every_parameter_is_understood() {
-        let kernels = kernels();
+        let kernels: Vec<Kernel> = kernels().into_iter().chain(attention_kernels(Architecture::new(9, 0))).collect();
         let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/kernels");
         for entry in std::fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();

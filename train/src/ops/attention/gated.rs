@@ -5,12 +5,12 @@ use std::sync::Arc;
 use burn::backend::Flex;
 use burn::tensor::{Tensor, activation};
 
-use super::{chunked, gated_cpu::GatedAttention};
-use crate::ops::has_cpu_form;
+use super::{chunked, gated_cpu::GatedAttention, gated_cuda};
 use crate::ops::lrpe::lrpe;
 use crate::ops::operation::apply;
 use crate::ops::sequences::Sequences;
 use crate::ops::srms_norm::srms_norm;
+use crate::ops::{has_cpu_form, has_cuda_form};
 
 /// One form of the attention: (q, k, v, λ per head, documents, incoming state) gives the output and
 /// the state after the last token.
@@ -27,6 +27,9 @@ pub fn gated_attention(
     decay: &Arc<[f64]>,
     sequences: &Arc<Sequences>,
 ) -> Tensor<2> {
+    if has_cuda_form(&qkvu) && gated_cuda::has_form(qkvu.dims()[1] / 4, decay.len(), sequences, theta.is_some()) {
+        return gated_cuda::apply(qkvu, theta, decay, sequences);
+    }
     if !has_cpu_form(&qkvu) {
         return stateful(chunked::attention, qkvu, theta, decay, sequences, None).0;
     }

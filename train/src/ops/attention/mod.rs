@@ -9,6 +9,8 @@ pub mod chunked;
 pub mod decay;
 pub mod gated;
 mod gated_cpu;
+pub(crate) mod gated_cuda;
+pub mod lightning;
 pub mod naive;
 pub mod recurrent;
 

@@ -1,0 +1,266 @@
+//! [`super::gated`] on CUDA in bf16: the kernels of Lightning Attention between the columns of the
+//! projection, with SiLU in them, and the gate behind.
+//!
+//! Nothing is moved: q, k, v and u are columns of the projection, their gradients are written into
+//! the columns of its gradient. In the few layers with LRPE the features q̂, k̂ `[B, H, T, 2K]` are
+//! made by a kernel of their own, which takes SiLU along.
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, CubeDevice};
+
+use super::lightning::{self, Attention, Heads, States};
+use crate::cuda::{self, Grid, Kernel, Source, Work};
+use crate::ops::operation::{self, Operation};
+use crate::ops::sequences::Sequences;
+use crate::ops::{gate, srms_norm};
+
+pub(crate) static LRPE: Source = Source { name: "lrpe.cu", text: include_str!("../../kernels/lrpe.cu") };
+
+/// Tokens that one block of `lrpe.cu` walks over.
+const STRIPE: usize = 128;
+
+/// Whether heads of `width / heads` values in rows of this length have this form.
+pub(super) fn has_form(width: usize, heads: usize, sequences: &Sequences, rotated: bool) -> bool {
+    let head = width / heads;
+    let key = if rotated { 2 * head } else { head };
+    srms_norm::has_kernel(width) && head.is_multiple_of(8) && key <= 256 && sequences.length() >= 64
+}
+
+/// The documents of a batch, on the device.
+#[derive(Clone, Debug)]
+pub(crate) struct Documents {
+    rows: usize,
+    /// Position of every token in its document: `[B · T]`.
+    positions: CubeTensor,
+    /// Whether documents begin inside rows.
+    packed: bool,
+}
+
+impl Documents {
+    pub(crate) fn new(sequences: &Sequences, device: &CubeDevice) -> Self {
+        let positions = cuda::upload(device, sequences.all_positions());
+        Self { rows: sequences.rows(), positions, packed: sequences.is_packed() }
+    }
+}
+
+/// One layer's token mixer between its projections.
+#[derive(Clone, Debug)]
+pub(crate) struct Mixer {
+    /// λ of every head, float32.
+    pub(crate) decay: CubeTensor,
+    pub(crate) heads: usize,
+    pub(crate) documents: Documents,
+}
+
+impl Mixer {
+    pub(crate) fn new(decay: &[f64], documents: Documents) -> Self {
+        let rates: Vec<f32> = decay.iter().map(|&rate| rate as f32).collect();
+        let device = &documents.positions.device;
+        Self { decay: cuda::upload_floats(device, &rates), heads: decay.len(), documents }
+    }
+
+    fn attention(&self, silu: bool) -> Attention<'_> {
+        let positions = self.documents.packed.then_some(&self.documents.positions);
+        Attention { decay: &self.decay, positions, silu }
+    }
+
+    /// `[B, H, T, K]` of part `index` (q, k, v, u) of a projection.
+    fn part(&self, projected: &CubeTensor, index: usize) -> Heads {
+        let width = cuda::rows(projected).0[1] / 4;
+        Heads::columns(projected, index * width, [self.documents.rows, self.heads, width / self.heads])
+    }
+
+    /// q̂ and k̂ among features `[B·T, 4E]`.
+    fn rotated(&self, features: &CubeTensor) -> [Heads; 2] {
+        let width = cuda::rows(features).0[1] / 4;
+        let sizes = [self.documents.rows, self.heads, 2 * width / self.heads];
+        [0, 1].map(|index| Heads::columns(features, index * 2 * width, sizes))
+    }
+
+    /// The attention's output `[B·T, E]`, before norm and gate; `theta: [H, K]` in float32.
+    pub(crate) fn attend(&self, projected: &CubeTensor, theta: Option<&CubeTensor>) -> CubeTensor {
+        let ([tokens, width], _) = cuda::rows(projected);
+        let o = cuda::empty(projected, [tokens, width / 4], DType::BF16);
+        let to = Heads::columns(&o, 0, [self.documents.rows, self.heads, width / 4 / self.heads]);
+        let v = self.part(projected, 2);
+        match theta {
+            None => {
+                let (q, k) = (self.part(projected, 0), self.part(projected, 1));
+                lightning::forward(&self.attention(true), [&q, &k, &v], &to, None, None);
+            }
+            Some(theta) => {
+                let features = self.features(projected, theta);
+                let [q, k] = self.rotated(&features);
+                lightning::forward(&self.attention(false), [&q, &k, &v], &to, None, None);
+            }
+        }
+        o
+    }
+
+    /// `u ⊙ SRMSNorm(o)`.
+    pub(crate) fn gate(&self, projected: &CubeTensor, o: &CubeTensor) -> CubeTensor {
+        let width = cuda::rows(o).0[1];
+        gate::forward(&cuda::columns(projected, 3 * width, width), o)
+    }
+
+    /// The gradients of the projection and of θ (where there is one) from that of the gate's output.
+    pub(crate) fn backward(
+        &self,
+        projected: &CubeTensor,
+        theta: Option<&CubeTensor>,
+        o: &CubeTensor,
+        dy: &CubeTensor,
+    ) -> (CubeTensor, Option<CubeTensor>) {
+        let ([tokens, width], _) = cuda::rows(o);
+        let d_projected = cuda::empty(o, [tokens, 4 * width], DType::BF16);
+        let u = cuda::columns(projected, 3 * width, width);
+        let d_o = gate::backward(&u, o, dy, &cuda::columns(&d_projected, 3 * width, width));
+        let d_o = Heads::columns(&d_o, 0, [self.documents.rows, self.heads, width / self.heads]);
+        let (v, d_v) = (self.part(projected, 2), self.part(&d_projected, 2));
+        let Some(theta) = theta else {
+            let [q, k, d_q, d_k] = [(projected, 0), (projected, 1), (&d_projected, 0), (&d_projected, 1)]
+                .map(|(matrix, index)| self.part(matrix, index));
+            let states = States::default();
+            lightning::backward(&self.attention(true), [&q, &k, &v], &d_o, [&d_q, &d_k, &d_v], states);
+            return (d_projected, None);
+        };
+        let features = self.features(projected, theta);
+        let d_features = cuda::empty_like(&features);
+        let ([q, k], [d_q, d_k]) = (self.rotated(&features), self.rotated(&d_features));
+        lightning::backward(&self.attention(false), [&q, &k, &v], &d_o, [&d_q, &d_k, &d_v], States::default());
+        let d_theta = self.rotate_back(projected, theta, &d_features, &d_projected);
+        (d_projected, Some(d_theta))
+    }
+
+    /// SiLU and LRPE of q and k: `[B·T, 2, H, 2K]`.
+    fn features(&self, projected: &CubeTensor, theta: &CubeTensor) -> CubeTensor {
+        let ([tokens, width], stride) = cuda::rows(projected);
+        let width = width / 4;
+        let features = cuda::empty(projected, [tokens, 4 * width], DType::BF16);
+        let mut work = Work::near(projected);
+        let arguments = [
+            cuda::view(projected),
+            cuda::i64(stride as i64),
+            cuda::read(theta),
+            cuda::read(&self.documents.positions),
+            cuda::write(&features),
+        ];
+        let numbers = [tokens, width, width / self.heads, STRIPE].map(|n| cuda::i32(n as i32));
+        let arguments: Vec<_> = arguments.into_iter().chain(numbers).collect();
+        work.launch(&Kernel::new(&LRPE, "lrpe_forward"), stripes(tokens, width), &arguments);
+        work.submit();
+        features
+    }
+
+    /// Writes the gradients of q and k, and gives that of θ, from that of the features.
+    fn rotate_back(
+        &self,
+        projected: &CubeTensor,
+        theta: &CubeTensor,
+        d_features: &CubeTensor,
+        d_projected: &CubeTensor,
+    ) -> CubeTensor {
+        let ([tokens, width], stride) = cuda::rows(projected);
+        let (_, d_stride) = cuda::rows(d_projected);
+        let width = width / 4;
+        let count = tokens.div_ceil(STRIPE);
+        let partial = cuda::empty(projected, [count, 2 * width], DType::F32);
+        let d_theta = cuda::empty(projected, [self.heads, width / self.heads], DType::F32);
+        let mut work = Work::near(projected);
+        let arguments = [
+            cuda::view(projected),
+            cuda::i64(stride as i64),
+            cuda::read(theta),
+            cuda::read(&self.documents.positions),
+            cuda::read(d_features),
+            cuda::write(d_projected),
+            cuda::i64(d_stride as i64),
+            cuda::write(&partial),
+        ];
+        let numbers = [tokens, width, width / self.heads, STRIPE].map(|n| cuda::i32(n as i32));
+        let arguments: Vec<_> = arguments.into_iter().chain(numbers).collect();
+        work.launch(&Kernel::new(&LRPE, "lrpe_backward"), stripes(tokens, width), &arguments);
+        let arguments = [cuda::read(&partial), cuda::write(&d_theta), cuda::i32(count as i32), cuda::i32(width as i32)];
+        work.launch(&Kernel::new(&LRPE, "lrpe_theta"), Grid::new(width.div_ceil(256) as u32, 256), &arguments);
+        work.submit();
+        d_theta
+    }
+}
+
+/// A thread for every channel of q and k, a block for every stripe of tokens.
+fn stripes(tokens: usize, width: usize) -> Grid {
+    Grid::new(1, 256).blocks([(2 * width).div_ceil(256) as u32, tokens.div_ceil(STRIPE) as u32, 1])
+}
+
+/// [`super::gated::gated_attention`] in this form.
+pub(super) fn apply(
+    projected: Tensor<2>,
+    theta: Option<Tensor<2>>,
+    decay: &Arc<[f64]>,
+    sequences: &Arc<Sequences>,
+) -> Tensor<2> {
+    let operation = Gated { decay: decay.clone(), sequences: sequences.clone() };
+    match theta {
+        Some(theta) => operation::apply::<CubeBackend, _, 2, 2>(operation, [projected, theta]),
+        None => operation::apply::<CubeBackend, _, 1, 2>(operation, [projected]),
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Gated {
+    decay: Arc<[f64]>,
+    sequences: Arc<Sequences>,
+}
+
+impl Gated {
+    fn mixer(&self, near: &CubeTensor) -> Mixer {
+        Mixer::new(&self.decay, Documents::new(&self.sequences, &near.device))
+    }
+
+    fn run(&self, projected: CubeTensor, theta: Option<CubeTensor>) -> (CubeTensor, Vec<CubeTensor>) {
+        let projected = cuda::in_rows(projected);
+        let theta = theta.map(in_float32);
+        let mixer = self.mixer(&projected);
+        let o = mixer.attend(&projected, theta.as_ref());
+        let y = mixer.gate(&projected, &o);
+        (y, [projected, o].into_iter().chain(theta).collect())
+    }
+
+    fn gradients(&self, saved: &[CubeTensor], dy: CubeTensor) -> (CubeTensor, Option<CubeTensor>) {
+        self.mixer(&dy).backward(&saved[0], saved.get(2), &saved[1], &cuda::contiguous(dy))
+    }
+}
+
+/// θ, of which there are few, whatever the type of the other weights.
+fn in_float32(theta: CubeTensor) -> CubeTensor {
+    cuda::contiguous(cuda::of(cuda::to_tensor::<2>(theta).cast(DType::F32)))
+}
+
+impl Operation<CubeBackend, 1> for Gated {
+    fn forward(&self, [projected]: [CubeTensor; 1], _tracked: bool) -> (CubeTensor, Vec<CubeTensor>) {
+        self.run(projected, None)
+    }
+
+    fn backward(&self, saved: Vec<CubeTensor>, dy: CubeTensor, _: [bool; 1]) -> [Option<CubeTensor>; 1] {
+        [Some(self.gradients(&saved, dy).0)]
+    }
+}
+
+impl Operation<CubeBackend, 2> for Gated {
+    fn forward(&self, [projected, theta]: [CubeTensor; 2], _tracked: bool) -> (CubeTensor, Vec<CubeTensor>) {
+        let dtype = theta.dtype;
+        let (y, mut saved) = self.run(projected, Some(theta));
+        // The gradient of θ leaves in the type that θ came in.
+        saved.push(cuda::empty(&y, [1], dtype));
+        (y, saved)
+    }
+
+    fn backward(&self, saved: Vec<CubeTensor>, dy: CubeTensor, _: [bool; 2]) -> [Option<CubeTensor>; 2] {
+        let (d_projected, d_theta) = self.gradients(&saved, dy);
+        let dtype = saved[3].dtype;
+        [Some(d_projected), d_theta.map(|d_theta| cuda::of(cuda::to_tensor::<2>(d_theta).cast(dtype)))]
+    }
+}
