@@ -62,6 +62,9 @@ pub enum Command {
     Sql(Sql),
     /// What each rule and each dedup step removed
     Report(Report),
+    /// Deduplication, before it runs
+    #[command(subcommand)]
+    Dedup(Dedup),
     /// Look into a shard, a manifest, a journal, a checkpoint or a model
     Inspect(Inspect),
     /// Figures of a run
@@ -151,6 +154,32 @@ pub struct Sql {
 pub struct Report {
     /// The run directory
     pub run: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite dedup`
+#[derive(Debug, Subcommand)]
+pub enum Dedup {
+    /// What near-duplicate removal will find, and its disk and memory, for a corpus of N documents
+    Plan(DedupPlan),
+}
+
+/// `fulgurite dedup plan`
+#[derive(Debug, Args)]
+pub struct DedupPlan {
+    /// The recipe, whose [near] table is planned [default: FineWeb's setting]
+    pub recipe: Option<PathBuf>,
+    /// Documents of the corpus, e.g. 100e6
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub documents: u64,
+    /// Bytes of text of a document, on the mean
+    #[arg(long, value_name = "BYTES", value_parser = parse_size, default_value = "4000")]
+    pub bytes_per_document: u64,
+    /// Override one key of the recipe, e.g. near.bands=20
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "recipe")]
+    pub set: Vec<String>,
     /// Print as JSON
     #[arg(long)]
     pub json: bool,
@@ -378,10 +407,27 @@ fn parse_size(text: &str) -> Result<u64, String> {
     Ok((number * factor as f64) as u64)
 }
 
+/// `100000000`, `1e10`, `250_000`.
+fn parse_count(text: &str) -> Result<u64, String> {
+    let number: f64 = text.replace(['_', ','], "").parse().map_err(|_| format!("not a number: {text}"))?;
+    if number.fract() == 0.0 && (1.0..=1e12).contains(&number) {
+        Ok(number as u64)
+    } else {
+        Err(format!("{text} is not a whole number from 1 to 1e12"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn counts_are_whole() {
+        assert_eq!(parse_count("1e10"), Ok(10_000_000_000));
+        assert_eq!(parse_count("250_000"), Ok(250_000));
+        assert!(parse_count("1.5").is_err() && parse_count("0").is_err() && parse_count("many").is_err());
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

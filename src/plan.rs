@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dedup::{Action, DecontaminateStage};
 use pipeline::stages::clean::CleanStage;
 use pipeline::stages::curate::CurateStage;
 use pipeline::stages::filter::FilterStage;
@@ -31,13 +32,26 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
         stages.push(Arc::new(FilterStage::new("signals", config)?));
         selection = Some("filter".into());
     }
+    let signals = recipe.signals.as_ref().map(|_| "signals");
     if let Some(config) = &recipe.exact {
-        stages.extend(dedup::exact_stages(config, &documents, selection.as_deref()));
+        stages.extend(dedup::exact_stages(config, &documents, selection.as_deref(), signals));
         selection = Some("exact".into());
     }
     if let Some(config) = &recipe.near {
-        stages.extend(dedup::near_stages(config, &documents, selection.as_deref()));
+        stages.extend(dedup::near_stages(config, &documents, selection.as_deref(), signals, recipe.base_dir())?);
         selection = Some("near".into());
+    }
+    if let Some(config) = &recipe.lines {
+        stages.extend(dedup::line_stages(config, &documents, selection.as_deref())?);
+        (documents, selection) = (dedup::LINES.into(), None);
+    }
+    if let Some(config) = &recipe.decontaminate {
+        let stage = DecontaminateStage::new(config.clone(), &documents, selection.as_deref(), recipe.base_dir())?;
+        stages.push(Arc::new(stage));
+        match config.action {
+            Action::Drop => selection = Some(DecontaminateStage::NAME.into()),
+            Action::Mask => (documents, selection) = (DecontaminateStage::NAME.into(), None),
+        }
     }
     stages.push(Arc::new(CurateStage::new(documents, selection)));
     if let Some(config) = &recipe.tokenize {

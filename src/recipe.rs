@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use dedup::{ExactConfig, NearConfig};
+use dedup::{DecontaminateConfig, ExactConfig, LinesConfig, NearConfig};
 use pipeline::ingest::IngestConfig;
 use pipeline::stages::clean::CleanConfig;
 use pipeline::stages::filter::FilterConfig;
@@ -47,6 +47,12 @@ pub struct Recipe {
     /// Near duplicates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub near: Option<NearConfig>,
+    /// Lines and paragraphs that stand in many documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines: Option<LinesConfig>,
+    /// Texts of evaluation sets in documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decontaminate: Option<DecontaminateConfig>,
     /// Curated documents to token shards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenize: Option<TokenizeConfig>,

@@ -1,7 +1,8 @@
 //! Bytes of text a second on one core: `cargo bench -p dedup`.
 
-use dedup::minhash::{MinHash, Scratch};
+use dedup::minhash::{MinHash, Mode, Scratch};
 use dedup::normalise::{Normalise, content_hash};
+use dedup::shingles::Shingles;
 use dedup::words::Words;
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
@@ -26,10 +27,10 @@ fn document(bytes: usize) -> String {
 }
 
 /// From raw text to 14 band keys of 8 permutations over 5-word shingles.
-#[divan::bench(args = [500, 5_000, 500_000])]
-fn compatible_band_keys(bencher: Bencher<'_, '_>, bytes: usize) {
+#[divan::bench(args = [500, 5_000, 500_000], consts = [true, false])]
+fn band_keys<const FAST: bool>(bencher: Bencher<'_, '_>, bytes: usize) {
     let text = document(bytes);
-    let minhash = MinHash::new(5, 14, 8, 1);
+    let minhash = MinHash::new(if FAST { Mode::Fast } else { Mode::Compatible }, 5, 14, 8, 1);
     let (mut scratch, mut keys) = (Scratch::default(), Vec::new());
     bencher.counter(BytesCount::of_str(&text)).bench_local(|| {
         keys.clear();
@@ -38,7 +39,15 @@ fn compatible_band_keys(bencher: Bencher<'_, '_>, bytes: usize) {
     });
 }
 
-/// The words alone: simplified and cut.
+/// The shingles of `fast` alone.
+#[divan::bench]
+fn shingles(bencher: Bencher<'_, '_>) {
+    let text = document(5_000);
+    let mut shingles = Shingles::default();
+    bencher.counter(BytesCount::of_str(&text)).bench_local(|| shingles.of(black_box(&text), 5).len());
+}
+
+/// The words of `compatible` alone: simplified and cut.
 #[divan::bench]
 fn words(bencher: Bencher<'_, '_>) {
     let text = document(5_000);

@@ -1,41 +1,53 @@
-//! Exact deduplication: documents whose normalised text (or canonical URL) has the same 128-bit
-//! XXH3, grouped by external sort in radix partitions.
+//! Exact deduplication: documents whose normalised text, canonical URL or value of a SQL expression has
+//! the same 128-bit XXH3.
 //!
-//! | stage | task | rows |
+//! | stage | task | output |
 //! | --- | --- | --- |
-//! | `exact_hashes` | document shard | `hash_hi`, `hash_lo`, `ordinal`, `bytes`, sorted by hash |
-//! | `exact_groups` | partition of the hashes | removals: `ordinal`, `survivor`, `cluster_id`, sorted by ordinal |
+//! | `exact_hashes` | document shard | runs: hashes; a table of the documents |
+//! | `exact_groups` | partition of the hashes | runs: pairs (smallest document of a hash, another) |
+//! | `exact_removals` | partition of the groups | Parquet: `ordinal`, `survivor`, `cluster_id`, `similarity` |
 //! | `exact` | document shard | selection `id`, `ordinal`; dropped with `rule`, `cluster_id`, `survivor` |
 //!
-//! With `by = ["url", "text"]` three more stages (`exact_url_hashes`, …) come first: the text is
-//! compared among the documents that the URLs left, so that no text goes with a document that
-//! another text's page displaced.
+//! With several keys each has stages of its own, one after the other: URLs first (`exact_url_hashes`, …),
+//! then expressions, text last. A key is compared among the documents that the keys before it left, so that no
+//! text goes with a document that another text's page displaced.
 //!
-//! Text is read once, by the hashes. A task of `exact_groups` reads its range of hashes out of every
-//! shard (row groups and pages outside it are skipped by their statistics), 24 bytes a document, and
-//! sorts it within the memory limit, on disk beyond. Nothing in memory grows with the corpus.
+//! Text is read once, by the hashes: 18 bytes a document, and 8 to 16 of the table. Nothing in memory grows with
+//! the corpus.
 
 use std::sync::Arc;
 
+use arrow::array::{Array, AsArray};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Float64Type, UInt64Type};
 use async_trait::async_trait;
-use datafusion::prelude::{col, ident, lit};
+use datafusion::prelude::col;
+use futures::StreamExt;
 use pipeline::stage::tasks_per_shard;
-use pipeline::{Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
+use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
-use crate::normalise::Normalise;
-use crate::partition::{PARTITION_ROWS, digest_of, hash_range, input_number, partitions};
-use crate::selection::{Selection, register, session};
+use crate::buckets::Buckets;
+use crate::disk::check_room;
+use crate::documents::{Documents, ROW_BYTES, TABLE, put_row};
+use crate::normalise::{Normalise, canonical_url, content_hash};
+use crate::partition::{PARTITION_ROWS, input_number, partitions, stop_if_asked};
+use crate::removals::{MEMBERS, Removals, Similarity};
+use crate::runs::{Record, RunFile, RunWriter, key_range, u64_at};
+use crate::selection::{Selection, session};
 use crate::survivor::Keep;
 
 /// What makes two documents the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Key {
     /// The text in normal form.
     Text,
     /// The canonical URL; documents without one are all different.
     Url,
+    /// The value of a SQL expression over the columns of a document, as a string; documents where it is null
+    /// are all different.
+    Sql(String),
 }
 
 /// Exact deduplication in a recipe.
@@ -44,7 +56,8 @@ pub enum Key {
 pub struct ExactConfig {
     /// Normal form of the text.
     pub normalise: Normalise,
-    /// What is compared: `["text"]`, `["url"]` or both. The URL always comes first.
+    /// What is compared: `"text"`, `"url"`, `{ sql = "EXPRESSION" }`, or several of them. URLs come first,
+    /// then expressions, then the text.
     pub by: Vec<Key>,
     /// Which copy survives.
     pub keep: Keep,
@@ -57,52 +70,116 @@ impl Default for ExactConfig {
 }
 
 /// The stages of exact deduplication of the documents of `selection` (all, if `None`), whose text is
-/// in stage `documents`. The last is called `exact`.
-pub fn exact_stages(config: &ExactConfig, documents: &str, selection: Option<&str>) -> Vec<Arc<dyn Stage>> {
-    let by_url = config.by.contains(&Key::Url);
-    let by_text = config.by.contains(&Key::Text) || !by_url;
+/// in stage `documents` and whose signals, if there are any, in stage `signals`. The last is called `exact`.
+pub fn exact_stages(
+    config: &ExactConfig,
+    documents: &str,
+    selection: Option<&str>,
+    signals: Option<&str>,
+) -> Vec<Arc<dyn Stage>> {
+    let mut keys: Vec<(String, Key)> = Vec::new();
+    if config.by.contains(&Key::Url) {
+        keys.push(("exact_url".into(), Key::Url));
+    }
+    for key in config.by.iter().filter(|key| matches!(key, Key::Sql(_))) {
+        let name = if keys.iter().any(|(name, _)| name == "exact_sql") {
+            format!("exact_sql_{}", keys.len())
+        } else {
+            "exact_sql".into()
+        };
+        keys.push((name, key.clone()));
+    }
+    if config.by.contains(&Key::Text) || keys.is_empty() {
+        keys.push(("exact".into(), Key::Text));
+    }
+    if let Some((name, _)) = keys.last_mut() {
+        *name = "exact".into();
+    }
     let mut stages = Vec::new();
-    if by_url && by_text {
-        stages.extend(chain("exact_url", Key::Url, config, documents, selection));
-        stages.extend(chain("exact", Key::Text, config, documents, Some("exact_url")));
-    } else {
-        let key = if by_url { Key::Url } else { Key::Text };
-        stages.extend(chain("exact", key, config, documents, selection));
+    let mut selection = selection.map(String::from);
+    for (name, key) in keys {
+        stages.extend(chain(&name, key, config, documents, selection.as_deref(), signals));
+        selection = Some(name);
     }
     stages
 }
 
-/// Hashes, groups and selection by one key.
-fn chain(name: &str, key: Key, config: &ExactConfig, documents: &str, selection: Option<&str>) -> [Arc<dyn Stage>; 3] {
-    let (hashes, groups) = (format!("{name}_hashes"), format!("{name}_groups"));
+/// Hashes, groups, removals and selection by one key.
+fn chain(
+    name: &str,
+    key: Key,
+    config: &ExactConfig,
+    documents: &str,
+    selection: Option<&str>,
+    signals: Option<&str>,
+) -> [Arc<dyn Stage>; 4] {
+    let (hashes, groups, removals) = (format!("{name}_hashes"), format!("{name}_groups"), format!("{name}_removals"));
+    let rule = match key {
+        Key::Text => "exact_duplicate",
+        Key::Url => "same_url",
+        Key::Sql(_) => "same_value",
+    };
     [
         Arc::new(Hashes {
             name: hashes.clone(),
             key,
             normalise: config.normalise,
+            keep: config.keep.clone(),
             documents: documents.into(),
             selection: selection.map(Into::into),
+            signals: signals.filter(|_| config.keep.expression().is_some()).map(Into::into),
         }),
-        Arc::new(Groups { name: groups.clone(), hashes, keep: config.keep, partition_rows: PARTITION_ROWS }),
-        Arc::new(Selection {
-            name: name.into(),
-            rule: match key {
-                Key::Text => "exact_duplicate",
-                Key::Url => "same_url",
-            },
-            selection: selection.unwrap_or(documents).into(),
-            removals: groups,
+        Arc::new(Groups { name: groups.clone(), hashes: hashes.clone(), partition_rows: PARTITION_ROWS }),
+        Arc::new(Removals {
+            name: removals.clone(),
+            members: groups,
+            table: hashes,
+            keep: config.keep.clone(),
+            similarity: Similarity::One,
+            against: Vec::new(),
         }),
+        Arc::new(Selection { name: name.into(), rule, selection: selection.unwrap_or(documents).into(), removals }),
     ]
 }
+
+/// The hash of a document of the section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct ContentKey {
+    high: u64,
+    low: u64,
+    row: u16,
+}
+
+impl Record for ContentKey {
+    const BYTES: usize = 18;
+    const KEY_BITS: u32 = 64;
+    fn key(&self) -> u64 {
+        self.high
+    }
+    fn put(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.high.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.low.to_le_bytes());
+        bytes[16..18].copy_from_slice(&self.row.to_le_bytes());
+    }
+    fn get(bytes: &[u8]) -> Self {
+        Self { high: u64_at(bytes, 0), low: u64_at(bytes, 8), row: u16::from_le_bytes([bytes[16], bytes[17]]) }
+    }
+}
+
+/// Tag of the hashes.
+const HASHES: u32 = 0;
+/// Documents in a section: row numbers in two bytes.
+const SECTION_ROWS: u64 = 1 << 16;
 
 /// A hash for every document of a shard.
 struct Hashes {
     name: String,
     key: Key,
     normalise: Normalise,
+    keep: Keep,
     documents: String,
     selection: Option<String>,
+    signals: Option<String>,
 }
 
 #[async_trait]
@@ -112,62 +189,99 @@ impl Stage for Hashes {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
-        std::iter::once(self.documents.clone()).chain(self.selection.clone()).collect()
+        [Some(self.documents.clone()), self.selection.clone(), self.signals.clone()].into_iter().flatten().collect()
     }
 
     fn config(&self) -> Result<serde_json::Value> {
-        // The normal form is one of texts.
-        Ok(match self.key {
-            Key::Text => serde_json::json!({ "key": self.key, "normalise": self.normalise }),
-            Key::Url => serde_json::json!({ "key": self.key }),
-        })
+        // The normal form is one of texts; policies that need no value need no new hashes.
+        let normalise = (self.key == Key::Text).then_some(self.normalise);
+        let keep = self.keep.expression().map(|_| &self.keep);
+        Ok(serde_json::json!({ "key": self.key, "normalise": normalise, "keep": keep }))
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        tasks_per_shard(run, self.selection.as_ref().unwrap_or(&self.documents))
+        let input = self.selection.as_ref().unwrap_or(&self.documents);
+        let documents: u64 = run.shards(input)?.iter().map(|s| s.rows).sum();
+        check_room(run, &self.name, documents * (ContentKey::BYTES + ROW_BYTES + self.keep.row_bytes() + 1) as u64)?;
+        tasks_per_shard(run, input)
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let input = self.selection.as_ref().unwrap_or(&self.documents);
+        let expected = task.run.shard(input, task.index())?.rows;
         let session = session(task);
         let documents = task.read_selected(&session, &self.documents, self.selection.as_deref(), task.index()).await?;
-        let documents = match self.key {
-            Key::Text => documents,
-            Key::Url => documents.filter(col("url").is_not_null())?,
+        let documents = match &self.key {
+            Key::Text => documents.with_column("key", col("text"))?,
+            Key::Url => documents.with_column("key", col("url"))?,
+            Key::Sql(expression) => {
+                let refuse = |e| Error::Recipe(format!("exact.by: {expression}: {e}"));
+                let key = documents.parse_sql_expr(&format!("cast(({expression}) as varchar)")).map_err(refuse)?;
+                documents.with_column("key", key).map_err(refuse)?
+            }
         };
-        register(&session, "documents", documents)?;
-        let hash = match self.key {
-            Key::Text => format!("content_hash(text, '{}')", self.normalise.name()),
-            Key::Url => "content_hash(canonical_url(url), 'none')".into(),
-        };
-        // Taken apart by unnest, not by get_field: the optimiser would move that into the scan and hash
-        // every text twice.
-        let plan = session
-            .sql(&format!(
-                "select {hash} as hash, ordinal, cast(octet_length(text) as bigint unsigned) as bytes from documents"
-            ))
-            .await?
-            .unnest_columns(&["hash"])?
-            .select(vec![
-                ident("hash.hi").alias("hash_hi"),
-                ident("hash.lo").alias("hash_lo"),
-                col("ordinal"),
-                col("bytes"),
-            ])?
-            .sort(["hash_hi", "hash_lo", "ordinal"].map(|name| col(name).sort(true, false)).to_vec())?;
-        let output = Output { kept: &["hash_hi", "hash_lo", "ordinal", "bytes"], dropped: &[] };
-        task.write(plan, output, RowsRead::Made).await
+        let rows = self.keep.with_value(task, &session, documents, self.signals.as_deref()).await?;
+        let columns = ["ordinal", "text", "value", "key"].map(col).to_vec();
+        let mut stream = rows.select(columns)?.execute_stream().await?;
+        let mut writer = RunWriter::create(task)?;
+        let (mut hashes, mut table, mut scratch) = (Vec::new(), Vec::new(), String::new());
+        let (mut base, mut row) = (0, 0);
+        let row_bytes = ROW_BYTES + self.keep.row_bytes();
+        while let Some(batch) = stream.next().await {
+            let batch = batch?;
+            let ordinals = batch.column(0).as_primitive::<UInt64Type>().values();
+            let texts = cast(batch.column(1), &DataType::Utf8View)?;
+            let texts = texts.as_string_view();
+            let values = batch.column(2).as_primitive::<Float64Type>();
+            let keys = cast(batch.column(3), &DataType::Utf8View)?;
+            let keys = keys.as_string_view();
+            for (i, &ordinal) in ordinals.iter().enumerate() {
+                let hash = (!keys.is_null(i)).then(|| match &self.key {
+                    Key::Text => content_hash(keys.value(i), self.normalise, &mut scratch),
+                    Key::Url => content_hash(&canonical_url(keys.value(i)), Normalise::None, &mut scratch),
+                    Key::Sql(_) => content_hash(keys.value(i), Normalise::None, &mut scratch),
+                });
+                if let Some(hash) = hash {
+                    hashes.push(ContentKey { high: (hash >> 64) as u64, low: hash as u64, row: (row - base) as u16 });
+                }
+                put_row(ordinal, texts.value(i), &mut table);
+                if self.keep.expression().is_some() {
+                    let value = (!values.is_null(i)).then(|| values.value(i));
+                    table.extend_from_slice(&self.keep.rank_of(value).to_le_bytes());
+                }
+                row += 1;
+                if row - base == SECTION_ROWS {
+                    writer.records(HASHES, base, &mut hashes)?;
+                    writer.table(TABLE, base, row_bytes, &table)?;
+                    hashes.clear();
+                    table.clear();
+                    base = row;
+                }
+            }
+        }
+        writer.records(HASHES, base, &mut hashes)?;
+        writer.table(TABLE, base, row_bytes, &table)?;
+        if row != expected {
+            return Err(Error::RowsLost {
+                stage: self.name.clone(),
+                task: task.index(),
+                read: expected,
+                kept: row,
+                dropped: 0,
+            });
+        }
+        Ok(TaskReport { files: vec![writer.finish(row)?], rows_read: row, rows_kept: row, ..TaskReport::default() })
     }
 }
 
-/// The removals of one partition of the hashes.
+/// The groups of one partition of the hashes.
 struct Groups {
     name: String,
     hashes: String,
-    keep: Keep,
     partition_rows: u64,
 }
 
@@ -178,7 +292,7 @@ impl Stage for Groups {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -186,78 +300,44 @@ impl Stage for Groups {
     }
 
     fn config(&self) -> Result<serde_json::Value> {
-        Ok(serde_json::json!({ "keep": self.keep }))
+        Ok(serde_json::json!({}))
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let shards = run.shards(&self.hashes)?;
-        if shards.is_empty() {
+        let documents = Documents::of(run, &self.hashes, &[])?;
+        if documents.sources.is_empty() {
             return Ok(Vec::new());
         }
-        let count = partitions(shards.iter().map(|s| s.rows).sum(), self.partition_rows);
-        let digest = digest_of(&shards);
-        Ok((0..count)
-            .map(|index| Task {
-                index,
-                inputs: serde_json::json!({ "partition": index, "partitions": count, "hashes": digest }),
-            })
-            .collect())
+        let count = partitions(documents.len(), self.partition_rows);
+        let digest = documents.digest();
+        let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "hashes": digest }) };
+        Ok((0..count).map(task).collect())
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let session = session(task);
-        let (first, last) = hash_range(task.index(), input_number(&task.task, "partitions")?);
-        let hashes = task.read_all(&session, &self.hashes).await?;
-        let hashes = hashes.filter(col("hash_hi").gt_eq(lit(first)).and(col("hash_hi").lt_eq(lit(last))))?;
-        register(&session, "hashes", hashes)?;
-        let window = |order: &str| {
-            format!(
-                "first_value(ordinal) over (partition by hash_hi, hash_lo order by {order}
-                 rows between unbounded preceding and current row)"
-            )
-        };
-        // Both windows run over sorted rows and hold one value: a group may have any size.
-        let (cluster, survivor) = match self.keep {
-            Keep::Earliest => ("survivor".to_string(), window("ordinal")),
-            Keep::Longest => (window("ordinal"), window("bytes desc, ordinal")),
-        };
-        let plan = session
-            .sql(&format!(
-                "select ordinal, survivor, {cluster} as cluster_id from
-                 (select *, {survivor} as survivor from hashes)"
-            ))
-            .await?
-            .filter(col("ordinal").not_eq(col("survivor")))?
-            .sort(vec![col("ordinal").sort(true, false)])?;
-        let output = Output { kept: &["ordinal", "survivor", "cluster_id"], dropped: &[] };
-        task.write(plan, output, RowsRead::Made).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::partition::tests::{Rows, removals_of, shuffled};
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn the_number_of_partitions_changes_no_removal() {
-        // 300 hashes over the whole range, each of 1 to 4 documents.
-        let rows = shuffled((0..750u64).map(|i| {
-            let hash = (i * i % 300).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            [hash, !hash, i << 32 | i, i % 7]
-        }));
-        for keep in [Keep::Earliest, Keep::Longest] {
-            let groups = |partition_rows| -> Vec<Arc<dyn Stage>> {
-                vec![
-                    Arc::new(Rows::new("hashes", &["hash_hi", "hash_lo", "ordinal", "bytes"], rows.clone())),
-                    Arc::new(Groups { name: "groups".into(), hashes: "hashes".into(), keep, partition_rows }),
-                ]
-            };
-            let (tasks, whole) = removals_of(groups(1 << 20), "groups", &["ordinal", "survivor", "cluster_id"]).await;
-            assert_eq!(tasks, 1);
-            assert!(whole.len() > 400);
-            let (tasks, parts) = removals_of(groups(100), "groups", &["ordinal", "survivor", "cluster_id"]).await;
-            assert_eq!((tasks, parts), (8, whole), "{keep:?}");
+        let (first, last) = key_range(task.index(), input_number(&task.task, "partitions")?, ContentKey::KEY_BITS);
+        let mut writer = RunWriter::create(task)?;
+        let mut buckets = Buckets::new(MEMBERS, false, 2 * self.partition_rows as usize);
+        let mut bytes = Vec::new();
+        for source in &Documents::of(&task.run, &self.hashes, &[])?.sources {
+            stop_if_asked(task)?;
+            let file = RunFile::open(&source.path)?;
+            for section in file.sections(HASHES) {
+                let start = source.start + section.base;
+                file.range::<ContentKey>(section, first, last, &mut bytes, |key| {
+                    buckets.push((key.high, key.low), start + u64::from(key.row));
+                })?;
+                buckets.shorten(&mut writer)?;
+            }
         }
+        let pairs = buckets.finish(&mut writer)?;
+        let notes = serde_json::json!({ "pairs": pairs });
+        Ok(TaskReport {
+            files: vec![writer.finish(pairs)?],
+            rows_read: pairs,
+            rows_kept: pairs,
+            notes,
+            ..TaskReport::default()
+        })
     }
 }

@@ -12,7 +12,7 @@ use datafusion::common::{ScalarValue, exec_err, plan_err};
 use datafusion::error::Result;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 
-use crate::minhash::{MinHash, Scratch};
+use crate::minhash::{MinHash, Mode, Scratch};
 use crate::normalise::{Normalise, canonical_url, content_hash};
 
 /// The functions that the plans of this crate use, for a session that wants to call them in SQL.
@@ -21,7 +21,7 @@ use crate::normalise::{Normalise, canonical_url, content_hash};
 /// | --- | --- |
 /// | `content_hash(text, form)` | `{hi, lo}`: 128-bit XXH3 of the text in normal form `none`, `whitespace` or `lower_whitespace` |
 /// | `canonical_url(url)` | the URL without what does not tell pages apart, see [`canonical_url`] |
-/// | `minhash_bands(text, ngram, bands, rows, seed)` | list of `{band, key}`, see [`MinHash::band_keys`]; empty for a text without words |
+/// | `minhash_bands(text, mode, ngram, bands, rows, seed)` | list of `{band, key}`, see [`MinHash::band_keys`]; empty for a text without words |
 pub fn udfs() -> Vec<ScalarUDF> {
     vec![
         ScalarUDF::from(ContentHash::new()),
@@ -140,7 +140,7 @@ struct MinHashBands {
 
 impl MinHashBands {
     fn new() -> Self {
-        Self { signature: Signature::any(5, Volatility::Immutable) }
+        Self { signature: Signature::any(6, Volatility::Immutable) }
     }
 
     fn fields() -> Fields {
@@ -182,8 +182,12 @@ impl ScalarUDFImpl for MinHashBands {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let number = |index, low, high| constant_number(&args, index, low, high, "minhash_bands");
-        let (ngram, bands, rows) = (number(1, 1, u32::MAX)?, number(2, 1, 255)?, number(3, 1, 4096)?);
-        let minhash = MinHash::new(ngram as usize, bands as usize, rows as usize, number(4, 0, u32::MAX)?);
+        let name = constant_string(&args, 1, "minhash_bands")?;
+        let Some(mode) = Mode::ALL.into_iter().find(|mode| mode.name() == name) else {
+            return exec_err!("minhash_bands knows no mode {name}; there are {}", Mode::ALL.map(Mode::name).join(", "));
+        };
+        let (ngram, bands, rows) = (number(2, 1, u32::MAX)?, number(3, 1, 255)?, number(4, 1, 4096)?);
+        let minhash = MinHash::new(mode, ngram as usize, bands as usize, rows as usize, number(5, 0, u32::MAX)?);
         let texts = strings(&args, 0)?;
         let mut scratch = Scratch::default();
         let mut keys = Vec::with_capacity(texts.len() * bands as usize);

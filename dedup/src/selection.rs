@@ -15,7 +15,7 @@ pub(crate) struct Selection {
     pub(crate) rule: &'static str,
     /// Stage of the rows `id`, `ordinal` to choose from.
     pub(crate) selection: String,
-    /// Stage of the rows `ordinal`, `survivor`, `cluster_id`, sorted by ordinal within every shard.
+    /// Stage of the rows `ordinal`, `survivor`, `cluster_id`, `similarity`.
     pub(crate) removals: String,
 }
 
@@ -26,7 +26,7 @@ impl Stage for Selection {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -65,14 +65,15 @@ impl Stage for Selection {
         register(&session, "removals", removals)?;
         let plan = session
             .sql(&format!(
-                "select id, documents.ordinal, cluster_id, survivor,
+                "select id, documents.ordinal, cluster_id, survivor, similarity, survivor_index,
                         case when survivor is not null then '{}' end as rule
                  from removals right join documents on removals.ordinal = documents.ordinal
                  order by documents.ordinal",
                 self.rule
             ))
             .await?;
-        let output = Output { kept: &["id", "ordinal"], dropped: &["id", "ordinal", "rule", "cluster_id", "survivor"] };
+        let dropped = &["id", "ordinal", "rule", "cluster_id", "survivor", "similarity", "survivor_index"];
+        let output = Output { kept: &["id", "ordinal"], dropped };
         task.write(plan, output, RowsRead::Known(shard.rows)).await
     }
 }

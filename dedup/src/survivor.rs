@@ -1,14 +1,112 @@
 //! Which copy of a document survives.
 
+use datafusion::dataframe::DataFrame;
+use datafusion::prelude::{SessionContext, col, ident};
+use pipeline::{Error, Result, TaskContext};
 use serde::{Deserialize, Serialize};
 
-/// Survivor policy: a total order of the members of a cluster, whatever order they were found in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+use crate::documents::ROW_BYTES;
+use crate::runs::{u32_at, u64_at};
+use crate::selection::register;
+
+/// Survivor policy: a total order of the members of a cluster, whatever order they were found in. Among
+/// equals the smallest ordinal survives.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Keep {
     /// The smallest ordinal.
     #[default]
     Earliest,
-    /// The most bytes of text, the smallest ordinal among equals.
+    /// The most bytes of text (of texts of 4 GiB and more, the earliest).
     Longest,
+    /// The highest value of a SQL expression over the columns of the documents and, where the recipe has
+    /// `[signals]`, the signals: a number. Null is the lowest of all.
+    Highest(String),
+    /// The lowest value. Null is the highest of all.
+    Lowest(String),
+}
+
+impl Keep {
+    /// The expression that the policy needs to be told.
+    pub(crate) fn expression(&self) -> Option<&str> {
+        match self {
+            Self::Highest(expression) | Self::Lowest(expression) => Some(expression),
+            Self::Earliest | Self::Longest => None,
+        }
+    }
+
+    /// Bytes that it adds to a row of the table of documents.
+    pub(crate) fn row_bytes(&self) -> usize {
+        if self.expression().is_some() { 8 } else { 0 }
+    }
+
+    /// Rank by the value of the expression: the smaller, the better.
+    pub(crate) fn rank_of(&self, value: Option<f64>) -> u64 {
+        let Some(value) = value.filter(|v| !v.is_nan()) else { return u64::MAX };
+        // Adding zero makes one of the two zeroes. Then the order of the bits is that of the numbers.
+        let bits = (value + 0.0).to_bits();
+        let ascending = if bits >> 63 == 1 { !bits } else { bits | 1 << 63 };
+        if matches!(self, Self::Highest(_)) { !ascending } else { ascending }
+    }
+
+    /// Rank of the document of a table row.
+    pub(crate) fn rank(&self, row: &[u8]) -> u64 {
+        match self {
+            Self::Earliest => 0,
+            Self::Longest => u64::from(!u32_at(row, 4)),
+            Self::Highest(_) | Self::Lowest(_) => u64_at(row, ROW_BYTES),
+        }
+    }
+
+    /// `documents` with the value of the expression as a column `value`, null without one; in order.
+    pub(crate) async fn with_value(
+        &self,
+        task: &TaskContext,
+        session: &SessionContext,
+        documents: DataFrame,
+        signals: Option<&str>,
+    ) -> Result<DataFrame> {
+        register(session, "documents", documents)?;
+        let value = self.expression().map_or("null".into(), |e| format!("({e})"));
+        let from = match signals.filter(|_| self.expression().is_some()) {
+            None => "documents",
+            Some(stage) => {
+                let rows = task.read(session, stage, task.index()).await?;
+                let names: Vec<String> = rows.schema().fields().iter().map(|f| f.name().clone()).collect();
+                let columns = names.iter().filter(|n| *n != "id" && *n != "ordinal").map(ident);
+                let columns: Vec<_> = columns.chain([col("ordinal").alias("signals_of")]).collect();
+                register(session, "signals", rows.select(columns)?)?;
+                // The signals, few bytes a document, are the build side; the text streams past in order.
+                "signals right join documents on signals_of = ordinal"
+            }
+        };
+        let sql = format!("select documents.*, cast({value} as double) as value from {from}");
+        let refuse = |e| Error::Recipe(format!("keep: {value}: {e}"));
+        session.sql(&sql).await.map_err(refuse)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_are_in_the_order_of_the_values() {
+        let values = [-f64::INFINITY, -2.5, -1e-300, 0.0, 1e-300, 1.0, 7e200, f64::INFINITY];
+        let (lowest, highest) = (Keep::Lowest("x".into()), Keep::Highest("x".into()));
+        assert!(values.is_sorted_by(|a, b| lowest.rank_of(Some(*a)) < lowest.rank_of(Some(*b))));
+        assert!(values.is_sorted_by(|a, b| highest.rank_of(Some(*a)) > highest.rank_of(Some(*b))));
+        for keep in [lowest, highest] {
+            assert_eq!(keep.rank_of(Some(-0.0)), keep.rank_of(Some(0.0)));
+            assert!(values.iter().all(|v| keep.rank_of(Some(*v)) < keep.rank_of(None)));
+            assert_eq!(keep.rank_of(Some(f64::NAN)), keep.rank_of(None));
+        }
+    }
+
+    #[test]
+    fn a_recipe_names_a_policy_or_an_expression() {
+        let parsed: Keep = serde_json::from_str(r#"{"highest": "quality"}"#).unwrap();
+        assert_eq!(parsed, Keep::Highest("quality".into()));
+        assert_eq!(serde_json::from_str::<Keep>(r#""longest""#).unwrap(), Keep::Longest);
+    }
 }

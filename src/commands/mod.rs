@@ -9,6 +9,7 @@ use crate::exit::Usage;
 
 mod bench;
 mod completions;
+mod dedup;
 mod doctor;
 mod evaluate;
 mod export;
@@ -33,6 +34,7 @@ pub fn dispatch(cli: Cli) -> Result<()> {
         Command::Status(args) => status::status(args),
         Command::Sql(args) => sql::sql(args),
         Command::Report(args) => report::report(args),
+        Command::Dedup(args) => dedup::dedup(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Stats(args) => stats::stats(args),
         Command::Tokenizer(args) => tokenizer::tokenizer(args, &cli.logging),

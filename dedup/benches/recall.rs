@@ -1,0 +1,140 @@
+//! Recall and precision of near-duplicate search on real documents whose similarity is known exactly.
+//!
+//!     cargo bench -p dedup --bench recall -- DOCUMENTS.jsonl.zst [SEEDS]
+//!
+//! All pairs of documents that share a shingle are compared by the Jaccard similarity of their shingle sets
+//! (by the words of the mode), which is the gold. For every seed the pairs that share a band are found, and the
+//! share of the gold pairs among them is set against the S-curve, bin by bin.
+#![allow(missing_docs, clippy::print_stdout)]
+
+use std::collections::HashMap;
+use std::io::BufRead;
+
+use dedup::minhash::{MinHash, Mode, Scratch, candidate_probability, jaccard, sketch_similarity};
+
+const BANDS: usize = 14;
+const ROWS: usize = 8;
+const THRESHOLD: f64 = 0.75;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let [path, rest @ ..] = arguments.as_slice() else {
+        println!("recall: give a file of documents, JSON lines compressed with zstd");
+        return;
+    };
+    let seeds: u32 = rest.first().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let file = std::fs::File::open(path).expect("the file of documents");
+    let lines = std::io::BufReader::new(zstd::Decoder::new(file).expect("zstd")).lines();
+    let texts: Vec<String> = lines
+        .map(|line| {
+            let record: serde_json::Value = serde_json::from_str(&line.expect("text")).expect("JSON");
+            record["text"].as_str().unwrap_or_default().to_string()
+        })
+        .collect();
+    for mode in Mode::ALL {
+        table(mode, &texts, seeds);
+    }
+}
+
+fn table(mode: Mode, texts: &[String], seeds: u32) {
+    let gold = gold(mode, texts);
+    println!(
+        "\n{}: {} documents, {} pairs of similarity 0.5 and more, {seeds} seeds",
+        mode.name(),
+        texts.len(),
+        gold.len()
+    );
+    let mut found = vec![0u32; gold.len()];
+    let (mut candidates, mut similar) = (0u64, 0u64);
+    let (mut sketched, mut sketched_similar, mut sketch_error) = (0u64, 0u64, 0.0);
+    let by_pair: HashMap<(u32, u32), usize> = gold.iter().enumerate().map(|(i, g)| ((g.0, g.1), i)).collect();
+    for seed in 1..=seeds {
+        let minhash = MinHash::new(mode, 5, BANDS, ROWS, seed);
+        let (mut scratch, mut keys) = (Scratch::default(), Vec::new());
+        let mut buckets: HashMap<(usize, u64), Vec<u32>> = HashMap::new();
+        let mut sketches = Vec::new();
+        for (document, text) in texts.iter().enumerate() {
+            keys.clear();
+            let mut sketch = Vec::new();
+            if minhash.band_keys(text, &mut scratch, &mut keys) {
+                minhash.sketch(&scratch, &mut sketch);
+            }
+            sketches.push(sketch);
+            keys.iter()
+                .enumerate()
+                .for_each(|(band, key)| buckets.entry((band, *key)).or_default().push(document as u32));
+        }
+        let mut met: Vec<(u32, u32)> = Vec::new();
+        for bucket in buckets.values() {
+            for (i, &b) in bucket.iter().enumerate() {
+                met.extend(bucket[..i].iter().map(|&a| (a, b)));
+            }
+        }
+        met.sort_unstable();
+        met.dedup();
+        for pair in met {
+            let at = by_pair.get(&pair);
+            // Below 0.5 the similarity is not in the gold: below the threshold it is all the same.
+            let similarity = at.map_or(0.0, |&at| gold[at].2);
+            candidates += 1;
+            similar += u64::from(similarity >= THRESHOLD);
+            let estimate = sketch_similarity(&sketches[pair.0 as usize], &sketches[pair.1 as usize], BANDS * ROWS);
+            sketched += u64::from(estimate >= THRESHOLD);
+            sketched_similar += u64::from(estimate >= THRESHOLD && similarity >= THRESHOLD);
+            if let Some(&at) = at {
+                found[at] += 1;
+                sketch_error += (estimate - similarity).powi(2);
+            }
+        }
+    }
+    println!("| Jaccard | pairs | expected % | found % | difference |\n| --- | --- | --- | --- | --- |");
+    for bin in 0..10 {
+        let (low, high) = (0.5 + 0.05 * f64::from(bin), 0.55 + 0.05 * f64::from(bin));
+        let inside: Vec<usize> =
+            (0..gold.len()).filter(|&i| gold[i].2 >= low - 1e-12 && (gold[i].2 < high - 1e-12 || bin == 9)).collect();
+        let n = inside.len().max(1) as f64;
+        let expected = 100.0 * inside.iter().map(|&i| candidate_probability(gold[i].2, BANDS, ROWS)).sum::<f64>() / n;
+        let hit = 100.0 * inside.iter().map(|&i| f64::from(found[i])).sum::<f64>() / n / f64::from(seeds);
+        println!("| {low:.2}–{high:.2} | {} | {expected:.2} | {hit:.2} | {:+.2} |", inside.len(), hit - expected);
+    }
+    let hits: u32 = found.iter().sum();
+    println!(
+        "precision at {THRESHOLD}: {:.4} of all candidates, {:.4} after the sketch, 1 after exact verification (it is the gold)",
+        similar as f64 / candidates as f64,
+        sketched_similar as f64 / sketched as f64
+    );
+    println!("standard error of the sketch: {:.4}", (sketch_error / f64::from(hits)).sqrt());
+}
+
+/// Every pair with a Jaccard similarity of at least 0.5, by an index of the shingles.
+fn gold(mode: Mode, texts: &[String]) -> Vec<(u32, u32, f64)> {
+    let minhash = MinHash::new(mode, 5, 1, 1, 1);
+    let mut scratch = Scratch::default();
+    let sets: Vec<Vec<u64>> = texts
+        .iter()
+        .map(|text| {
+            let mut set = minhash.shingles(text, &mut scratch).to_vec();
+            set.sort_unstable();
+            set.dedup();
+            set
+        })
+        .collect();
+    let mut holders: HashMap<u64, Vec<u32>> = HashMap::new();
+    let mut pairs = Vec::new();
+    for (document, set) in sets.iter().enumerate() {
+        let mut common: HashMap<u32, u32> = HashMap::new();
+        for shingle in set {
+            let holders = holders.entry(*shingle).or_default();
+            holders.iter().for_each(|other| *common.entry(*other).or_default() += 1);
+            holders.push(document as u32);
+        }
+        for (other, _) in common {
+            let similarity = jaccard(&sets[other as usize], set);
+            if similarity >= 0.5 {
+                pairs.push((other, document as u32, similarity));
+            }
+        }
+    }
+    pairs.sort_unstable_by_key(|p| (p.0, p.1));
+    pairs
+}

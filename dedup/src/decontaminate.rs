@@ -1,0 +1,435 @@
+//! Decontamination: documents that hold runs of words of an evaluation set.
+//!
+//! Texts of the evaluation sets and of the corpus are cut into the same shingles ([`crate::shingles`]). A
+//! document that shares an n-gram of `ngram` words with a record of an evaluation set is reported with
+//! benchmark, record and place, and dropped, or loses the words. Records of fewer words are looked for as a
+//! whole, down to `min_ngram` words; what is shorter still says nothing and is counted.
+//!
+//! | stage | task | rows |
+//! | --- | --- | --- |
+//! | `decontaminate` | document shard | selection `id`, `ordinal` (`drop`) or documents (`mask`); dropped with `rule`, `benchmark`, `record`, `ngrams` |
+//! | its table `decontaminate_matches` | | a row for each document and record that met: `ordinal`, `benchmark`, `record`, `ngrams`, `words`, `excerpt` |
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use arrow::array::{
+    ArrayRef, AsArray, RecordBatch, StringArray, StringViewBuilder, StructArray, UInt32Array, UInt32Builder,
+    UInt64Array,
+};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Field, Fields, Schema, UInt64Type};
+use async_trait::async_trait;
+use datafusion::common::exec_err;
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use datafusion::prelude::col;
+use pipeline::digest::Digest;
+use pipeline::document::COLUMNS;
+use pipeline::shard::{ShardWriter, part_name};
+use pipeline::stage::{RULE, tasks_per_shard};
+use pipeline::{Error, Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
+use serde::{Deserialize, Serialize};
+
+use crate::evaluation::{self, Record};
+use crate::shingles::Shingles;
+
+/// What happens to a document that holds an n-gram of an evaluation set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// The document goes.
+    #[default]
+    Drop,
+    /// The words of the n-grams go; the document, if nothing is left.
+    Mask,
+}
+
+/// One evaluation set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Benchmark {
+    /// Its name in reports.
+    pub name: String,
+    /// JSONL files, also `.gz` and `.zst`, `*` for any part of a name. Relative to the recipe's base directory.
+    pub paths: Vec<String>,
+    /// Fields whose text is looked for, each for itself; empty: every string in the record.
+    #[serde(default)]
+    pub fields: Vec<String>,
+}
+
+/// Decontamination in a recipe.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DecontaminateConfig {
+    /// Words of an n-gram.
+    pub ngram: u32,
+    /// Words that a text of an evaluation set has at least; shorter ones are not looked for.
+    pub min_ngram: u32,
+    /// What happens to the document.
+    pub action: Action,
+    /// What stands for masked words.
+    pub mask: String,
+    /// The evaluation sets.
+    pub benchmarks: Vec<Benchmark>,
+}
+
+impl Default for DecontaminateConfig {
+    fn default() -> Self {
+        Self { ngram: 13, min_ngram: 8, action: Action::Drop, mask: String::new(), benchmarks: Vec::new() }
+    }
+}
+
+/// The n-grams of all evaluation sets.
+struct Index {
+    names: Vec<String>,
+    records: Vec<Record>,
+    /// By length in words: n-gram and the records that hold it.
+    grams: BTreeMap<usize, HashMap<u64, Vec<u32>>>,
+    /// A bit for some of the bits of every n-gram: most n-grams of a corpus end here.
+    filter: Vec<u64>,
+    too_short: u64,
+}
+
+/// Bits of the filter: 128 KiB, which stay in the cache.
+const FILTER_BITS: u32 = 20;
+
+impl Index {
+    fn load(config: &DecontaminateConfig, base: &Path) -> Result<Self> {
+        let mut index = Self {
+            names: config.benchmarks.iter().map(|b| b.name.clone()).collect(),
+            records: Vec::new(),
+            grams: BTreeMap::new(),
+            filter: vec![0; 1 << (FILTER_BITS - 6)],
+            too_short: 0,
+        };
+        let mut shingles = Shingles::default();
+        let mut places = Vec::new();
+        for (number, benchmark) in config.benchmarks.iter().enumerate() {
+            evaluation::read(benchmark, base, |name, texts| {
+                let record = index.records.len() as u32;
+                index.records.push(Record { benchmark: number, name });
+                for text in texts {
+                    shingles.with_places(text, 1, &mut places);
+                    if places.len() < config.min_ngram as usize {
+                        index.too_short += 1;
+                        continue;
+                    }
+                    let n = places.len().min(config.ngram as usize);
+                    for &gram in shingles.of(text, n) {
+                        let slot = filter_slot(gram);
+                        index.filter[slot / 64] |= 1 << (slot % 64);
+                        let records = index.grams.entry(n).or_default().entry(gram).or_default();
+                        if records.last() != Some(&record) {
+                            records.push(record);
+                        }
+                    }
+                }
+            })?;
+        }
+        Ok(index)
+    }
+
+    /// Find the n-grams of a text. `spans` are the words that belong to any, merged, in order; the result is
+    /// the records they are of, with the number of n-grams and the first place.
+    fn find(
+        &self,
+        text: &str,
+        shingles: &mut Shingles,
+        places: &mut Vec<Range<usize>>,
+        spans: &mut Vec<Range<usize>>,
+    ) -> BTreeMap<u32, (u32, Range<usize>)> {
+        let mut found: BTreeMap<u32, (u32, Range<usize>)> = BTreeMap::new();
+        let mut words: Vec<Range<usize>> = Vec::new();
+        for (&n, grams) in &self.grams {
+            let hashes = shingles.with_places(text, n, places);
+            if places.len() < n {
+                continue;
+            }
+            for (first, gram) in hashes.iter().enumerate() {
+                let slot = filter_slot(*gram);
+                if self.filter[slot / 64] >> (slot % 64) & 1 == 0 {
+                    continue;
+                }
+                let Some(records) = grams.get(gram) else { continue };
+                words.push(first..first + n);
+                let place = places[first].start..places[first + n - 1].end;
+                for &record in records {
+                    found.entry(record).or_insert((0, place.clone())).0 += 1;
+                }
+            }
+        }
+        words.sort_unstable_by_key(|w| (w.start, w.end));
+        spans.clear();
+        for span in words {
+            let bytes = places[span.start].start..places[span.end - 1].end;
+            match spans.last_mut() {
+                Some(last) if bytes.start <= last.end => last.end = last.end.max(bytes.end),
+                _ => spans.push(bytes),
+            }
+        }
+        found
+    }
+}
+
+fn filter_slot(gram: u64) -> usize {
+    (gram >> (64 - FILTER_BITS)) as usize
+}
+
+/// A document met a record.
+struct Match {
+    ordinal: u64,
+    record: u32,
+    ngrams: u32,
+    excerpt: String,
+}
+
+/// Characters of the corpus that a match shows.
+const EXCERPT_CHARS: usize = 160;
+
+/// Stage `decontaminate`.
+pub struct DecontaminateStage {
+    config: DecontaminateConfig,
+    documents: String,
+    selection: Option<String>,
+    base: PathBuf,
+    index: OnceLock<Arc<Index>>,
+}
+
+impl DecontaminateStage {
+    /// Name of the stage.
+    pub const NAME: &str = "decontaminate";
+
+    /// Over the documents of `selection` (all, if `None`), whose text is in stage `documents`. Paths of the
+    /// evaluation sets are relative to `base`.
+    pub fn new(config: DecontaminateConfig, documents: &str, selection: Option<&str>, base: &Path) -> Result<Self> {
+        let refuse = |what: String| Err(Error::Recipe(format!("decontaminate: {what}")));
+        if config.min_ngram == 0 || config.min_ngram > config.ngram {
+            return refuse("min_ngram must be at least 1 and at most ngram".into());
+        }
+        if config.benchmarks.is_empty() {
+            return refuse("no [[decontaminate.benchmarks]]: name the evaluation sets to look for".into());
+        }
+        Ok(Self {
+            config,
+            documents: documents.into(),
+            selection: selection.map(Into::into),
+            base: base.into(),
+            index: OnceLock::new(),
+        })
+    }
+
+    fn index(&self) -> Result<Arc<Index>> {
+        if let Some(index) = self.index.get() {
+            return Ok(index.clone());
+        }
+        // Two tasks may both load it; the first to be done is kept.
+        let index = Arc::new(Index::load(&self.config, &self.base)?);
+        Ok(self.index.get_or_init(|| index).clone())
+    }
+}
+
+#[async_trait]
+impl Stage for DecontaminateStage {
+    fn name(&self) -> &str {
+        Self::NAME
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn inputs(&self) -> Vec<String> {
+        std::iter::once(self.documents.clone()).chain(self.selection.clone()).collect()
+    }
+
+    fn config(&self) -> Result<serde_json::Value> {
+        let mut files = BTreeMap::new();
+        for benchmark in &self.config.benchmarks {
+            for path in evaluation::files(benchmark, &self.base)? {
+                let digest = Digest::of_file(&path).map_err(|e| Error::io(&path, e))?;
+                files.insert(path.strip_prefix(&self.base).unwrap_or(&path).display().to_string(), digest);
+            }
+        }
+        Ok(serde_json::json!({ "config": self.config, "files": files }))
+    }
+
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        tasks_per_shard(run, self.selection.as_ref().unwrap_or(&self.documents))
+    }
+
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let index = self.index()?;
+        let input = self.selection.as_ref().unwrap_or(&self.documents);
+        let read = task.run.shard(input, task.index())?.rows;
+        let session = crate::selection::session(task);
+        let matches = Arc::new(Mutex::new(Vec::new()));
+        session.register_udf(ScalarUDF::from(Contamination {
+            signature: Signature::any(2, Volatility::Volatile),
+            index: index.clone(),
+            config: self.config.clone(),
+            matches: matches.clone(),
+        }));
+        let rows = task.read_selected(&session, &self.documents, self.selection.as_deref(), task.index()).await?;
+        crate::selection::register(&session, "documents", rows)?;
+        let mask = self.config.action == Action::Mask;
+        let found = session
+            .sql("select *, contamination(ordinal, text) as found from documents")
+            .await?
+            .unnest_columns(&["found"])?;
+        let kept: Vec<&str> = if mask { COLUMNS.to_vec() } else { vec!["id", "ordinal"] };
+        let names = |name: &&str| match *name {
+            "text" => datafusion::prelude::ident("found.text").alias("text"),
+            name => col(name),
+        };
+        let mut columns: Vec<_> = kept.iter().map(names).collect();
+        columns.extend(
+            [RULE, "benchmark", "record", "ngrams"].map(|n| datafusion::prelude::ident(format!("found.{n}")).alias(n)),
+        );
+        let output = Output { kept: &kept, dropped: &["id", "ordinal", RULE, "benchmark", "record", "ngrams"] };
+        let mut report = task.write(found.select(columns)?, output, RowsRead::Known(read)).await?;
+        let matches = std::mem::take(&mut *matches.lock().unwrap_or_else(|e| e.into_inner()));
+        report.files.push(write_matches(task, &index, &matches)?);
+        let records = index.records.len();
+        report.notes =
+            serde_json::json!({ "records": records, "too_short": index.too_short, "matches": matches.len() });
+        Ok(report)
+    }
+}
+
+fn write_matches(task: &TaskContext, index: &Index, matches: &[Match]) -> Result<pipeline::PendingFile> {
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("ordinal", DataType::UInt64, false),
+        Field::new("benchmark", DataType::Utf8, false),
+        Field::new("record", DataType::Utf8, false),
+        Field::new("ngrams", DataType::UInt32, false),
+        Field::new("excerpt", DataType::Utf8, false),
+    ]));
+    let record = |m: &Match| &index.records[m.record as usize];
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt64Array::from_iter_values(matches.iter().map(|m| m.ordinal))),
+        Arc::new(StringArray::from_iter_values(matches.iter().map(|m| &index.names[record(m).benchmark]))),
+        Arc::new(StringArray::from_iter_values(matches.iter().map(|m| &record(m).name))),
+        Arc::new(UInt32Array::from_iter_values(matches.iter().map(|m| m.ngrams))),
+        Arc::new(StringArray::from_iter_values(matches.iter().map(|m| &m.excerpt))),
+    ];
+    let name = Path::new("matches").join(part_name(task.index()));
+    let mut writer = ShardWriter::create(task.stage_dir(), name, schema.clone(), Vec::new())?;
+    writer.write(RecordBatch::try_new(schema, columns)?)?;
+    writer.finish()
+}
+
+/// `contamination(ordinal, text)`: the verdict on a document, and its text without the n-grams.
+struct Contamination {
+    signature: Signature,
+    index: Arc<Index>,
+    config: DecontaminateConfig,
+    /// What was found, in the order of the rows: a plan has one partition.
+    matches: Arc<Mutex<Vec<Match>>>,
+}
+
+impl std::fmt::Debug for Contamination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Contamination").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+// Two functions are the same where they write to the same place.
+impl PartialEq for Contamination {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.matches, &other.matches)
+    }
+}
+
+impl Eq for Contamination {}
+
+impl std::hash::Hash for Contamination {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.matches).hash(state);
+    }
+}
+
+impl Contamination {
+    fn fields() -> Fields {
+        Fields::from(vec![
+            Field::new(RULE, DataType::Utf8View, true),
+            Field::new("benchmark", DataType::Utf8View, true),
+            Field::new("record", DataType::Utf8View, true),
+            Field::new("ngrams", DataType::UInt32, true),
+            Field::new("text", DataType::Utf8View, false),
+        ])
+    }
+}
+
+impl ScalarUDFImpl for Contamination {
+    fn name(&self) -> &str {
+        "contamination"
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> datafusion::error::Result<DataType> {
+        Ok(DataType::Struct(Self::fields()))
+    }
+
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> datafusion::error::Result<ColumnarValue> {
+        let ordinals = args.args[0].to_array(args.number_rows)?;
+        let texts = cast(&args.args[1].to_array(args.number_rows)?, &DataType::Utf8View)?;
+        let Some(ordinals) = ordinals.as_primitive_opt::<UInt64Type>() else {
+            return exec_err!("contamination takes an ordinal and a text");
+        };
+        let mut all = self.matches.lock().unwrap_or_else(|e| e.into_inner());
+        let (mut shingles, mut places, mut spans) = (Shingles::default(), Vec::new(), Vec::new());
+        let (mut rules, mut benchmarks) = (StringViewBuilder::new(), StringViewBuilder::new());
+        let (mut records, mut ngrams, mut masked) =
+            (StringViewBuilder::new(), UInt32Builder::new(), StringViewBuilder::new());
+        for (ordinal, text) in ordinals.values().iter().zip(texts.as_string_view()) {
+            let text = text.unwrap_or_default();
+            let found = self.index.find(text, &mut shingles, &mut places, &mut spans);
+            let first = found.iter().max_by_key(|(record, (n, _))| (*n, std::cmp::Reverse(**record)));
+            let rest = (self.config.action == Action::Mask && !spans.is_empty())
+                .then(|| mask(text, &spans, &self.config.mask));
+            let rule = match (&rest, first) {
+                (_, None) => None,
+                (None, Some(_)) => Some("contaminated"),
+                (Some(rest), Some(_)) => rest.trim().is_empty().then_some("nothing_left"),
+            };
+            rules.append_option(rule);
+            let record = first.map(|(record, _)| &self.index.records[*record as usize]);
+            benchmarks.append_option(record.map(|r| &self.index.names[r.benchmark]));
+            records.append_option(record.map(|r| &r.name));
+            ngrams.append_option(first.map(|(_, (n, _))| *n));
+            masked.append_value(rest.as_deref().unwrap_or(text));
+            all.extend(found.into_iter().map(|(record, (ngrams, place))| Match {
+                ordinal: *ordinal,
+                record,
+                ngrams,
+                excerpt: text[place].chars().take(EXCERPT_CHARS).collect(),
+            }));
+        }
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(rules.finish()),
+            Arc::new(benchmarks.finish()),
+            Arc::new(records.finish()),
+            Arc::new(ngrams.finish()),
+            Arc::new(masked.finish()),
+        ];
+        Ok(ColumnarValue::Array(Arc::new(StructArray::new(Self::fields(), columns, None))))
+    }
+}
+
+/// `text` with `mask` for every span.
+fn mask(text: &str, spans: &[Range<usize>], mask: &str) -> String {
+    let mut rest = String::with_capacity(text.len());
+    let mut from = 0;
+    for span in spans {
+        rest.push_str(&text[from..span.start]);
+        rest.push_str(mask);
+        from = span.end;
+    }
+    rest.push_str(&text[from..]);
+    rest
+}

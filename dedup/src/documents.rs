@@ -1,0 +1,157 @@
+//! The documents of a corpus as dense numbers: the rows of the shards of a stage, one shard after the
+//! other, those of older indices before all.
+
+use std::path::{Path, PathBuf};
+
+use pipeline::digest::Digest;
+use pipeline::document::ordinal;
+use pipeline::{Error, Journal, JournalEntry, Manifest, Result, RunContext, StageState};
+
+use crate::runs::{RunFile, run_name, u32_at};
+
+/// Tag of the table of documents in the run files of hashes and signatures. A row is the record number
+/// in the ingest shard (4 bytes), the bytes of text, cut at 4 GiB (4 bytes), and what the stage adds.
+pub(crate) const TABLE: u32 = u32::MAX;
+/// Bytes of a row of the table before what the stage adds.
+pub(crate) const ROW_BYTES: usize = 8;
+
+/// Append the head of a row of the table.
+pub(crate) fn put_row(ordinal: u64, text: &str, table: &mut Vec<u8>) {
+    table.extend_from_slice(&(ordinal as u32).to_le_bytes());
+    table.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes());
+}
+
+/// One run file of documents.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    /// Number of the ingest shard.
+    pub(crate) shard: u32,
+    /// Number of its first document.
+    pub(crate) start: u64,
+    /// Documents in it.
+    pub(crate) rows: u64,
+    /// The older index it belongs to.
+    pub(crate) index: Option<String>,
+    xxh3: Digest,
+}
+
+/// All of them, in the order of their numbers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Documents {
+    pub(crate) sources: Vec<Source>,
+}
+
+impl Documents {
+    /// The documents of stage `stage` of the run, behind those of the stage directories `against`.
+    pub(crate) fn of(run: &RunContext, stage: &str, against: &[PathBuf]) -> Result<Self> {
+        let mut documents = Self::default();
+        for dir in against {
+            let name = dir.display().to_string();
+            documents.add(dir, Journal::read(dir)?.into_values(), Some(name));
+        }
+        documents.add(&run.stage_dir(stage), run.journal(stage).into_values(), None);
+        Ok(documents)
+    }
+
+    fn add(&mut self, dir: &Path, entries: impl Iterator<Item = JournalEntry>, index: Option<String>) {
+        for entry in entries {
+            let name = run_name(entry.task);
+            let Some(file) = entry.files.iter().find(|f| f.path.as_os_str() == name.as_str()) else { continue };
+            self.sources.push(Source {
+                path: dir.join(name),
+                shard: entry.task,
+                start: self.len(),
+                rows: file.rows,
+                index: index.clone(),
+                xxh3: file.xxh3,
+            });
+        }
+    }
+
+    /// Number of documents.
+    pub(crate) fn len(&self) -> u64 {
+        self.sources.last().map_or(0, |s| s.start + s.rows)
+    }
+
+    /// One digest over all files.
+    pub(crate) fn digest(&self) -> Digest {
+        let bytes: Vec<u8> = self.sources.iter().flat_map(|s| s.xxh3.0.to_le_bytes()).collect();
+        Digest::of(&bytes)
+    }
+
+    /// The source that document `number` is in.
+    pub(crate) fn source(&self, number: u64) -> Option<usize> {
+        // The last that begins at or before it; empty ones before it begin at the same number.
+        let at = self.sources.partition_point(|s| s.start <= number).checked_sub(1)?;
+        (number < self.sources[at].start + self.sources[at].rows).then_some(at)
+    }
+
+    /// The source of this run's ingest shard `shard`.
+    pub(crate) fn own(&self, shard: u32) -> Option<&Source> {
+        self.sources.iter().find(|s| s.index.is_none() && s.shard == shard)
+    }
+
+    /// Look up the table rows of `numbers` (in any order, repeats allowed) and give each with its place in
+    /// `numbers` to `take`. Files are opened one after the other.
+    pub(crate) fn look_up(&self, numbers: &[u64], mut take: impl FnMut(usize, &Source, &[u8])) -> Result<()> {
+        let mut order: Vec<u32> = (0..numbers.len() as u32).collect();
+        order.sort_unstable_by_key(|&i| numbers[i as usize]);
+        let mut open: Option<(usize, RunFile)> = None;
+        let mut row = Vec::new();
+        for i in order {
+            let number = numbers[i as usize];
+            let missing = || Error::Recipe(format!("document number {number} is in no shard of the index"));
+            let at = self.source(number).ok_or_else(missing)?;
+            let source = &self.sources[at];
+            if open.as_ref().is_none_or(|(held, _)| *held != at) {
+                open = Some((at, RunFile::open(&source.path)?));
+            }
+            let Some((_, file)) = &open else { continue };
+            if !file.row(TABLE, number - source.start, &mut row)? {
+                return Err(missing());
+            }
+            take(i as usize, source, &row);
+        }
+        Ok(())
+    }
+}
+
+/// Ordinal of the document of a table row.
+pub(crate) fn ordinal_of(source: &Source, row: &[u8]) -> u64 {
+    ordinal(source.shard, u32_at(row, 0))
+}
+
+/// One digest over the files that a stage has committed.
+pub(crate) fn digest_of_stage(run: &RunContext, stage: &str) -> Digest {
+    let files = run.journal(stage).into_values().flat_map(|entry| entry.files);
+    let bytes: Vec<u8> = files.flat_map(|file| file.xxh3.0.to_le_bytes()).collect();
+    Digest::of(&bytes)
+}
+
+/// The run files of a stage, in order.
+pub(crate) fn run_files(run: &RunContext, stage: &str) -> Vec<PathBuf> {
+    run.journal(stage).keys().map(|&task| run.stage_dir(stage).join(run_name(task))).collect()
+}
+
+/// Sum of a note of the journal lines of a stage.
+pub(crate) fn sum_of_notes(run: &RunContext, stage: &str, note: &str) -> u64 {
+    run.journal(stage).values().filter_map(|entry| entry.notes.get(note)?.as_u64()).sum()
+}
+
+/// Refuse an index that was not made as `config` says, or is not finished.
+pub(crate) fn check_index(dir: &Path, config: &serde_json::Value) -> Result<Digest> {
+    let refuse = |reason: String| Err(Error::Recipe(format!("against: {}: {reason}", dir.display())));
+    let Some(manifest) = Manifest::load(dir)? else {
+        return refuse("no manifest.json: not the directory of a stage".into());
+    };
+    if manifest.state != StageState::Done {
+        return refuse("the stage is not done: finish that run first".into());
+    }
+    if manifest.config != *config {
+        return refuse(format!("made with {}, this recipe says {config}: keys would never meet", manifest.config));
+    }
+    let entries = Journal::read(dir)?;
+    let bytes: Vec<u8> = entries.into_values().flat_map(|e| e.files).flat_map(|f| f.xxh3.0.to_le_bytes()).collect();
+    Ok(Digest::of(&bytes))
+}

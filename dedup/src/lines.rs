@@ -1,0 +1,680 @@
+//! Lines and paragraphs that stand in many documents: boilerplate, removed from the texts.
+//!
+//! | stage | task | output |
+//! | --- | --- | --- |
+//! | `line_hashes` (`exact`) | document shard | runs: every line's 128-bit hash once a shard, with its documents |
+//! | `line_counts` (`exact`) | partition of the hashes | runs: by shard, the lines that stand in too many documents |
+//! | `line_filter` (`bloom`) | one | the same, from one pass over the text with a Bloom filter |
+//! | `lines` | document shard | documents without these lines; dropped, where nothing is left |
+//!
+//! `exact` counts by external aggregation: hashes are partitioned on disk, a task holds one partition, and what a
+//! shard needs to know comes to it as one range of a run. `bloom` (Bloom 1970) remembers the lines of earlier
+//! documents in a filter of fixed size: a line seen before goes, and one that was not goes with the stated
+//! probability at most, while no more than the stated number of lines is put in.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use arrow::array::{Array, ArrayRef, AsArray, StringViewBuilder};
+use arrow::compute::cast;
+use arrow::datatypes::DataType;
+use async_trait::async_trait;
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
+use datafusion::prelude::{col, lit, when};
+use futures::StreamExt;
+use pipeline::document::COLUMNS;
+use pipeline::stage::{RULE, tasks_per_shard};
+use pipeline::{Error, Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
+use serde::{Deserialize, Serialize};
+
+use crate::documents::{Documents, digest_of_stage, run_files};
+use crate::normalise::{Normalise, content_hash};
+use crate::partition::{PARTITION_ROWS, input_number, partitions, stop_if_asked};
+use crate::runs::{Record, RunFile, RunWriter, key_range, u32_at, u64_at};
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// What is between line ends.
+    #[default]
+    Line,
+    /// What is between empty lines.
+    Paragraph,
+}
+
+/// How lines seen before are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// By counting all of them on disk.
+    #[default]
+    Exact,
+    /// By a Bloom filter, in one pass: `max_documents` is 1 and the first document keeps its line.
+    Bloom,
+}
+
+/// Line and paragraph deduplication in a recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LinesConfig {
+    /// What is compared.
+    pub unit: Unit,
+    /// How.
+    pub method: Method,
+    /// Normal form under which two lines are equal.
+    pub normalise: Normalise,
+    /// Documents that a line may stand in.
+    pub max_documents: u32,
+    /// Whether the first of too many documents keeps the line.
+    pub keep_first: bool,
+    /// Shorter lines, in bytes without white space around, stay.
+    pub min_bytes: u32,
+    /// `bloom`: probability that a new line is taken for one seen before.
+    pub false_positive_rate: f64,
+    /// `bloom`: lines that the filter is made for.
+    pub expected_lines: u64,
+}
+
+impl Default for LinesConfig {
+    fn default() -> Self {
+        Self {
+            unit: Unit::default(),
+            method: Method::default(),
+            normalise: Normalise::default(),
+            max_documents: 1,
+            keep_first: true,
+            min_bytes: 1,
+            false_positive_rate: 1e-4,
+            expected_lines: 100_000_000,
+        }
+    }
+}
+
+impl LinesConfig {
+    fn check(&self) -> Result<()> {
+        let refuse = |what: &str| Err(Error::Recipe(format!("lines: {what}")));
+        if self.max_documents == 0 {
+            return refuse("max_documents must be at least 1");
+        }
+        if self.method == Method::Bloom {
+            if self.max_documents != 1 || !self.keep_first {
+                return refuse(
+                    "a Bloom filter cannot count: use max_documents = 1, keep_first = true, or method = \"exact\"",
+                );
+            }
+            if !(self.false_positive_rate > 0.0 && self.false_positive_rate < 1.0) || self.expected_lines == 0 {
+                return refuse("false_positive_rate must be between 0 and 1 and expected_lines at least 1");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Name of the last stage, whose kept shards are documents.
+pub const LINES: &str = "lines";
+const HASHES: &str = "line_hashes";
+const COUNTS: &str = "line_counts";
+const FILTER: &str = "line_filter";
+
+/// The stages of line deduplication of the documents of `selection` (all, if `None`), whose text is in stage
+/// `documents`. The last is called `lines`.
+pub fn line_stages(config: &LinesConfig, documents: &str, selection: Option<&str>) -> Result<Vec<Arc<dyn Stage>>> {
+    config.check()?;
+    let input = Input { config: config.clone(), documents: documents.into(), selection: selection.map(Into::into) };
+    let last = |decisions: &str| Arc::new(Rewrite { input: input.clone(), decisions: decisions.into() });
+    Ok(match config.method {
+        Method::Exact => vec![
+            Arc::new(Hashes { input: input.clone() }),
+            Arc::new(Counts { config: config.clone(), partition_rows: PARTITION_ROWS }),
+            last(COUNTS),
+        ],
+        Method::Bloom => vec![Arc::new(Filter { input: input.clone() }), last(FILTER)],
+    })
+}
+
+/// The texts that are read.
+#[derive(Clone)]
+struct Input {
+    config: LinesConfig,
+    documents: String,
+    selection: Option<String>,
+}
+
+impl Input {
+    fn stages(&self) -> Vec<String> {
+        std::iter::once(self.documents.clone()).chain(self.selection.clone()).collect()
+    }
+
+    fn shards(&self) -> &str {
+        self.selection.as_deref().unwrap_or(&self.documents)
+    }
+
+    /// Give the hashes of the lines of every document of a shard to `take`, with the number of the document.
+    async fn each_document(
+        &self,
+        task: &TaskContext,
+        shard: u32,
+        mut take: impl FnMut(u32, &[u128]) -> Result<()> + Send,
+    ) -> Result<()> {
+        let session = crate::selection::session(task);
+        let rows = task.read_selected(&session, &self.documents, self.selection.as_deref(), shard).await?;
+        let mut stream = rows.select(vec![col("text")])?.execute_stream().await?;
+        let (mut row, mut hashes, mut scratch) = (0, Vec::new(), String::new());
+        while let Some(batch) = stream.next().await {
+            let texts = cast(batch?.column(0), &DataType::Utf8View)?;
+            for text in texts.as_string_view() {
+                hashes.clear();
+                for unit in units(text.unwrap_or_default(), self.config.unit) {
+                    hashes.extend(hash(unit, &self.config, &mut scratch));
+                }
+                take(row, &hashes)?;
+                row += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The lines or paragraphs of a text, each with what ends it.
+fn units(text: &str, unit: Unit) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = match unit {
+            Unit::Line => rest.find('\n').map_or(rest.len(), |at| at + 1),
+            Unit::Paragraph => paragraph_end(rest),
+        };
+        let (first, behind) = rest.split_at(end);
+        rest = behind;
+        Some(first)
+    })
+}
+
+/// End of the first paragraph, the empty lines behind it included.
+fn paragraph_end(text: &str) -> usize {
+    let (mut at, mut empty) = (0, false);
+    for line in text.split_inclusive('\n') {
+        let blank = line.trim().is_empty();
+        if empty && !blank {
+            return at;
+        }
+        empty |= blank;
+        at += line.len();
+    }
+    text.len()
+}
+
+/// The hash of a line, if it is long enough to be compared.
+fn hash(unit: &str, config: &LinesConfig, scratch: &mut String) -> Option<u128> {
+    let trimmed = unit.trim();
+    let compared = !trimmed.is_empty() && trimmed.len() >= config.min_bytes as usize;
+    compared.then(|| content_hash(trimmed, config.normalise, scratch))
+}
+
+/// A line of a shard: documents of the shard it stands in, and the first of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct LineKey {
+    high: u64,
+    low: u64,
+    first: u32,
+    documents: u32,
+}
+
+impl Record for LineKey {
+    const BYTES: usize = 24;
+    const KEY_BITS: u32 = 64;
+    fn key(&self) -> u64 {
+        self.high
+    }
+    fn put(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.high.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.low.to_le_bytes());
+        bytes[16..20].copy_from_slice(&self.first.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.documents.to_le_bytes());
+    }
+    fn get(bytes: &[u8]) -> Self {
+        Self { high: u64_at(bytes, 0), low: u64_at(bytes, 8), first: u32_at(bytes, 16), documents: u32_at(bytes, 20) }
+    }
+}
+
+/// A line that goes from a shard, but for the first time it stands in document `keep`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Hit {
+    shard: u32,
+    high: u64,
+    low: u64,
+    keep: u32,
+}
+
+/// No document keeps the line.
+const NONE: u32 = u32::MAX;
+
+impl Record for Hit {
+    const BYTES: usize = 24;
+    const KEY_BITS: u32 = 32;
+    fn key(&self) -> u64 {
+        u64::from(self.shard)
+    }
+    fn put(&self, bytes: &mut [u8]) {
+        bytes[..4].copy_from_slice(&self.shard.to_le_bytes());
+        bytes[4..12].copy_from_slice(&self.high.to_le_bytes());
+        bytes[12..20].copy_from_slice(&self.low.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.keep.to_le_bytes());
+    }
+    fn get(bytes: &[u8]) -> Self {
+        Self { shard: u32_at(bytes, 0), high: u64_at(bytes, 4), low: u64_at(bytes, 12), keep: u32_at(bytes, 20) }
+    }
+}
+
+const KEYS: u32 = 0;
+const HITS: u32 = 0;
+/// Distinct lines of a section of hashes, and hits of a section: 32 MB.
+const SECTION_RECORDS: usize = 1 << 20;
+
+struct Hashes {
+    input: Input,
+}
+
+#[async_trait]
+impl Stage for Hashes {
+    fn name(&self) -> &str {
+        HASHES
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        self.input.stages()
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        let LinesConfig { unit, normalise, min_bytes, .. } = &self.input.config;
+        Ok(serde_json::json!({ "unit": unit, "normalise": normalise, "min_bytes": min_bytes }))
+    }
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        tasks_per_shard(run, self.input.shards())
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let mut writer = RunWriter::create(task)?;
+        let mut lines: HashMap<u128, (u32, u32)> = HashMap::new();
+        let (mut documents, mut written) = (0, 0);
+        let mut seen = HashSet::new();
+        let mut flush = |lines: &mut HashMap<u128, (u32, u32)>, writer: &mut RunWriter| {
+            let key = |(hash, (first, documents)): (u128, (u32, u32))| LineKey {
+                high: (hash >> 64) as u64,
+                low: hash as u64,
+                first,
+                documents,
+            };
+            let mut keys: Vec<LineKey> = lines.drain().map(key).collect();
+            written += keys.len();
+            writer.records(KEYS, 0, &mut keys)
+        };
+        self.input
+            .each_document(task, task.index(), |row, hashes| {
+                seen.clear();
+                for &hash in hashes {
+                    if seen.insert(hash) {
+                        lines.entry(hash).or_insert((row, 0)).1 += 1;
+                    }
+                }
+                documents += 1;
+                if lines.len() >= SECTION_RECORDS { flush(&mut lines, &mut writer) } else { Ok(()) }
+            })
+            .await?;
+        flush(&mut lines, &mut writer)?;
+        let notes = serde_json::json!({ "lines": written });
+        Ok(TaskReport {
+            files: vec![writer.finish(documents)?],
+            rows_read: documents,
+            rows_kept: documents,
+            notes,
+            ..TaskReport::default()
+        })
+    }
+}
+
+struct Counts {
+    config: LinesConfig,
+    partition_rows: u64,
+}
+
+#[async_trait]
+impl Stage for Counts {
+    fn name(&self) -> &str {
+        COUNTS
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        vec![HASHES.into()]
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({ "max_documents": self.config.max_documents, "keep_first": self.config.keep_first }))
+    }
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let lines = crate::documents::sum_of_notes(run, HASHES, "lines");
+        let count = partitions(lines, self.partition_rows);
+        let hashes = digest_of_stage(run, HASHES);
+        let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "hashes": hashes }) };
+        Ok((0..count).map(task).collect())
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let (first, last) = key_range(task.index(), input_number(&task.task, "partitions")?, LineKey::KEY_BITS);
+        let mut writer = RunWriter::create(task)?;
+        let (mut lines, mut bytes) = (Vec::new(), Vec::new());
+        for source in &Documents::of(&task.run, HASHES, &[])?.sources {
+            stop_if_asked(task)?;
+            let file = RunFile::open(&source.path)?;
+            for section in file.sections(KEYS) {
+                file.range::<LineKey>(section, first, last, &mut bytes, |key| {
+                    lines.push((key.high, key.low, source.shard, key.first, key.documents));
+                })?;
+            }
+        }
+        lines.sort_unstable();
+        let (mut hits, mut frequent) = (Vec::new(), 0);
+        for line in lines.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            let documents: u64 = line.iter().map(|l| u64::from(l.4)).sum();
+            if documents <= u64::from(self.config.max_documents) {
+                continue;
+            }
+            frequent += 1;
+            // A shard whose lines were written in parts has several entries, the earliest first.
+            for (i, one) in line.chunk_by(|a, b| a.2 == b.2).enumerate() {
+                let keep = if i == 0 && self.config.keep_first { one[0].3 } else { NONE };
+                hits.push(Hit { shard: one[0].2, high: one[0].0, low: one[0].1, keep });
+            }
+            if hits.len() >= SECTION_RECORDS {
+                writer.records(HITS, 0, &mut hits)?;
+                hits.clear();
+            }
+        }
+        writer.records(HITS, 0, &mut hits)?;
+        Ok(TaskReport {
+            files: vec![writer.finish(frequent)?],
+            rows_read: frequent,
+            rows_kept: frequent,
+            ..TaskReport::default()
+        })
+    }
+}
+
+/// A Bloom filter with double hashing (Kirsch and Mitzenmacher 2006) of 128-bit hashes.
+struct Bloom {
+    bits: Vec<u64>,
+    functions: u32,
+}
+
+impl Bloom {
+    fn new(expected: u64, rate: f64) -> Self {
+        let bits = (-(expected as f64) * rate.ln() / std::f64::consts::LN_2.powi(2)).ceil();
+        let functions = (-rate.log2()).round().clamp(1.0, 32.0) as u32;
+        Self { bits: vec![0; (bits as usize).div_ceil(64).max(1)], functions }
+    }
+
+    /// Put a hash in; whether it was there already.
+    fn insert(&mut self, hash: u128) -> bool {
+        let n = self.bits.len() as u64 * 64;
+        let (mut at, step) = (hash as u64, (hash >> 64) as u64 | 1);
+        let mut there = true;
+        for _ in 0..self.functions {
+            // The upper half of the product is uniform below n.
+            let bit = ((u128::from(at) * u128::from(n)) >> 64) as usize;
+            there &= self.bits[bit / 64] >> (bit % 64) & 1 == 1;
+            self.bits[bit / 64] |= 1 << (bit % 64);
+            at = at.wrapping_add(step);
+        }
+        there
+    }
+}
+
+struct Filter {
+    input: Input,
+}
+
+#[async_trait]
+impl Stage for Filter {
+    fn name(&self) -> &str {
+        FILTER
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        self.input.stages()
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!(self.input.config))
+    }
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let shards: Vec<_> = run.shards(self.input.shards())?.iter().map(|s| s.xxh3).collect();
+        Ok(vec![Task { index: 0, inputs: serde_json::json!({ "shards": shards }) }])
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let config = &self.input.config;
+        let mut filter = Bloom::new(config.expected_lines, config.false_positive_rate);
+        let bytes = filter.bits.len() * 8;
+        if bytes > task.run.options().memory_limit_bytes {
+            return Err(Error::Limit(format!(
+                "lines: the Bloom filter takes {bytes} bytes, more than the memory limit: lower expected_lines, raise false_positive_rate or --memory-limit"
+            )));
+        }
+        let mut writer = RunWriter::create(task)?;
+        let (mut lines, mut found) = (0u64, 0u64);
+        let mut hits = Vec::new();
+        let mut seen: HashSet<u128> = HashSet::new();
+        for shard in task.run.shards(self.input.shards())? {
+            stop_if_asked(task)?;
+            // A line that is new here and comes again in a later document of the shard goes from there alone.
+            let mut own: HashMap<u128, u32> = HashMap::new();
+            self.input
+                .each_document(task, shard.index, |row, hashes| {
+                    seen.clear();
+                    for &hash in hashes {
+                        if !seen.insert(hash) {
+                            continue;
+                        }
+                        lines += 1;
+                        if !filter.insert(hash) {
+                            own.insert(hash, row);
+                            continue;
+                        }
+                        found += 1;
+                        let keep = own.get(&hash).copied().unwrap_or(NONE);
+                        hits.push(Hit { shard: shard.index, high: (hash >> 64) as u64, low: hash as u64, keep });
+                    }
+                    Ok(())
+                })
+                .await?;
+            hits.sort_unstable();
+            hits.dedup();
+            writer.records(HITS, 0, &mut hits)?;
+            hits.clear();
+        }
+        let notes = serde_json::json!({ "lines": lines, "seen_before": found, "filter_bytes": bytes });
+        Ok(TaskReport {
+            files: vec![writer.finish(found)?],
+            rows_read: found,
+            rows_kept: found,
+            notes,
+            ..TaskReport::default()
+        })
+    }
+}
+
+/// Writes the documents without the lines that go.
+struct Rewrite {
+    input: Input,
+    decisions: String,
+}
+
+#[async_trait]
+impl Stage for Rewrite {
+    fn name(&self) -> &str {
+        LINES
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        self.input.stages().into_iter().chain([self.decisions.clone()]).collect()
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({}))
+    }
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let decisions = digest_of_stage(run, &self.decisions);
+        let mut tasks = tasks_per_shard(run, self.input.shards())?;
+        tasks.iter_mut().for_each(|task| task.inputs = serde_json::json!([task.inputs, decisions]));
+        Ok(tasks)
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let shard = u64::from(task.index());
+        let (mut gone, mut bytes) = (HashMap::new(), Vec::new());
+        for path in run_files(&task.run, &self.decisions) {
+            let file = RunFile::open(&path)?;
+            for section in file.sections(HITS) {
+                file.range::<Hit>(section, shard, shard, &mut bytes, |hit| {
+                    gone.insert(u128::from(hit.high) << 64 | u128::from(hit.low), hit.keep);
+                })?;
+            }
+        }
+        let read = task.run.shard(self.input.shards(), task.index())?.rows;
+        let session = crate::selection::session(task);
+        let state = Arc::new(Mutex::new(State { row: 0, lines: 0, bytes: 0 }));
+        let without = ScalarUDF::from(Without {
+            signature: Signature::any(1, Volatility::Volatile),
+            config: self.input.config.clone(),
+            gone: Arc::new(gone),
+            state: state.clone(),
+        });
+        let rows =
+            task.read_selected(&session, &self.input.documents, self.input.selection.as_deref(), task.index()).await?;
+        let rows = rows.with_column("text", without.call(vec![col("text")]))?;
+        let rows = rows.with_column(RULE, when(col("text").eq(lit("")), lit("no_line_left")).end()?)?;
+        let output = Output { kept: &COLUMNS, dropped: &["id", "ordinal", "source", "url", RULE] };
+        let mut report = task.write(rows, output, RowsRead::Known(read)).await?;
+        let state = state.lock().unwrap_or_else(|e| e.into_inner());
+        report.notes = serde_json::json!({ "lines_removed": state.lines, "bytes_removed": state.bytes });
+        Ok(report)
+    }
+}
+
+struct State {
+    row: u32,
+    lines: u64,
+    bytes: u64,
+}
+
+/// `without_lines(text)` over the rows of one shard, in order.
+struct Without {
+    signature: Signature,
+    config: LinesConfig,
+    gone: Arc<HashMap<u128, u32>>,
+    state: Arc<Mutex<State>>,
+}
+
+impl std::fmt::Debug for Without {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Without").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+// Two functions are the same where they count the same rows.
+impl PartialEq for Without {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+}
+
+impl Eq for Without {}
+
+impl std::hash::Hash for Without {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.state).hash(state);
+    }
+}
+
+impl Without {
+    /// The text of document `row` without the lines that go.
+    fn rewrite(
+        &self,
+        text: &str,
+        row: u32,
+        scratch: &mut String,
+        kept: &mut HashSet<u128>,
+        state: &mut State,
+    ) -> String {
+        let mut rest = String::with_capacity(text.len());
+        kept.clear();
+        for unit in units(text, self.config.unit) {
+            let hash = hash(unit, &self.config, scratch);
+            // The document that keeps a line keeps it once.
+            let goes = hash.is_some_and(|h| self.gone.get(&h).is_some_and(|keep| *keep != row || !kept.insert(h)));
+            if goes {
+                state.lines += 1;
+                state.bytes += unit.len() as u64;
+            } else {
+                rest.push_str(unit);
+            }
+        }
+        if rest.trim().is_empty() && !text.trim().is_empty() { String::new() } else { rest }
+    }
+}
+
+impl ScalarUDFImpl for Without {
+    fn name(&self) -> &str {
+        "without_lines"
+    }
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+    fn return_type(&self, _: &[DataType]) -> datafusion::error::Result<DataType> {
+        Ok(DataType::Utf8View)
+    }
+    fn invoke_with_args(&self, args: ScalarFunctionArgs) -> datafusion::error::Result<ColumnarValue> {
+        let texts = cast(&args.args[0].to_array(args.number_rows)?, &DataType::Utf8View)?;
+        let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
+        let (mut scratch, mut kept) = (String::new(), HashSet::new());
+        let mut rewritten = StringViewBuilder::with_capacity(texts.len());
+        for text in texts.as_string_view() {
+            let row = state.row;
+            rewritten.append_value(self.rewrite(text.unwrap_or_default(), row, &mut scratch, &mut kept, &mut state));
+            state.row += 1;
+        }
+        Ok(ColumnarValue::Array(Arc::new(rewritten.finish()) as ArrayRef))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_tile_the_text() {
+        let text = "a\nb\n\n \nc\n\nd";
+        assert_eq!(units(text, Unit::Line).collect::<Vec<_>>(), ["a\n", "b\n", "\n", " \n", "c\n", "\n", "d"]);
+        assert_eq!(units(text, Unit::Paragraph).collect::<Vec<_>>(), ["a\nb\n\n \n", "c\n\n", "d"]);
+        assert_eq!(units("\n\na", Unit::Paragraph).collect::<Vec<_>>(), ["\n\n", "a"]);
+        assert_eq!(units("", Unit::Line).count(), 0);
+    }
+
+    #[test]
+    fn a_filter_holds_its_rate() {
+        let hash = |i: u64| xxhash_rust::xxh3::xxh3_128(&i.to_le_bytes());
+        let n = 200_000;
+        let mut filter = Bloom::new(n, 0.01);
+        let early = (0..n).filter(|&i| filter.insert(hash(i))).count() as f64 / n as f64;
+        assert!((0..n).all(|i| filter.insert(hash(i))), "what is in is found");
+        // While it fills up the rate is below the stated one; full, it is at it.
+        let late = (n..n + 1000).filter(|&i| filter.insert(hash(i))).count() as f64 / 1000.0;
+        assert!(early < 0.01 && late < 0.02, "{early} {late}");
+        // 9.6 bits a line at 1 %.
+        let bits_per_line = (filter.bits.len() * 64) as f64 / n as f64;
+        assert!(bits_per_line < 9.7, "{bits_per_line}");
+    }
+}

@@ -1,0 +1,99 @@
+//! Stage `near_clusters`: the sets of documents that pairs connect.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use async_trait::async_trait;
+use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
+use rayon::prelude::*;
+
+use super::{CLUSTERS, MOST_BANDS, SIGNATURES};
+use crate::disk::check_room;
+use crate::documents::{Documents, digest_of_stage, run_files, sum_of_notes};
+use crate::partition::stop_if_asked;
+use crate::removals::MEMBERS;
+use crate::runs::{Buffered, Pair, Record, RunFile, RunWriter};
+use crate::union_find::{Cell, Cells, UnionFind};
+
+/// Unites what the pairs of stage `edges` connect and writes, for every document but the smallest of
+/// its cluster, that one and it. All threads unite; the result is a function of the set of pairs.
+pub(super) struct Clusters {
+    pub(super) edges: String,
+    pub(super) against: Vec<PathBuf>,
+}
+
+#[async_trait]
+impl Stage for Clusters {
+    fn name(&self) -> &str {
+        CLUSTERS
+    }
+
+    fn version(&self) -> u32 {
+        2
+    }
+
+    fn inputs(&self) -> Vec<String> {
+        vec![SIGNATURES.into(), self.edges.clone()]
+    }
+
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({}))
+    }
+
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let pairs = sum_of_notes(run, &self.edges, "pairs");
+        check_room(run, CLUSTERS, pairs * Pair::BYTES as u64)?;
+        Ok(vec![Task { index: 0, inputs: serde_json::json!({ "pairs": digest_of_stage(run, &self.edges) }) }])
+    }
+
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let documents = Documents::of(&task.run, SIGNATURES, &self.against)?.len();
+        let limit = task.run.options().memory_limit_bytes;
+        let spill = task.run.dir().join("spill");
+        if u32::try_from(documents).is_ok() {
+            self.cluster(task, Cells::new(documents as usize, limit, &spill, || AtomicU32::new(0))?)
+        } else {
+            self.cluster(task, Cells::new(documents as usize, limit, &spill, || AtomicU64::new(0))?)
+        }
+    }
+}
+
+impl Clusters {
+    fn cluster<C: Cell>(&self, task: &TaskContext, mut cells: Cells<C>) -> Result<TaskReport> {
+        let cells = cells.cells();
+        let documents = cells.len();
+        let sets = UnionFind::new(cells);
+        let files = run_files(&task.run, &self.edges);
+        files.par_iter().try_for_each(|path| -> Result<()> {
+            stop_if_asked(task)?;
+            let file = RunFile::open(path)?;
+            let mut bytes = Vec::new();
+            for tag in file.tags_below(MOST_BANDS) {
+                for section in file.sections(tag) {
+                    file.range::<Pair>(section, 0, u64::MAX, &mut bytes, |pair| {
+                        sets.union(pair.first() as usize, pair.second as usize);
+                    })?;
+                }
+            }
+            Ok(())
+        })?;
+        let mut writer = RunWriter::create(task)?;
+        let mut members = Buffered::new(MEMBERS);
+        for number in 0..documents {
+            let root = sets.find(number);
+            if root != number {
+                members.push(Pair::new(root as u64, number as u64), &mut writer)?;
+            }
+        }
+        members.flush(&mut writer)?;
+        let rows = members.written();
+        let notes = serde_json::json!({ "pairs": rows, "documents": documents });
+        Ok(TaskReport {
+            files: vec![writer.finish(rows)?],
+            rows_read: rows,
+            rows_kept: rows,
+            notes,
+            ..TaskReport::default()
+        })
+    }
+}

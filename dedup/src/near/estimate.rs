@@ -1,0 +1,124 @@
+//! What near-duplicate removal will find and cost, before anything runs.
+
+use serde::Serialize;
+
+use super::{NearConfig, Verify, pairs, signatures};
+use crate::minhash::candidate_probability;
+use crate::partition::{PARTITION_ROWS, partitions};
+use crate::runs::{Pair, Record};
+
+/// Share of the documents that are taken to be in pairs: what crawls show after exact deduplication.
+pub const EXPECTED_DUPLICATES: f64 = 0.3;
+/// Bytes of text under a shingle, about.
+const SHINGLE_BYTES: f64 = 6.0;
+/// Bytes of a row of the removals in Parquet, about.
+const REMOVAL_BYTES: f64 = 24.0;
+
+/// A point of the S-curve.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CurvePoint {
+    /// Jaccard similarity of two documents.
+    pub similarity: f64,
+    /// Probability that they share a band: the expected recall at that similarity.
+    pub found: f64,
+    /// The same after verification: nothing below the threshold of an exact one is kept.
+    pub kept: f64,
+}
+
+/// Disk that a stage takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StageBytes {
+    /// Stage name.
+    pub stage: String,
+    /// Bytes it writes, about.
+    pub bytes: u64,
+}
+
+/// Expectation for a corpus.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Documents of the corpus.
+    pub documents: u64,
+    /// Bytes of text of a document.
+    pub bytes_per_document: u64,
+    /// Share of the documents that are taken to be in pairs.
+    pub expected_duplicates: f64,
+    /// Similarity at which half of the pairs are found.
+    pub half_found_at: f64,
+    /// The S-curve from 0.5 to 1.
+    pub curve: Vec<CurvePoint>,
+    /// Disk by stage.
+    pub disk: Vec<StageBytes>,
+    /// Disk in all.
+    pub disk_bytes: u64,
+    /// Bytes that signatures write for a document.
+    pub signature_bytes_per_document: f64,
+    /// Tasks of `near_pairs`.
+    pub pair_tasks: u64,
+    /// Bytes a task of `near_pairs` holds: what a thread needs.
+    pub memory_per_thread_bytes: u64,
+    /// Bytes of the union-find, which lies in a file where the memory limit has no room.
+    pub union_find_bytes: u64,
+}
+
+/// What `config` means for `documents` documents of `bytes_per_document` bytes of text.
+pub fn estimate(config: &NearConfig, documents: u64, bytes_per_document: u64) -> Estimate {
+    let (bands, rows) = (config.bands as usize, config.rows as usize);
+    let curve = (10..=20)
+        .map(|twentieth| {
+            let similarity = f64::from(twentieth) / 20.0;
+            let found = candidate_probability(similarity, bands, rows);
+            let kept = if config.verify == Verify::Exact && similarity < config.threshold { 0.0 } else { found };
+            CurvePoint { similarity, found, kept }
+        })
+        .collect();
+    let duplicates = documents as f64 * EXPECTED_DUPLICATES;
+    let signatures = signatures::predicted_bytes(config, documents);
+    let pairs = pairs::predicted_bytes(config, documents);
+    let mut disk = vec![("near_signatures", signatures), ("near_pairs", pairs)];
+    if config.verify == Verify::Exact {
+        // The first of a pair is a candidate, too.
+        let shingles = 2.0 * duplicates * bytes_per_document as f64 / SHINGLE_BYTES;
+        disk.push(("near_sets", (8.0 * shingles) as u64));
+    }
+    let pair = Pair::BYTES as f64;
+    if config.verify != Verify::None {
+        disk.push(("near_verified", (duplicates * pair) as u64));
+    }
+    disk.push(("near_clusters", (duplicates * pair) as u64));
+    disk.push(("near_removals", (duplicates * REMOVAL_BYTES) as u64));
+    let number = if u32::try_from(documents).is_ok() { 4 } else { 8 };
+    Estimate {
+        documents,
+        bytes_per_document,
+        expected_duplicates: EXPECTED_DUPLICATES,
+        half_found_at: (1.0 - 0.5f64.powf(1.0 / bands as f64)).powf(1.0 / rows as f64),
+        curve,
+        disk_bytes: disk.iter().map(|d| d.1).sum(),
+        disk: disk.into_iter().map(|(stage, bytes)| StageBytes { stage: stage.into(), bytes }).collect(),
+        signature_bytes_per_document: signatures as f64 / documents.max(1) as f64,
+        pair_tasks: u64::from(config.bands) * u64::from(partitions(documents, PARTITION_ROWS)),
+        // Twice a partition of keys with their documents, and the two buffers.
+        memory_per_thread_bytes: 2 * PARTITION_ROWS * 16 + 2 * (1 << 24),
+        union_find_bytes: documents * number,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mode;
+
+    #[test]
+    fn an_estimate_is_the_published_curve_and_the_width_of_the_records() {
+        let config = NearConfig { mode: Mode::Fast, verify: Verify::Exact, ..NearConfig::default() };
+        let plan = estimate(&config, 100_000_000, 5000);
+        let at = |similarity: f64| plan.curve.iter().find(|p| (p.similarity - similarity).abs() < 1e-9).unwrap();
+        assert!((at(0.8).found - 0.92).abs() < 0.01 && at(0.7).kept == 0.0 && at(1.0).kept == 1.0);
+        assert!((plan.half_found_at - 0.686).abs() < 0.001, "{}", plan.half_found_at);
+        // 14 keys of 10 bytes, 8 bytes and a sketch of 28.
+        assert!((176.0..=182.0).contains(&plan.signature_bytes_per_document));
+        assert_eq!(plan.union_find_bytes, 400_000_000);
+        assert_eq!(estimate(&config, 1 << 33, 1).union_find_bytes, 8 << 33);
+    }
+}

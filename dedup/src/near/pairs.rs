@@ -1,0 +1,102 @@
+//! Stage `near_pairs`: documents that share a band key.
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
+
+use super::estimate::EXPECTED_DUPLICATES;
+use super::signatures::BandKey;
+use super::{NearConfig, PAIRS, SIGNATURES, Verify};
+use crate::buckets::Buckets;
+use crate::disk::check_room;
+use crate::documents::{Documents, check_index};
+use crate::partition::{PARTITION_ROWS, input_number, partitions, stop_if_asked};
+use crate::runs::{Pair, Record, RunFile, RunWriter, key_range};
+
+/// The pairs of one band and one partition of its keys: the smallest document of every bucket with each
+/// other. So in one band a document is in the pairs of one first document, and a bucket is a first document
+/// with all its seconds.
+pub(super) struct Pairs {
+    config: NearConfig,
+    against: Vec<PathBuf>,
+    partition_rows: u64,
+}
+
+impl Pairs {
+    pub(super) fn new(config: NearConfig, against: Vec<PathBuf>) -> Self {
+        Self { config, against, partition_rows: PARTITION_ROWS }
+    }
+}
+
+/// Bytes of pairs of `documents` documents, about.
+pub(crate) fn predicted_bytes(config: &NearConfig, documents: u64) -> u64 {
+    (documents as f64 * EXPECTED_DUPLICATES * f64::from(config.bands) * Pair::BYTES as f64) as u64
+}
+
+#[async_trait]
+impl Stage for Pairs {
+    fn name(&self) -> &str {
+        PAIRS
+    }
+
+    fn version(&self) -> u32 {
+        2
+    }
+
+    fn inputs(&self) -> Vec<String> {
+        vec![SIGNATURES.into()]
+    }
+
+    fn config(&self) -> Result<serde_json::Value> {
+        let wanted = self.config.signature();
+        let against = self.against.iter().map(|dir| check_index(dir, &wanted)).collect::<Result<Vec<_>>>()?;
+        Ok(serde_json::json!({ "candidates": self.config.verify == Verify::Exact, "against": against }))
+    }
+
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let documents = Documents::of(run, SIGNATURES, &self.against)?;
+        check_room(run, PAIRS, predicted_bytes(&self.config, documents.len()))?;
+        let digest = documents.digest();
+        let count = if documents.sources.is_empty() { 0 } else { partitions(documents.len(), self.partition_rows) };
+        Ok((0..self.config.bands)
+            .flat_map(|band| (0..count).map(move |partition| (band, partition)))
+            .map(|(band, partition)| Task {
+                index: band * count + partition,
+                inputs: serde_json::json!({
+                    "band": band, "partition": partition, "partitions": count, "signatures": digest,
+                }),
+            })
+            .collect())
+    }
+
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let band = input_number(&task.task, "band")?;
+        let (partition, partitions) = (input_number(&task.task, "partition")?, input_number(&task.task, "partitions")?);
+        let (first, last) = key_range(partition, partitions, BandKey::KEY_BITS);
+        let documents = Documents::of(&task.run, SIGNATURES, &self.against)?;
+        let mut writer = RunWriter::create(task)?;
+        let mut buckets = Buckets::new(band, self.config.verify == Verify::Exact, 2 * self.partition_rows as usize);
+        let mut bytes = Vec::new();
+        for source in &documents.sources {
+            stop_if_asked(task)?;
+            let file = RunFile::open(&source.path)?;
+            for section in file.sections(band) {
+                let start = source.start + section.base;
+                file.range::<BandKey>(section, first, last, &mut bytes, |key| {
+                    buckets.push(key.key, start + u64::from(key.row));
+                })?;
+                buckets.shorten(&mut writer)?;
+            }
+        }
+        let pairs = buckets.finish(&mut writer)?;
+        let notes = serde_json::json!({ "pairs": pairs });
+        Ok(TaskReport {
+            files: vec![writer.finish(pairs)?],
+            rows_read: pairs,
+            rows_kept: pairs,
+            notes,
+            ..TaskReport::default()
+        })
+    }
+}

@@ -1,0 +1,249 @@
+//! The last step of every deduplication: which members of a cluster go, for whom.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+
+use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use async_trait::async_trait;
+use pipeline::shard::{BATCH_ROWS, ShardWriter, part_name};
+use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
+
+use crate::documents::{Documents, ROW_BYTES, digest_of_stage, ordinal_of, run_files, sum_of_notes};
+use crate::minhash::{jaccard, sketch_similarity};
+use crate::near::Sets;
+use crate::partition::{input_number, partitions, stop_if_asked};
+use crate::runs::{Pair, Record, RunFile, key_range};
+use crate::survivor::Keep;
+
+/// Tag of the members: pairs of the smallest document of a cluster and another of it.
+pub(crate) const MEMBERS: u32 = 0;
+/// Members of a partition, about.
+const PARTITION_MEMBERS: u64 = 1 << 20;
+/// Members that are worked on at a time.
+const CHUNK: usize = 1 << 17;
+
+/// How similar a document that goes is to its survivor.
+#[derive(Clone, Debug)]
+pub(crate) enum Similarity {
+    /// Equal.
+    One,
+    /// By the sketches in the table.
+    Sketch {
+        /// Permutations of the signature.
+        permutations: usize,
+        /// Policy, whose value stands before the sketch.
+        keep: Keep,
+    },
+    /// By the shingle sets.
+    Exact,
+}
+
+/// Names a survivor for the clusters of a partition. Two passes: the survivors, unless they are the smallest,
+/// then the members. Memory is the clusters of the partition, and a chunk of members.
+pub(crate) struct Removals {
+    pub(crate) name: String,
+    /// Stage of the members.
+    pub(crate) members: String,
+    /// Stage of the table of documents.
+    pub(crate) table: String,
+    pub(crate) keep: Keep,
+    pub(crate) similarity: Similarity,
+    pub(crate) against: Vec<PathBuf>,
+}
+
+/// Schema of the removals. `survivor` and `cluster_id` are ordinals; where the survivor is in an older index,
+/// `survivor_index` is its directory. `cluster_id` is the smallest member.
+static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+    let number = |name: &str| Field::new(name, DataType::UInt64, false);
+    Arc::new(Schema::new(vec![
+        number("ordinal"),
+        number("survivor"),
+        number("cluster_id"),
+        Field::new("similarity", DataType::Float32, false),
+        Field::new("survivor_index", DataType::Utf8, true),
+    ]))
+});
+
+/// A document that goes.
+#[derive(Clone, Debug, Default)]
+struct Removal {
+    ordinal: u64,
+    survivor: u64,
+    cluster: u64,
+    similarity: f32,
+    /// Not a document of this run.
+    foreign: bool,
+    survivor_index: Option<String>,
+}
+
+#[async_trait]
+impl Stage for Removals {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn version(&self) -> u32 {
+        1
+    }
+
+    fn inputs(&self) -> Vec<String> {
+        let mut inputs = vec![self.table.clone(), self.members.clone()];
+        if matches!(self.similarity, Similarity::Exact) {
+            inputs.push(crate::near::SETS.into());
+        }
+        inputs
+    }
+
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({ "keep": self.keep }))
+    }
+
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let count = partitions(sum_of_notes(run, &self.members, "pairs"), PARTITION_MEMBERS);
+        let members = digest_of_stage(run, &self.members);
+        let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "members": members }) };
+        Ok((0..count).map(task).collect())
+    }
+
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let documents = Documents::of(&task.run, &self.table, &self.against)?;
+        let survivors = self.survivors(task, &documents)?;
+        let mut writer = ShardWriter::create(task.stage_dir(), part_name(task.index()), SCHEMA.clone(), Vec::new())?;
+        // The smallest member, where another survives, is in no pair as the second.
+        let mut first: Vec<Pair> = survivors
+            .iter()
+            .filter(|(root, (_, best))| root != &best)
+            .map(|(&root, _)| Pair::new(root, root))
+            .collect();
+        first.sort_unstable();
+        for chunk in first.chunks(CHUNK) {
+            self.write(task, &documents, &survivors, chunk, &mut writer)?;
+        }
+        self.each_chunk(task, |chunk| self.write(task, &documents, &survivors, chunk, &mut writer))?;
+        let rows = writer.rows();
+        let files = vec![writer.finish()?];
+        Ok(TaskReport { files, rows_read: rows, rows_kept: rows, ..TaskReport::default() })
+    }
+}
+
+impl Removals {
+    /// Give the members of the partition to `take`, some at a time.
+    fn each_chunk(&self, task: &TaskContext, mut take: impl FnMut(&[Pair]) -> Result<()>) -> Result<()> {
+        let (first, last) = key_range(task.index(), input_number(&task.task, "partitions")?, Pair::KEY_BITS);
+        let (mut chunk, mut bytes) = (Vec::new(), Vec::new());
+        for path in run_files(&task.run, &self.members) {
+            let file = RunFile::open(&path)?;
+            for section in file.sections(MEMBERS) {
+                stop_if_asked(task)?;
+                file.range::<Pair>(section, first, last, &mut bytes, |pair| chunk.push(pair))?;
+                if chunk.len() >= CHUNK {
+                    chunk.chunks(CHUNK).try_for_each(&mut take)?;
+                    chunk.clear();
+                }
+            }
+        }
+        chunk.chunks(CHUNK).try_for_each(&mut take)
+    }
+
+    /// Rank and number of the survivor of every cluster; empty where it is the smallest member of each.
+    fn survivors(&self, task: &TaskContext, documents: &Documents) -> Result<HashMap<u64, (u64, u64)>> {
+        let mut survivors: HashMap<u64, (u64, u64)> = HashMap::new();
+        if self.keep == Keep::Earliest {
+            return Ok(survivors);
+        }
+        self.each_chunk(task, |chunk| {
+            // The root is a member like the others, looked up with the first chunk of its cluster.
+            let mut members: Vec<(u64, u64)> = chunk.iter().map(|pair| (pair.first(), pair.second)).collect();
+            let mut roots: Vec<u64> = members.iter().map(|m| m.0).filter(|r| !survivors.contains_key(r)).collect();
+            roots.sort_unstable();
+            roots.dedup();
+            members.extend(roots.into_iter().map(|root| (root, root)));
+            let numbers: Vec<u64> = members.iter().map(|m| m.1).collect();
+            documents.look_up(&numbers, |i, _, row| {
+                let (root, number) = members[i];
+                let challenger = (self.keep.rank(row), number);
+                let best = survivors.entry(root).or_insert(challenger);
+                *best = challenger.min(*best);
+            })
+        })?;
+        Ok(survivors)
+    }
+
+    fn write(
+        &self,
+        task: &TaskContext,
+        documents: &Documents,
+        survivors: &HashMap<u64, (u64, u64)>,
+        chunk: &[Pair],
+        writer: &mut ShardWriter,
+    ) -> Result<()> {
+        let survivor = |root: u64| survivors.get(&root).map_or(root, |(_, number)| *number);
+        let gone: Vec<(u64, u64, u64)> = chunk
+            .iter()
+            .map(|pair| (pair.second, survivor(pair.first()), pair.first()))
+            .filter(|(number, survivor, _)| number != survivor)
+            .collect();
+        let n = gone.len();
+        let numbers: Vec<u64> =
+            gone.iter().map(|g| g.0).chain(gone.iter().map(|g| g.1)).chain(gone.iter().map(|g| g.2)).collect();
+        let mut removals = vec![Removal::default(); n];
+        let (width, from) = match &self.similarity {
+            Similarity::Sketch { permutations, keep } => {
+                (crate::minhash::sketch_bytes(*permutations), ROW_BYTES + keep.row_bytes())
+            }
+            _ => (0, 0),
+        };
+        let mut sketches = vec![0; 2 * n * width];
+        documents.look_up(&numbers, |i, source, row| {
+            let (ordinal, removal) = (ordinal_of(source, row), &mut removals[i % n]);
+            match i / n {
+                0 => (removal.ordinal, removal.foreign) = (ordinal, source.index.is_some()),
+                1 => (removal.survivor, removal.survivor_index) = (ordinal, source.index.clone()),
+                _ => removal.cluster = ordinal,
+            }
+            if i < 2 * n && width > 0 {
+                sketches[i * width..(i + 1) * width].copy_from_slice(&row[from..from + width]);
+            }
+        })?;
+        match &self.similarity {
+            Similarity::One => removals.iter_mut().for_each(|r| r.similarity = 1.0),
+            Similarity::Sketch { permutations, .. } => {
+                for (i, removal) in removals.iter_mut().enumerate() {
+                    let (a, b) =
+                        (&sketches[i * width..(i + 1) * width], &sketches[(n + i) * width..(n + i + 1) * width]);
+                    removal.similarity = sketch_similarity(a, b, *permutations) as f32;
+                }
+            }
+            Similarity::Exact => {
+                let mut sets = Sets::new(&task.run, documents);
+                let (mut held, mut set, mut other) = (None, Vec::new(), Vec::new());
+                for ((number, survivor, _), removal) in gone.iter().zip(&mut removals) {
+                    if held != Some(*survivor) {
+                        sets.read(*survivor, &mut set)?;
+                        held = Some(*survivor);
+                    }
+                    sets.read(*number, &mut other)?;
+                    removal.similarity = jaccard(&set, &other) as f32;
+                }
+            }
+        }
+        removals.retain(|r| !r.foreign);
+        removals.sort_unstable_by_key(|r| r.ordinal);
+        for some in removals.chunks(BATCH_ROWS) {
+            let number = |value: fn(&Removal) -> u64| -> ArrayRef {
+                Arc::new(UInt64Array::from_iter_values(some.iter().map(value)))
+            };
+            let columns = vec![
+                number(|r| r.ordinal),
+                number(|r| r.survivor),
+                number(|r| r.cluster),
+                Arc::new(Float32Array::from_iter_values(some.iter().map(|r| r.similarity))) as ArrayRef,
+                Arc::new(some.iter().map(|r| r.survivor_index.as_deref()).collect::<StringArray>()),
+            ];
+            writer.write(RecordBatch::try_new(SCHEMA.clone(), columns)?)?;
+        }
+        Ok(())
+    }
+}

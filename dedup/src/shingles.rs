@@ -1,0 +1,310 @@
+//! Shingles of `fast` signatures, and of everything else that compares runs of words.
+//!
+//! Words are those of Unicode's segmentation (UAX #29) between white space, in lower case. It makes a word of every
+//! ideograph and every kana, so a shingle of Chinese or Japanese text is a run of characters. Stretches
+//! of ASCII are cut by the same rules with a table; the rest goes through `unicode-segmentation`.
+//!
+//! A word is hashed eight bytes at a time, a shingle is a polynomial of its word hashes that rolls along the
+//! text, so that its cost does not depend on the length of a shingle; a finaliser mixes it.
+
+use std::ops::Range;
+
+use unicode_segmentation::UnicodeSegmentation;
+
+/// Bytes of ASCII that are looked at together: long enough for a vectorised test, short enough that one
+/// accent does not slow a page down.
+const STRETCH: usize = 512;
+/// Multiplier of the polynomial: odd, its powers are distinct for any practical length.
+const POLYNOMIAL: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Bytes behind the text that a load of eight may touch.
+const PADDING: usize = 8;
+
+/// The words of a text as hashes, with their places, and their shingles. Memory is kept from text to text.
+#[derive(Debug, Default)]
+pub struct Shingles {
+    lower: Vec<u8>,
+    words: Vec<u64>,
+    hashes: Vec<u64>,
+}
+
+impl Shingles {
+    /// Hashes of the runs of `n` words of `text`, in order, repeats included; of all its words if there are
+    /// fewer; none if there are none.
+    pub fn of(&mut self, text: &str, n: usize) -> &[u64] {
+        let Self { lower, words, hashes } = self;
+        words.clear();
+        each_word(text, lower, |hash, _| words.push(hash));
+        hashes.clear();
+        roll(words, n, hashes);
+        hashes
+    }
+
+    /// What [`Self::of`] gave last.
+    pub fn last(&self) -> &[u64] {
+        &self.hashes
+    }
+
+    /// As [`Self::of`], and the bytes of `text` that every word comes from.
+    pub fn with_places(&mut self, text: &str, n: usize, places: &mut Vec<Range<usize>>) -> &[u64] {
+        let Self { lower, words, hashes } = self;
+        words.clear();
+        places.clear();
+        each_word(text, lower, |hash, place| {
+            words.push(hash);
+            places.push(place);
+        });
+        hashes.clear();
+        roll(words, n, hashes);
+        hashes
+    }
+}
+
+/// Append the hash of every run of `n` words.
+fn roll(words: &[u64], n: usize, hashes: &mut Vec<u64>) {
+    if words.is_empty() {
+        return;
+    }
+    let n = n.clamp(1, words.len());
+    let (first, rest) = words.split_at(n);
+    let mut sum = first.iter().fold(0u64, |sum, word| sum.wrapping_mul(POLYNOMIAL).wrapping_add(*word));
+    let leaving = POLYNOMIAL.wrapping_pow(n as u32);
+    hashes.reserve(rest.len() + 1);
+    hashes.push(mix(sum));
+    hashes.extend(rest.iter().zip(words).map(|(come, go)| {
+        sum = sum.wrapping_mul(POLYNOMIAL).wrapping_add(*come).wrapping_sub(go.wrapping_mul(leaving));
+        mix(sum)
+    }));
+}
+
+/// MurmurHash3's finaliser: every bit of the result depends on every bit of `x`.
+#[inline(always)]
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    x ^ (x >> 33)
+}
+
+/// Give `emit` the hash and the place of every word.
+fn each_word(text: &str, lower: &mut Vec<u8>, mut emit: impl FnMut(u64, Range<usize>)) {
+    let bytes = text.as_bytes();
+    let mut start = 0;
+    while start < bytes.len() {
+        let stretch = bytes[start..].iter().skip(STRETCH).position(u8::is_ascii_whitespace);
+        let end = stretch.map_or(bytes.len(), |at| start + STRETCH + at);
+        if bytes[start..end].is_ascii() {
+            ascii_words(&bytes[start..end], start, lower, &mut emit);
+        } else {
+            mixed_words(text, start..end, lower, &mut emit);
+        }
+        start = end;
+    }
+}
+
+/// Words of a stretch with other characters: white space always parts words, so the pieces between are
+/// on their own.
+fn mixed_words(text: &str, stretch: Range<usize>, lower: &mut Vec<u8>, emit: &mut impl FnMut(u64, Range<usize>)) {
+    let bytes = text.as_bytes();
+    let mut at = stretch.start;
+    while at < stretch.end {
+        if bytes[at].is_ascii_whitespace() {
+            at += 1;
+            continue;
+        }
+        let end = bytes[at..stretch.end].iter().position(u8::is_ascii_whitespace).map_or(stretch.end, |n| at + n);
+        if bytes[at..end].is_ascii() {
+            ascii_words(&bytes[at..end], at, lower, emit);
+        } else {
+            for (offset, word) in text[at..end].unicode_word_indices() {
+                let from = at + offset;
+                lower.clear();
+                for c in word.chars() {
+                    if c.is_ascii() {
+                        lower.push(c.to_ascii_lowercase() as u8);
+                    } else {
+                        let mut utf8 = [0; 4];
+                        c.to_lowercase().for_each(|c| lower.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes()));
+                    }
+                }
+                let length = lower.len();
+                lower.extend_from_slice(&[0; PADDING]);
+                emit(word_hash(lower, 0, length), from..from + word.len());
+            }
+        }
+        at = end;
+    }
+}
+
+/// Words of a stretch of ASCII that begins `offset` bytes into the text. Sixty-four bytes at a time become
+/// a mask of what is part of a word; words begin and end where the mask changes, which takes no guess of a
+/// branch for every byte.
+fn ascii_words(stretch: &[u8], offset: usize, lower: &mut Vec<u8>, emit: &mut impl FnMut(u64, Range<usize>)) {
+    let length = stretch.len();
+    lower.clear();
+    lower.extend(stretch.iter().map(u8::to_ascii_lowercase));
+    lower.resize(length.next_multiple_of(BLOCK) + PADDING, 0);
+    let mut word = |start: usize, end: usize| {
+        // Low lines alone are no word.
+        if lower[start] != b'_' || lower[start..end].iter().any(u8::is_ascii_alphanumeric) {
+            emit(word_hash(lower, start, end - start), offset + start..offset + end);
+        }
+    };
+    let (mut inside, mut start, mut carry) = (false, 0, 0);
+    for (n, block) in lower[..length.next_multiple_of(BLOCK)].as_chunks::<BLOCK>().0.iter().enumerate() {
+        let first = n * BLOCK;
+        let (mut parts, mut marks) = masks(block);
+        while marks != 0 {
+            let at = first + marks.trailing_zeros() as usize;
+            // A mark between two letters, or between two digits, joins them.
+            if at > 0 && joins(lower[at - 1], lower[at], lower[at + 1]) {
+                parts |= marks & marks.wrapping_neg();
+            }
+            marks &= marks - 1;
+        }
+        let mut edges = parts ^ (parts << 1 | carry);
+        carry = parts >> 63;
+        while edges != 0 {
+            let at = first + edges.trailing_zeros() as usize;
+            edges &= edges - 1;
+            if inside {
+                word(start, at);
+            }
+            inside = !inside;
+            start = at;
+        }
+    }
+    if inside {
+        word(start, length);
+    }
+}
+
+/// Bytes of a mask.
+const BLOCK: usize = 64;
+
+/// Which of the lower-case bytes are part of a word by themselves, and which may join two parts.
+fn masks(block: &[u8; BLOCK]) -> (u64, u64) {
+    let (mut part, mut mark) = ([0u8; BLOCK], [0u8; BLOCK]);
+    for i in 0..BLOCK {
+        let c = block[i];
+        part[i] = u8::from(c.wrapping_sub(b'a') < 26) | u8::from(c.wrapping_sub(b'0') < 10) | u8::from(c == b'_');
+        mark[i] = u8::from(c == b':')
+            | u8::from(c == b',')
+            | u8::from(c == b';')
+            | u8::from(c == b'.')
+            | u8::from(c == b'\'');
+    }
+    (bits(&part), bits(&mark))
+}
+
+/// One bit for each byte, which is 0 or 1.
+fn bits(flags: &[u8; BLOCK]) -> u64 {
+    // The product moves bit 0 of byte k to bit 56 + k; no two of its terms meet.
+    let eight = |eight: &[u8; 8]| u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+    flags.as_chunks::<8>().0.iter().enumerate().fold(0, |all, (i, flags)| all | eight(flags) << (8 * i))
+}
+
+/// Whether `mark` makes one word of what is before and behind it (UAX #29, rules WB6, WB7, WB11, WB12).
+fn joins(before: u8, mark: u8, behind: u8) -> bool {
+    let letters = before.is_ascii_alphabetic() && behind.is_ascii_alphabetic();
+    let digits = before.is_ascii_digit() && behind.is_ascii_digit();
+    match mark {
+        b':' => letters,
+        b',' | b';' => digits,
+        _ => letters || digits,
+    }
+}
+
+/// Hash of `length` bytes from `start`; [`PADDING`] bytes lie behind them.
+#[inline(always)]
+fn word_hash(bytes: &[u8], start: usize, length: usize) -> u64 {
+    let load = |at: usize| {
+        let eight: [u8; 8] = bytes[at..at + 8].try_into().unwrap_or_default();
+        u64::from_le_bytes(eight)
+    };
+    let step = |hash: u64, eight: u64| {
+        let product = u128::from(hash ^ eight) * 0xa076_1d64_78bd_642f;
+        (product as u64) ^ (product >> 64) as u64
+    };
+    let mut hash = 0xe703_7ed1_a0b4_28db ^ length as u64;
+    let (mut at, mut left) = (start, length);
+    while left > 8 {
+        hash = step(hash, load(at));
+        at += 8;
+        left -= 8;
+    }
+    let mask = u64::MAX >> (64 - 8 * left.max(1));
+    step(hash, load(at) & mask)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Places and hashes by the segmentation crate alone.
+    fn plain(text: &str) -> Vec<(u64, Range<usize>)> {
+        let hash = |word: &str| {
+            let mut lower: Vec<u8> = word.chars().flat_map(char::to_lowercase).collect::<String>().into_bytes();
+            let length = lower.len();
+            lower.extend_from_slice(&[0; PADDING]);
+            word_hash(&lower, 0, length)
+        };
+        // White space first: a mark behind a space belongs to no word before it.
+        let pieces = text.split_ascii_whitespace();
+        let at = |piece: &str| piece.as_ptr() as usize - text.as_ptr() as usize;
+        pieces
+            .flat_map(|piece| piece.unicode_word_indices().map(move |(offset, word)| (at(piece) + offset, word)))
+            .map(|(at, word)| (hash(word), at..at + word.len()))
+            .collect()
+    }
+
+    fn words(text: &str) -> Vec<(u64, Range<usize>)> {
+        let mut words = Vec::new();
+        each_word(text, &mut Vec::new(), |hash, place| words.push((hash, place)));
+        words
+    }
+
+    proptest! {
+        #[test]
+        fn ascii_is_cut_as_unicode_says(text in r"[ -~\n]{0,60}", marks in "[a1_.:,;' ]{0,40}") {
+            prop_assert_eq!(words(&text), plain(&text), "{}", text);
+            prop_assert_eq!(words(&marks), plain(&marks), "{}", marks);
+        }
+
+        #[test]
+        fn any_text_is_cut_as_unicode_says(text in r"(\PC|[ \n\r\t]){0,80}", n in 0usize..400) {
+            let text = format!("{}{text}", "pad ".repeat(n));
+            prop_assert_eq!(words(&text), plain(&text), "{}", text);
+        }
+
+        #[test]
+        fn a_shingle_is_its_words(picked in prop::collection::vec(0usize..4, 1..30), n in 1usize..8) {
+            let word = |i: &usize| ["a", "bb", "longer.than-eight", "ünï"][*i];
+            let text = picked.iter().map(word).collect::<Vec<_>>().join(" ");
+            let mut shingles = Shingles::default();
+            let all = shingles.of(&text, n).to_vec();
+            let words: Vec<u64> = words(&text).into_iter().map(|(hash, _)| hash).collect();
+            let windows: Vec<&[u64]> = words.windows(n.min(words.len())).collect();
+            prop_assert_eq!(all.len(), windows.len());
+            for (hash, window) in all.iter().zip(&windows) {
+                let sum = window.iter().fold(0u64, |sum, word| sum.wrapping_mul(POLYNOMIAL).wrapping_add(*word));
+                prop_assert_eq!(*hash, mix(sum));
+            }
+        }
+    }
+
+    #[test]
+    fn words_of_several_scripts() {
+        let text = "Don't pay 3.14 to a.b, l'Été costs 1,000_x: 東京タワー です";
+        let found: Vec<&str> = words(text).into_iter().map(|(_, place)| &text[place]).collect();
+        assert_eq!(
+            found,
+            ["Don't", "pay", "3.14", "to", "a.b", "l'Été", "costs", "1,000_x", "東", "京", "タワー", "で", "す"]
+        );
+        let mut shingles = Shingles::default();
+        assert_eq!(shingles.of("", 5), [0u64; 0]);
+        assert_eq!(shingles.of("one two", 5).len(), 1);
+        assert_eq!(shingles.of("ONE, two!", 5).to_vec(), shingles.of("one two", 5).to_vec());
+        assert_ne!(shingles.of("one two", 5).to_vec(), shingles.of("two one", 5).to_vec());
+    }
+}

@@ -1,0 +1,66 @@
+//! `fulgurite dedup`
+
+use anyhow::Result;
+use dedup::near::{Estimate, estimate};
+
+use crate::cli::{Dedup, DedupPlan};
+use crate::exit::Usage;
+use crate::output::{self, thousands};
+use crate::recipe::Recipe;
+
+/// Print what deduplication comes to.
+pub fn dedup(args: &Dedup) -> Result<()> {
+    match args {
+        Dedup::Plan(args) => plan(args),
+    }
+}
+
+fn plan(args: &DedupPlan) -> Result<()> {
+    let config = match &args.recipe {
+        None => dedup::NearConfig::default(),
+        Some(path) => Recipe::load(path, &args.set)?
+            .near
+            .ok_or_else(|| Usage(format!("{}: there is no [near] table to plan", path.display())))?,
+    };
+    config.check().map_err(|e| Usage(e.to_string()))?;
+    let plan = estimate(&config, args.documents, args.bytes_per_document);
+    if args.json {
+        return output::json(&plan);
+    }
+    output::line(format!(
+        "{} documents, {} words a shingle, {} bands of {} permutations, mode {}\n",
+        thousands(plan.documents),
+        config.ngram,
+        config.bands,
+        config.rows,
+        config.mode.name()
+    ))?;
+    output::line(curve(&plan))?;
+    output::line(format!("\nhalf of the pairs of similarity {:.3} are found\n", plan.half_found_at))?;
+    let mut rows = vec![vec!["stage".to_string(), "disk".into()]];
+    rows.extend(plan.disk.iter().map(|s| vec![s.stage.clone(), output::bytes(s.bytes)]));
+    rows.push(vec!["in all".into(), output::bytes(plan.disk_bytes)]);
+    output::line(output::table(&rows))?;
+    Ok(output::line(format!(
+        "\n{:.0} bytes of signatures a document; the rest for {:.0}% of the documents in pairs, {} bytes of text each\n\
+         memory: {} a thread, {} for the union-find; {} tasks of near_pairs",
+        plan.signature_bytes_per_document,
+        100.0 * plan.expected_duplicates,
+        thousands(plan.bytes_per_document),
+        output::bytes(plan.memory_per_thread_bytes),
+        output::bytes(plan.union_find_bytes),
+        thousands(plan.pair_tasks)
+    ))?)
+}
+
+fn curve(plan: &Estimate) -> String {
+    let mut rows = vec![["similarity", "expected recall", "after verification"].map(String::from).to_vec()];
+    rows.extend(plan.curve.iter().map(|point| {
+        vec![
+            format!("{:.2}", point.similarity),
+            format!("{:.2}%", 100.0 * point.found),
+            format!("{:.2}%", 100.0 * point.kept),
+        ]
+    }));
+    output::table(&rows)
+}
