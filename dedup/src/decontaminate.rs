@@ -204,12 +204,12 @@ impl DecontaminateStage {
     /// Over the documents of `selection` (all, if `None`), whose text is in stage `documents`. Paths of the
     /// evaluation sets are relative to `base`.
     pub fn new(config: DecontaminateConfig, documents: &str, selection: Option<&str>, base: &Path) -> Result<Self> {
-        let refuse = |what: String| Err(Error::Recipe(format!("decontaminate: {what}")));
+        let refuse = |key: &str, what: &str| Err(Error::setting(format!("decontaminate.{key}"), what));
         if config.min_ngram == 0 || config.min_ngram > config.ngram {
-            return refuse("min_ngram must be at least 1 and at most ngram".into());
+            return refuse("min_ngram", "must be at least 1 and at most ngram");
         }
         if config.benchmarks.is_empty() {
-            return refuse("no [[decontaminate.benchmarks]]: name the evaluation sets to look for".into());
+            return refuse("benchmarks", "there is none: name the evaluation sets to look for");
         }
         Ok(Self {
             config,

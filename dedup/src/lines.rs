@@ -93,18 +93,19 @@ impl Default for LinesConfig {
 
 impl LinesConfig {
     fn check(&self) -> Result<()> {
-        let refuse = |what: &str| Err(Error::Recipe(format!("lines: {what}")));
+        let refuse = |key: &str, what: &str| Err(Error::setting(format!("lines.{key}"), what));
         if self.max_documents == 0 {
-            return refuse("max_documents must be at least 1");
+            return refuse("max_documents", "must be at least 1");
         }
         if self.method == Method::Bloom {
             if self.max_documents != 1 || !self.keep_first {
                 return refuse(
+                    "method",
                     "a Bloom filter cannot count: use max_documents = 1, keep_first = true, or method = \"exact\"",
                 );
             }
             if !(self.false_positive_rate > 0.0 && self.false_positive_rate < 1.0) || self.expected_lines == 0 {
-                return refuse("false_positive_rate must be between 0 and 1 and expected_lines at least 1");
+                return refuse("false_positive_rate", "must be between 0 and 1, and expected_lines at least 1");
             }
         }
         Ok(())

@@ -4,9 +4,9 @@ use anyhow::Result;
 use dedup::near::{Estimate, estimate};
 
 use crate::cli::{Dedup, DedupPlan};
-use crate::exit::Usage;
 use crate::output::{self, thousands};
 use crate::recipe::Recipe;
+use crate::source::Source;
 
 /// Print what deduplication comes to.
 pub fn dedup(args: &Dedup) -> Result<()> {
@@ -18,11 +18,13 @@ pub fn dedup(args: &Dedup) -> Result<()> {
 fn plan(args: &DedupPlan) -> Result<()> {
     let config = match &args.recipe {
         None => dedup::NearConfig::default(),
-        Some(path) => Recipe::load(path, &args.set)?
-            .near
-            .ok_or_else(|| Usage(format!("{}: there is no [near] table to plan", path.display())))?,
+        Some(path) => {
+            let source = Source::read(path, &args.set)?;
+            let near = Recipe::load(&source)?.near.ok_or_else(|| source.refuse("there is no [near] table to plan"))?;
+            near.check().map_err(|e| source.explain(e))?;
+            near
+        }
     };
-    config.check().map_err(|e| Usage(e.to_string()))?;
     let plan = estimate(&config, args.documents, args.bytes_per_document);
     if args.json {
         return output::json(&plan);

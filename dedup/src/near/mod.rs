@@ -113,24 +113,27 @@ impl Default for NearConfig {
 impl NearConfig {
     /// Refuse a setting that has no meaning.
     pub fn check(&self) -> Result<()> {
-        let refuse = |what: &str| Err(Error::Recipe(format!("near: {what}")));
-        if self.ngram == 0 || self.rows == 0 {
-            return refuse("ngram and rows must be at least 1");
+        let refuse = |key: &str, what: &str| Err(Error::setting(format!("near.{key}"), what));
+        if self.ngram == 0 {
+            return refuse("ngram", "must be at least 1");
+        }
+        if self.rows == 0 {
+            return refuse("rows", "must be at least 1");
         }
         if !(1..=255).contains(&self.bands) {
-            return refuse("bands must be 1 to 255");
+            return refuse("bands", "must be 1 to 255");
         }
         if self.bands.saturating_mul(self.rows) > 4096 {
-            return refuse("bands × rows must be at most 4096");
+            return refuse("rows", "bands × rows must be at most 4096");
         }
         if !(0.0..=1.0).contains(&self.threshold) {
-            return refuse("threshold must be 0 to 1");
+            return refuse("threshold", "must be 0 to 1");
         }
         if self.verify != Verify::None && self.bands > MOST_VERIFIED_BANDS {
-            return refuse("verification takes at most 128 bands");
+            return refuse("verify", "takes at most 128 bands");
         }
         if self.verify == Verify::Exact && !self.against.is_empty() {
-            return refuse("exact verification needs the text of both sides: use verify = \"sketch\" with against");
+            return refuse("verify", "exact needs the text of both sides: with against use \"sketch\"");
         }
         Ok(())
     }
