@@ -6,9 +6,11 @@
 //! chooses later. A section that is a *table* is rows of fixed width found by number. Numbers are
 //! little-endian.
 //!
-//!     sections: records, directory of 2^bits + 1 offsets of 4 bytes | rows | anything
-//!     footer:   a section: tag 4, width 4, base 8, records 8, offset 8, bits 4, shift 4 bytes
-//!     end:      number of sections 4, magic 8 bytes
+//! ```text
+//! sections: records, directory of 2^bits + 1 offsets of 4 bytes | rows | anything
+//! footer:   a section: tag 4, width 4, base 8, records 8, offset 8, bits 4, shift 4 bytes
+//! end:      number of sections 4, magic 8 bytes
+//! ```
 //!
 //! Writer and reader hold one section and a buffer; nothing grows with the corpus.
 

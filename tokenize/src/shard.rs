@@ -5,10 +5,11 @@
 //! zero in a small vocabulary, cost nothing in the file and next to nothing to read.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch};
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, SchemaRef, UInt16Type, UInt32Type};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt16Type, UInt32Type};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
@@ -92,11 +93,26 @@ pub struct TokenShardWriter {
     path: PathBuf,
     writer: ArrowWriter<PendingWriter>,
     schema: SchemaRef,
+    /// The same with tokens that are always there, whatever the plan that made the rows could promise: then a
+    /// level less is stored for each of them.
+    written: SchemaRef,
     metadata: ShardMetadata,
     /// Rows of the next row group, and their tokens.
     pending: Vec<RecordBatch>,
     pending_rows: usize,
     pending_tokens: usize,
+}
+
+/// `schema` with lists of which neither the list nor an element is ever null.
+fn without_nulls(schema: &SchemaRef) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| match field.data_type() {
+        DataType::List(element) => {
+            let element = Arc::new(element.as_ref().clone().with_nullable(false));
+            Arc::new(Field::new(field.name(), DataType::List(element), false))
+        }
+        _ => field.clone(),
+    });
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
 impl TokenShardWriter {
@@ -109,7 +125,8 @@ impl TokenShardWriter {
             .set_max_row_group_row_count(Some(usize::MAX))
             .set_max_row_group_bytes(None)
             .set_created_by("fulgurite".into());
-        for field in schema.fields() {
+        let written = without_nulls(&schema);
+        for field in written.fields() {
             let (dictionary, statistics) = match field.data_type() {
                 DataType::FixedSizeBinary(_) => (false, EnabledStatistics::None),
                 DataType::UInt64 => (false, EnabledStatistics::Page),
@@ -131,9 +148,9 @@ impl TokenShardWriter {
                 .set_column_statistics_enabled(column, statistics);
         }
         let options = ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(file, schema.clone(), options)
+        let writer = ArrowWriter::try_new_with_options(file, written.clone(), options)
             .map_err(|e| pipeline::Error::parquet(&path, e))?;
-        Ok(Self { path, writer, schema, metadata, pending: Vec::new(), pending_rows: 0, pending_tokens: 0 })
+        Ok(Self { path, writer, schema, written, metadata, pending: Vec::new(), pending_rows: 0, pending_tokens: 0 })
     }
 
     /// Append rows.
@@ -168,6 +185,24 @@ impl TokenShardWriter {
         })
     }
 
+    /// The rows in the schema that is written.
+    fn present(&self, rows: &RecordBatch) -> Result<RecordBatch> {
+        let columns = rows.columns().iter().zip(self.written.fields()).map(|(column, field)| {
+            let (DataType::List(element), Some(lists)) = (field.data_type(), column.as_list_opt::<i32>()) else {
+                return Ok(column.clone());
+            };
+            let (_, offsets, values, nulls) = lists.clone().into_parts();
+            if nulls.is_some_and(|nulls| nulls.null_count() > 0) || values.null_count() > 0 {
+                let reason = format!("a null in the column {}", field.name());
+                return Err(Error::Shard { path: self.path.clone(), row_group: None, reason });
+            }
+            let lists = ListArray::try_new(element.clone(), offsets, values, None).map_err(pipeline::Error::from)?;
+            Ok(Arc::new(lists) as ArrayRef)
+        });
+        let columns = columns.collect::<Result<Vec<_>>>()?;
+        Ok(RecordBatch::try_new(self.written.clone(), columns).map_err(pipeline::Error::from)?)
+    }
+
     fn close_row_group(&mut self) -> Result<()> {
         // One batch, so that pages too are cut by the rows alone.
         let rows = concat_batches(&self.schema, &self.pending).map_err(pipeline::Error::from)?;
@@ -185,6 +220,7 @@ impl TokenShardWriter {
         };
         let starts: Vec<u32> = offsets[..lists.len()].iter().map(|&at| (at - offsets[0]) as u32).collect();
         self.metadata.row_groups.push(TokensDigest::of(&ids, &starts));
+        let rows = self.present(&rows)?;
         self.writer
             .write(&rows)
             .and_then(|()| self.writer.flush())
