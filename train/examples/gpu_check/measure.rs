@@ -74,8 +74,10 @@ impl Bench {
         let error: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
         let norm: f64 = want.iter().map(|w| w * w).sum();
         let relative = if error == 0.0 { 0.0 } else { (error / norm).sqrt() };
+        // The norm of a few values does not average their rounding.
+        let tolerance = if got.len() < 256 { tolerance.max(4e-3) } else { tolerance };
         let fits = got.len() == want.len() && relative <= tolerance;
-        self.that(&format!("{what}: relative error {relative:.2e} of {tolerance:.0e} over {} values", got.len()), fits);
+        self.that(&format!("{what}: relative error {relative:.2e} of {tolerance:.1e} over {} values", got.len()), fits);
     }
 
     pub fn that(&mut self, what: &str, holds: bool) {
@@ -88,12 +90,12 @@ impl Bench {
 
     /// Standard normal values times `scale`.
     pub fn normal<const D: usize>(&self, shape: [usize; D], dtype: DType, scale: f64) -> CubeTensor {
-        cuda::of(Tensor::<D>::random(shape, Distribution::Normal(0.0, scale), (&self.device, dtype)))
+        cuda::contiguous(cuda::of(Tensor::<D>::random(shape, Distribution::Normal(0.0, scale), (&self.device, dtype))))
     }
 
     /// Given values in `dtype`.
     pub fn place<const D: usize>(&self, values: Vec<f32>, shape: [usize; D], dtype: DType) -> CubeTensor {
-        cuda::of(Tensor::<D>::from_data(TensorData::new(values, shape), (&self.device, dtype)))
+        cuda::contiguous(cuda::of(Tensor::<D>::from_data(TensorData::new(values, shape), (&self.device, dtype))))
     }
 
     /// Leaves NaN in memory of this size that was given back, for the next allocation to find.

@@ -42,6 +42,11 @@
 #ifndef STATE_ONLY
 #define STATE_ONLY 0
 #endif
+// Ordinary loads and stores in place of cp.async: compute-sanitizer's racecheck knows no cp.async that a
+// barrier in memory hands over.
+#ifndef PLAIN_COPIES
+#define PLAIN_COPIES 0
+#endif
 #ifndef STAGES
 #define STAGES 3
 #endif
@@ -190,8 +195,17 @@ __device__ __forceinline__ void tile_load(u32 to, const TensorMap* map, int ch, 
         const int token = n / 8, unit = n % 8;
         const int bytes = t + token < (int)v.dims[1] ? max(0, min(16, 2 * ((int)v.dims[0] - ch - unit * 8))) : 0;
         const void* address = bytes ? from + token * v.strides[0] + unit * 16 : v.values;
+        const u32 place = to + token * 128 + ((unit ^ (token & 7)) << 4);
+#if PLAIN_COPIES
+        uint4 piece = make_uint4(0, 0, 0, 0);
+        if (bytes == 16) piece = *(const uint4*)address;
+        else for (int b = 0; b < bytes / 2; b++) ((unsigned short*)&piece)[b] = ((const unsigned short*)address)[b];
+        asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};"
+            ::"r"(place), "r"(piece.x), "r"(piece.y), "r"(piece.z), "r"(piece.w) : "memory");
+#else
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-            ::"r"(to + token * 128 + ((unit ^ (token & 7)) << 4)), "l"(address), "r"(bytes) : "memory");
+            ::"r"(place), "l"(address), "r"(bytes) : "memory");
+#endif
     }
 }
 __device__ __forceinline__ void tile_store(const TensorMap* map, int ch, int t, int h, int b, const char* from, int tid) {
@@ -520,6 +534,7 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
     float full_G = 0.0f;
 #if DOCS
     const int* position_row = a.positions + (size_t)row * a.tokens;
+    int next_position = count > 0 ? position_row[min((backwards ? last - 1 : first) * C + (tid & 63), a.tokens - 1)] : 0;
     int next_last = count > 0 ? position_row[min((backwards ? last : first + 1) * C, a.tokens) - 1] : 0;
 #endif
     for (int n = 0; n < count; n++) {
@@ -558,7 +573,7 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
             group_sync(group);
 #endif
             const int i = tid & 63;
-            const int position = i < c ? position_row[t + i] : 0;
+            const int position = next_position;
             // Does the document of i start in this chunk; is it another than the last token's?
             const bool cut = (tid < 64) == (backwards == 0) ? position <= i : c - 1 - i > last_position;
             R[128 + tid] = cut ? 0.0f : R[tid];
@@ -685,6 +700,10 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
 #else
         tile_store(pass.out, slice * 64, t, head, row, shared + (tile - base), tid);
 #endif
+#if DOCS
+        // A chunk with masks reads its positions; asked for here, they are there when it begins.
+        if (n + 1 < count && next_last < C) next_position = position_row[min(t + (backwards ? -C : C) + (tid & 63), a.tokens - 1)];
+#endif
         mma_wait<0>();
         if (tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));   // past a barrier after every read of the stage
 #else
@@ -692,6 +711,9 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
         load_weighted(state, plain, weighted, G, z + z_address, u_table);
         mma_fence();
         update_state(state, weighted, y);
+#if DOCS
+        if (n + 1 < count && next_last < C) next_position = position_row[min(t + (backwards ? -C : C) + (tid & 63), a.tokens - 1)];
+#endif
         mma_wait<0>();
 #if !HOPPER
         group_sync(group);
