@@ -7,7 +7,7 @@ use crate::minhash::candidate_probability;
 use crate::partition::{PARTITION_ROWS, partitions};
 use crate::runs::{Pair, Record};
 
-/// Share of the documents that are taken to be in pairs: what crawls show after exact deduplication.
+/// Share of the documents that are taken to be in pairs: an assumption, for an estimate that should not be too small.
 pub const EXPECTED_DUPLICATES: f64 = 0.3;
 /// Bytes of text under a shingle, about.
 const SHINGLE_BYTES: f64 = 6.0;
