@@ -511,7 +511,7 @@ fn the_gated_form_and_its_gradients() {
                 for (head, (want, got)) in want.chunks(width).zip(got.chunks(width)).enumerate() {
                     let error = error(want, got);
                     eprintln!("gated, packed {}: dtheta of head {head} {error:.2e}", sequences.is_packed());
-                    assert!(decay[head] > 1e-3 || error <= 0.1, "dtheta of head {head} is off by {error:.2e}");
+                    assert!(decay[head] > 1e-3 || error <= 0.02, "dtheta of head {head} is off by {error:.2e}");
                 }
             }
         }
