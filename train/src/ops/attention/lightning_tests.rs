@@ -502,7 +502,7 @@ fn the_gated_form_and_its_gradients() {
                 let error = error(want, got);
                 eprintln!("gated, rotated {rotated}, packed {}: {name} {error:.2e}", sequences.is_packed());
                 // q̂ and k̂ are rounded to bf16 on the way, o before the norm.
-                assert!(error <= 6e-3, "{name} is off by {error:.2e}");
+                assert!(error <= 4e-3, "{name} is off by {error:.2e}");
             }
             // dθ is what is left of a sum over t for the queries and one over s for the keys, where only t - s
             // counts: the shorter a head remembers, the more of it is lost to the rounding of dq̂ and dk̂. Of a head
