@@ -56,6 +56,8 @@ pub enum Verify {
 pub enum Command {
     /// Run a recipe, or continue a run that stopped
     Run(Run),
+    /// Train a model on the token shards of a run, or continue a training run that stopped
+    Train(Train),
     /// What each stage of a run has done
     Status(Status),
     /// Ask a question about a run's shards and signals
@@ -122,6 +124,31 @@ pub struct Run {
     /// Device to train on
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
     pub device: String,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `fulgurite train`
+#[derive(Debug, Args)]
+pub struct Train {
+    /// The settings of the training run, a TOML file
+    pub config: PathBuf,
+    /// Where checkpoints and metrics go [default: runs/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Override one key of the settings, e.g. train.steps=200
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Device to train on
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
+    pub device: String,
+    /// Print parameters, memory, operations and expected speed, and do nothing
+    #[arg(long)]
+    pub estimate: bool,
+    /// Record N steps, kernel by kernel, in profile.json for Chrome's and Perfetto's viewers
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub profile: u64,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
@@ -357,6 +384,40 @@ pub struct Doctor {
 pub enum Bench {
     /// Lightning Attention, forward and backward, against the time that its bytes take
     Attention(BenchAttention),
+    /// Steps of a training run on random tokens: time, memory, and where the time goes
+    Train(BenchTrain),
+}
+
+/// `fulgurite bench train`
+#[derive(Debug, Args)]
+pub struct BenchTrain {
+    /// A size of the paper's table: tiny, small, 385m, 1b, 3b, 7b …
+    #[arg(long, default_value = "385m")]
+    pub size: String,
+    /// Sequences of a micro batch
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch: usize,
+    /// Tokens of a sequence
+    #[arg(long, value_name = "T", default_value_t = 2048)]
+    pub length: usize,
+    /// Micro batches of a step
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub accumulate: usize,
+    /// Steps to time
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub steps: usize,
+    /// Override one key of the [train] table, e.g. activation_checkpointing=full
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Lines of the table of kernels
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub kernels: usize,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `fulgurite bench attention`

@@ -24,6 +24,11 @@ impl Source {
         Ok(Self { path: path.into(), text, overrides: overrides.into() })
     }
 
+    /// A text that is not from a file, called `name` in messages.
+    pub fn of(name: &str, text: String, overrides: &[String]) -> Self {
+        Self { path: name.into(), text, overrides: overrides.into() }
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path

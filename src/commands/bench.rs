@@ -3,15 +3,60 @@
 use anyhow::Result;
 use train::bench::{AttentionShape, AttentionTime};
 
-use crate::cli::{Bench, BenchAttention};
+use crate::cli::{Bench, BenchAttention, BenchTrain};
 use crate::exit::Usage;
 use crate::output;
+use crate::source::Source;
 
 /// Measure what is asked for.
 pub fn bench(what: &Bench) -> Result<()> {
     match what {
         Bench::Attention(args) => attention(args),
+        Bench::Train(args) => training(args),
     }
+}
+
+fn training(args: &BenchTrain) -> Result<()> {
+    let text = format!(
+        "batch = {}\nsequence_length = {}\ngradient_accumulation = {}\n[model]\nsize = {:?}\n",
+        args.batch, args.length, args.accumulate, args.size
+    );
+    let mut config: train::TrainConfig = Source::of("the bench's settings", text, &args.set).parse()?;
+    if config.model.vocab_size == 0 {
+        // The small sizes take theirs from a tokenizer.
+        config.model.vocab_size = 2048;
+    }
+    let choice: train::device::DeviceChoice = args.device.parse().map_err(|e| Usage(format!("{e}")))?;
+    let time = train::bench::training(&choice.select()?, &config, args.steps)?;
+    if args.json {
+        return output::json(&time);
+    }
+    let mfu = time.mfu.map_or(String::new(), |mfu| format!(", MFU {:.1} %", 100.0 * mfu));
+    let memory = time.memory_bytes.map_or(String::new(), |bytes| format!(", {} of device memory", output::bytes(bytes)));
+    output::line(format!(
+        "{} parameters, {} tokens a step: {:.2} ms, {} tokens/s{mfu}{memory}; loss {:.4} to {:.4}",
+        output::thousands(time.parameters as u64),
+        output::thousands(time.tokens_per_step),
+        time.step_ms,
+        output::thousands(time.tokens_per_s as u64),
+        time.loss[0],
+        time.loss[1],
+    ))?;
+    if !time.kernels.is_empty() {
+        let mut rows = vec![["phase", "kernel", "calls", "ms a step"].map(String::from).to_vec()];
+        let sum: f64 = time.kernels.iter().map(|kernel| kernel.total_ms).sum();
+        rows.extend(time.kernels.iter().take(args.kernels).map(|kernel| {
+            vec![
+                kernel.phase.to_string(),
+                kernel.name.clone(),
+                kernel.count.to_string(),
+                format!("{:.3}", kernel.total_ms),
+            ]
+        }));
+        rows.push(vec!["all".into(), String::new(), String::new(), format!("{sum:.3}")]);
+        output::line(output::table(&rows))?;
+    }
+    Ok(())
 }
 
 fn attention(args: &BenchAttention) -> Result<()> {

@@ -1,14 +1,16 @@
 //! `fulgurite generate`, and the samples at the end of a run.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use tokenize::Encoder;
-use train::Model;
 use train::device::DeviceChoice;
-use train::generate::{Finish, GenerateConfig};
+use train::engine::Decoder;
+use train::generate::{Finish, GenerateConfig, ModelReader, Reader};
+use train::{Model, ModelConfig};
 
 use crate::cli::Generate;
 use crate::commands::existing;
@@ -62,11 +64,31 @@ pub fn samples(checkpoint: &Path, sample: &SampleConfig, device: &str) -> Result
     sample.prompts.iter().map(|prompt| writer.write(prompt, &config, |_| Ok(()))).collect()
 }
 
+/// A model in the form that its device has.
+enum Loaded {
+    /// float32.
+    Model(Model),
+    /// bf16 on CUDA.
+    Decoder(RefCell<Decoder>),
+}
+
 /// A model and its tokenizer.
 struct Writer {
-    model: Model,
+    model: Loaded,
     encoder: Encoder,
     suppressed: Vec<u32>,
+    bos: u32,
+}
+
+/// The model in `directory`, in bf16 where its device and sizes allow it.
+fn load(directory: &Path, device: &train::device::Device) -> Result<(ModelConfig, Loaded)> {
+    let (config, values) = train::published::read(directory)?;
+    let decoder = Decoder::new(&config, &values, 1, device);
+    let loaded = match decoder {
+        Ok(decoder) => Loaded::Decoder(RefCell::new(decoder)),
+        Err(_) => Loaded::Model(Model::from_values(&config, values, device)?),
+    };
+    Ok((config, loaded))
 }
 
 impl Writer {
@@ -74,12 +96,12 @@ impl Writer {
         let directory = train::locate(existing(checkpoint)?)?;
         let tokenizer = tokenizer_of(&directory, tokenizer)?;
         let device = device.parse::<DeviceChoice>().map_err(|e| Usage(e.to_string()))?.select()?;
-        let model = train::published::load(&directory, &device)?;
+        let (config, model) = load(&directory, &device)?;
         let encoder = Encoder::load(&tokenizer)?;
         // Padding and reserved places of the vocabulary are no text; the end of a text is for the generator to see.
-        let mut suppressed = encoder.ids_without_text(model.config().vocab_size as u32);
-        suppressed.retain(|id| *id != model.config().eos_token_id);
-        Ok(Self { model, encoder, suppressed })
+        let mut suppressed = encoder.ids_without_text(config.vocab_size as u32);
+        suppressed.retain(|id| *id != config.eos_token_id);
+        Ok(Self { model, encoder, suppressed, bos: config.bos_token_id })
     }
 
     /// What the model and its tokenizer say about generation.
@@ -97,10 +119,23 @@ impl Writer {
         self.encoder.encode(prompt, &mut prompt_ids)?;
         if prompt_ids.is_empty() {
             // Nothing to continue: the beginning of a document.
-            prompt_ids.push(self.model.config().bos_token_id);
+            prompt_ids.push(self.bos);
         }
         let (mut ids, mut text, mut told, mut failed) = (Vec::new(), String::new(), 0, None);
-        let finish = train::generate::generate(&self.model, &prompt_ids, config, |id| {
+        let mut decoder;
+        let mut reader;
+        let reader: &mut dyn Reader = match &self.model {
+            Loaded::Model(model) => {
+                reader = ModelReader::new(model);
+                &mut reader
+            }
+            Loaded::Decoder(shared) => {
+                decoder = shared.borrow_mut();
+                decoder.restart();
+                &mut *decoder
+            }
+        };
+        let finish = train::generate::generate(reader, &prompt_ids, config, |id| {
             ids.push(id);
             // A character may take several tokens: only what later tokens cannot change is told.
             let result = self.encoder.decode(&ids[told..]).map_err(anyhow::Error::from).and_then(|more| {

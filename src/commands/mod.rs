@@ -21,6 +21,7 @@ mod sql;
 mod stats;
 mod status;
 mod tokenizer;
+mod train;
 
 /// A path of the command line that has to be there.
 fn existing(path: &Path) -> Result<&Path, Usage> {
@@ -31,6 +32,7 @@ fn existing(path: &Path) -> Result<&Path, Usage> {
 pub fn dispatch(cli: Cli) -> Result<()> {
     match &cli.command {
         Command::Run(args) => run::run(args, &cli.logging),
+        Command::Train(args) => train::train(args, &cli.logging),
         Command::Status(args) => status::status(args),
         Command::Sql(args) => sql::sql(args),
         Command::Report(args) => report::report(args),

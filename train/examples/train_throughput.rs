@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use train::config::{ModelConfig, OptimizerConfig};
 use train::device::DeviceChoice;
-use train::generate::{GenerateConfig, generate};
+use train::generate::{GenerateConfig, ModelReader, generate};
 use train::optimizer::AdamW;
 use train::rng::Rng;
 use train::{Batch, Model};
@@ -43,7 +43,7 @@ fn main() {
         let forward = begin.elapsed().as_secs_f64();
         let begin = Instant::now();
         let mut gradients = Vec::new();
-        model.gradients(&batch, rows, |part| gradients = part).unwrap();
+        model.gradients(&batch, rows, 0.0, |part| gradients = part).unwrap();
         let passes = begin.elapsed().as_secs_f64();
         let begin = Instant::now();
         optimizer.step(&mut model, gradients, 1e-3);
@@ -73,7 +73,7 @@ fn main() {
     for prompt in [16, 4096] {
         let prompt: Vec<u32> = (0..prompt).map(|_| id()).collect();
         let mut times = Vec::new();
-        generate(&model, &prompt, &settings, |_| {
+        generate(&mut ModelReader::new(&model), &prompt, &settings, |_| {
             times.push(Instant::now());
             ControlFlow::Continue(())
         })

@@ -10,15 +10,16 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
-use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::config::TrainConfig;
-use crate::optimizer::AdamW;
-use crate::{Error, Model, files, published, tensors};
+use crate::config::{ModelConfig, TrainConfig};
+use crate::engine::{Pending, Snapshot};
+use crate::parameters::ParameterList;
+use crate::{Error, files, published, tensors};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
 pub(crate) const STATE: &str = "state.json";
@@ -33,6 +34,9 @@ pub struct State {
     pub step: u64,
     /// Predicted tokens so far.
     pub tokens: u64,
+    /// Steps among them that changed nothing, since the gradient was no number.
+    #[serde(default)]
+    pub skipped: u64,
     /// State of the batch source, as it gave it.
     pub loader: Value,
     /// Settings of the run; with `step` they say where the schedule is.
@@ -44,10 +48,10 @@ pub struct State {
 pub struct Checkpoint {
     /// The directory it came from.
     pub path: PathBuf,
-    /// The model.
-    pub model: Model,
-    /// The optimizer with its moments.
-    pub optimizer: AdamW,
+    /// The sizes of the model.
+    pub model: ModelConfig,
+    /// Weights and moments.
+    pub snapshot: Snapshot,
     /// Everything else.
     pub state: State,
 }
@@ -56,23 +60,17 @@ pub struct Checkpoint {
 ///
 /// # Errors
 /// [`Error::Io`] with the file that cannot be written; then there is no checkpoint of this step.
-pub fn save(
-    directory: &Path,
-    model: &Model,
-    optimizer: &AdamW,
-    state: &State,
-    tokenizer: Option<&Path>,
-) -> Result<PathBuf, Error> {
+pub fn save(directory: &Path, snapshot: &Snapshot, state: &State, tokenizer: Option<&Path>) -> Result<PathBuf, Error> {
     let path = directory.join(format!("step-{:06}", state.step));
     let partial = files::partial(&path);
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
     }
-    published::save(model, &partial, tokenizer)?;
-    let [first, second] = optimizer.moments();
+    let model = &state.config.model;
+    published::write(model, &snapshot.values, &partial, tokenizer)?;
     files::replace(&partial.join(OPTIMIZER), |path| {
-        let buffers = [(MOMENTS[0], &first[..]), (MOMENTS[1], &second[..])];
-        tensors::write(path, model.parameters(), &buffers)
+        let buffers = [(MOMENTS[0], &snapshot.first[..]), (MOMENTS[1], &snapshot.second[..])];
+        tensors::write(path, &ParameterList::of(model), &buffers)
     })?;
     write_json(&partial.join(STATE), state)?;
     write_json(&partial.join(CHECKSUMS), &checksums(&partial)?)?;
@@ -83,6 +81,69 @@ pub fn save(
     fs::rename(&partial, &path).map_err(Error::io(&path))?;
     files::sync(directory)?;
     Ok(path)
+}
+
+/// Which checkpoints stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// The newest so many; all for 0.
+    pub newest: usize,
+    /// And those of steps that are a multiple of this; 0 adds none.
+    pub every_steps: u64,
+}
+
+/// Writes checkpoints on a thread of its own, one at a time.
+#[derive(Debug)]
+pub struct Writer {
+    directory: PathBuf,
+    tokenizer: Option<PathBuf>,
+    keep: Keep,
+    running: Option<JoinHandle<Result<PathBuf, Error>>>,
+}
+
+impl Writer {
+    /// A writer into `directory`.
+    pub fn new(directory: &Path, tokenizer: Option<&Path>, keep: Keep) -> Self {
+        Self { directory: directory.to_owned(), tokenizer: tokenizer.map(Path::to_owned), keep, running: None }
+    }
+
+    /// Begins to write a checkpoint, after the one before is done.
+    ///
+    /// # Errors
+    /// What kept the one before from being written.
+    pub fn begin(&mut self, pending: Pending, mut state: State) -> Result<(), Error> {
+        self.finish()?;
+        let (directory, tokenizer, keep) = (self.directory.clone(), self.tokenizer.clone(), self.keep);
+        self.running = Some(std::thread::spawn(move || {
+            let snapshot = pending()?;
+            state.skipped = snapshot.skipped;
+            let path = save(&directory, &snapshot, &state, tokenizer.as_deref())?;
+            prune(&directory, keep)?;
+            Ok(path)
+        }));
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is being written, and gives its path.
+    ///
+    /// # Errors
+    /// What kept it from being written.
+    pub fn finish(&mut self) -> Result<Option<PathBuf>, Error> {
+        match self.running.take().map(JoinHandle::join) {
+            None => Ok(None),
+            Some(Ok(written)) => written.map(Some),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // The run failed elsewhere; its last checkpoint is whole all the same.
+        if let Some(Ok(Err(error))) = self.running.take().map(JoinHandle::join) {
+            tracing::error!(%error, "a checkpoint was not written");
+        }
+    }
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), Error> {
@@ -139,23 +200,18 @@ pub fn verify(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Verifies and loads the checkpoint `path` onto `device`.
+/// Verifies and loads the checkpoint `path`.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Format`] with the file that is not what it has to be.
-pub fn load(path: &Path, device: &Device) -> Result<Checkpoint, Error> {
+pub fn load(path: &Path) -> Result<Checkpoint, Error> {
     verify(path)?;
     let state: State = read_json(&path.join(STATE))?;
-    let model = published::load(path, device)?;
-    let moments = path.join(OPTIMIZER);
-    let [first, second] = tensors::read(&moments, model.parameters(), MOMENTS)?;
-    let optimizer = &state.config.optimizer;
-    Ok(Checkpoint {
-        path: path.to_owned(),
-        optimizer: AdamW::with_state(optimizer, &model, state.step, first, second),
-        model,
-        state,
-    })
+    let (model, values) = published::read(path)?;
+    let [first, second] = tensors::read(&path.join(OPTIMIZER), &ParameterList::of(&model), MOMENTS)?;
+    let (taken, skipped) = (state.step.saturating_sub(state.skipped), state.skipped);
+    let snapshot = Snapshot { values, first, second, taken, skipped };
+    Ok(Checkpoint { path: path.to_owned(), model, snapshot, state })
 }
 
 /// The checkpoints in `directory` by step, the oldest first; none when it does not exist.
@@ -184,9 +240,9 @@ pub fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
 ///
 /// # Errors
 /// [`Error::Io`] when the directory cannot be read.
-pub fn load_newest(directory: &Path, device: &Device) -> Result<Option<Checkpoint>, Error> {
+pub fn load_newest(directory: &Path) -> Result<Option<Checkpoint>, Error> {
     for (_, path) in list(directory)?.into_iter().rev() {
-        match load(&path, device) {
+        match load(&path) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
             Err(error) => tracing::warn!(
                 checkpoint = %path.display(),
@@ -198,19 +254,21 @@ pub fn load_newest(directory: &Path, device: &Device) -> Result<Option<Checkpoin
     Ok(None)
 }
 
-/// Removes all but the newest `keep` checkpoints (all stay for 0) and what a crash left behind.
+/// Removes the checkpoints that `keep` does not name, and what a crash left behind.
 ///
 /// # Errors
 /// [`Error::Io`] with the directory that cannot be removed.
-pub fn prune(directory: &Path, keep: usize) -> Result<(), Error> {
+pub fn prune(directory: &Path, keep: Keep) -> Result<(), Error> {
     let checkpoints = list(directory)?;
-    let old = match keep {
+    let old = match keep.newest {
         0 => 0,
-        keep => checkpoints.len().saturating_sub(keep),
+        newest => checkpoints.len().saturating_sub(newest),
     };
-    for (_, path) in &checkpoints[..old] {
-        // Under its other name first: a removal that is cut short leaves no half checkpoint.
-        fs::rename(path, files::partial(path)).map_err(Error::io(path))?;
+    for (step, path) in &checkpoints[..old] {
+        if keep.every_steps == 0 || !step.is_multiple_of(keep.every_steps) {
+            // Under its other name first: a removal that is cut short leaves no half checkpoint.
+            fs::rename(path, files::partial(path)).map_err(Error::io(path))?;
+        }
     }
     if !directory.exists() {
         return Ok(());

@@ -238,6 +238,17 @@ pub struct TrainConfig {
     pub checkpoint_every_steps: u64,
     /// Newest checkpoints that are kept; 0 keeps all.
     pub keep_checkpoints: usize,
+    /// Checkpoints of steps that are a multiple of this are kept beside the newest; 0 keeps none for that.
+    pub keep_checkpoint_every_steps: u64,
+    /// What products and activations are computed in; weights and optimizer are float32 always.
+    pub precision: Precision,
+    /// Blocks whose forward is made again in the backward, which saves their memory and costs their time.
+    pub activation_checkpointing: Recompute,
+    /// Weight of the squared logarithm of the softmax's denominator in the loss (PaLM, arXiv 2204.02311,
+    /// section 5); 0 is without.
+    pub z_loss: f64,
+    /// Steps in a row whose gradient is no number, each of which is skipped, before the run stops.
+    pub max_skipped_steps: u64,
     /// The sizes of the model.
     pub model: ModelConfig,
     /// AdamW and clipping.
@@ -261,6 +272,11 @@ impl Default for TrainConfig {
             log_every_steps: 10,
             checkpoint_every_steps: 200,
             keep_checkpoints: 3,
+            keep_checkpoint_every_steps: 0,
+            precision: Precision::Auto,
+            activation_checkpointing: Recompute::None,
+            z_loss: 0.0,
+            max_skipped_steps: 10,
             model: ModelConfig::default(),
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),
@@ -292,9 +308,90 @@ impl TrainConfig {
                 return Err(Error::config(key, "has to be positive"));
             }
         }
+        if !(0.0..=1.0).contains(&self.z_loss) {
+            return Err(Error::config("z_loss", format!("{} is not between 0 and 1", self.z_loss)));
+        }
+        if self.activation_checkpointing == (Recompute::Every { every: 0 }) {
+            return Err(Error::config("activation_checkpointing.every", "has to be positive"));
+        }
         self.data.validate().map_err(|error| Error::config("data", error.to_string()))?;
         self.optimizer.validate()?;
         self.schedule.validate(self.steps)
+    }
+}
+
+/// What products and activations are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// bf16 on CUDA for the sizes that have it, else float32.
+    #[default]
+    Auto,
+    /// float32.
+    Float32,
+    /// bf16 with float32 sums; CUDA alone.
+    Bf16,
+}
+
+/// Blocks whose activations are not kept: `"none"`, `"full"` or `{ every = N }`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", untagged, try_from = "RecomputeValue")]
+pub enum Recompute {
+    /// Every block keeps what its products made.
+    #[serde(serialize_with = "none")]
+    None,
+    /// Every block keeps its input alone.
+    #[serde(serialize_with = "full")]
+    Full,
+    /// Every n-th block keeps its input alone.
+    Every {
+        /// n.
+        every: usize,
+    },
+}
+
+impl Recompute {
+    /// Whether block `layer` is made again.
+    pub fn again(self, layer: usize) -> bool {
+        match self {
+            Self::None => false,
+            Self::Full => true,
+            Self::Every { every } => layer.is_multiple_of(every.max(1)),
+        }
+    }
+}
+
+fn none<S: serde::Serializer>(to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str("none")
+}
+
+fn full<S: serde::Serializer>(to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str("full")
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RecomputeValue {
+    Name(String),
+    Every(RecomputeEvery),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RecomputeEvery {
+    every: usize,
+}
+
+impl TryFrom<RecomputeValue> for Recompute {
+    type Error = String;
+
+    fn try_from(value: RecomputeValue) -> Result<Self, String> {
+        match value {
+            RecomputeValue::Name(name) if name == "none" => Ok(Self::None),
+            RecomputeValue::Name(name) if name == "full" => Ok(Self::Full),
+            RecomputeValue::Name(name) => Err(format!("\"{name}\" is not \"none\", \"full\" or {{ every = N }}")),
+            RecomputeValue::Every(RecomputeEvery { every }) => Ok(Self::Every { every }),
+        }
     }
 }
 

@@ -47,8 +47,11 @@ pub enum Error {
         /// Why it cannot be used.
         reason: String,
     },
-    /// The loss or the gradient stopped being a number.
-    #[error("step {step}: the {what} is {value}")]
+    /// The loss or the gradient stopped being a number, more often in a row than the settings allow.
+    #[error(
+        "step {step}: the {what} is {value}, the gradient of {times} steps in a row was no number \
+         (max_skipped_steps allows fewer); a lower learning rate or a longer warm-up may help"
+    )]
     NonFinite {
         /// The optimizer step.
         step: u64,
@@ -56,7 +59,12 @@ pub enum Error {
         what: &'static str,
         /// Its value.
         value: f64,
+        /// Steps in a row.
+        times: u64,
     },
+    /// Token shards that cannot be opened.
+    #[error("token shards: {0}")]
+    Data(String),
     /// The source of batches failed.
     #[error("batch of step {step}: {reason}")]
     Batch {

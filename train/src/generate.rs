@@ -3,9 +3,13 @@
 
 use std::ops::ControlFlow;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::config::ModelConfig;
+use crate::engine::Decoder;
 use crate::evaluate::WINDOW;
+use crate::model::{RecurrentState, Weights};
 use crate::rng::Rng;
 use crate::{Error, Model};
 
@@ -69,6 +73,57 @@ pub enum Finish {
     Stopped,
 }
 
+/// What reads tokens and says what it expects next, in the recurrent form.
+pub trait Reader {
+    /// The sizes of the model.
+    fn config(&self) -> &ModelConfig;
+
+    /// Reads `ids` after all that was read before; the logits after the last of them.
+    ///
+    /// # Errors
+    /// [`Error::Input`] when there are no ids or one is not below the vocabulary size; when the device has failed.
+    fn read(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error>;
+}
+
+/// Reads with a [`Model`], in float32 on any device.
+pub struct ModelReader<'a> {
+    model: &'a Model,
+    weights: Weights,
+    state: RecurrentState,
+}
+
+impl<'a> ModelReader<'a> {
+    /// One that has read nothing.
+    pub fn new(model: &'a Model) -> Self {
+        Self { model, weights: model.weights(false), state: model.start() }
+    }
+}
+
+impl Reader for ModelReader<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    fn read(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error> {
+        let mut hidden = None;
+        for window in ids.chunks(WINDOW) {
+            hidden = Some((self.model.read(&self.weights, window, &mut self.state)?, window.len()));
+        }
+        let Some((hidden, count)) = hidden else { return Err(Error::Input("no tokens to read".to_owned())) };
+        Ok(self.model.head(&self.weights, hidden.narrow(0, count - 1, 1)))
+    }
+}
+
+impl Reader for Decoder {
+    fn config(&self) -> &ModelConfig {
+        Decoder::config(self)
+    }
+
+    fn read(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error> {
+        Decoder::read(self, 0, ids)
+    }
+}
+
 /// Continues `prompt` and gives each token to `on_token` as soon as it is chosen, except the one
 /// that ends the text.
 ///
@@ -76,7 +131,7 @@ pub enum Finish {
 /// [`Error::Config`] for settings out of range, [`Error::Input`] for an empty prompt, an id that is
 /// not below the vocabulary size, or logits that are not numbers.
 pub fn generate(
-    model: &Model,
+    reader: &mut dyn Reader,
     prompt: &[u32],
     config: &GenerateConfig,
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
@@ -85,32 +140,77 @@ pub fn generate(
     if prompt.is_empty() {
         return Err(Error::Input("the prompt has no tokens".to_owned()));
     }
-    let weights = model.weights(false);
-    let mut state = model.start();
+    let eos = reader.config().eos_token_id;
     let mut rng = Rng::new(config.seed, 0);
-    let mut logits = Vec::new();
-    let mut windows = prompt.chunks(WINDOW).peekable();
-    while let Some(ids) = windows.next() {
-        let hidden = model.read(&weights, ids, &mut state)?;
-        if windows.peek().is_none() {
-            logits = model.head(&weights, hidden.narrow(0, ids.len() - 1, 1));
-        }
-    }
+    let mut logits = reader.read(prompt)?;
     for generated in 1..=config.max_tokens {
         let token = choose(&logits, config, &mut rng)?;
-        if token == model.config().eos_token_id && !config.ignore_eos {
+        if token == eos && !config.ignore_eos {
             return Ok(Finish::EndOfText);
         }
         if on_token(token).is_break() {
             return Ok(Finish::Stopped);
         }
         if generated < config.max_tokens {
-            let hidden = model.read(&weights, &[token], &mut state)?;
-            logits = model.head(&weights, hidden);
+            logits = reader.read(&[token])?;
         }
     }
     Ok(Finish::Length)
 }
+
+/// Continues several prompts together, each as [`generate`] alone would with the seed of its own: `config.seed` plus its
+/// number. `on_token` gets the number of the prompt with every token. A prompt that has ended is carried along until all
+/// have.
+///
+/// # Errors
+/// As [`generate`], and [`Error::Input`] when there is not one prompt for every row of the decoder.
+pub fn generate_rows(
+    decoder: &mut Decoder,
+    prompts: &[Vec<u32>],
+    config: &GenerateConfig,
+    mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
+) -> Result<Vec<Finish>, Error> {
+    config.validate()?;
+    if prompts.len() != decoder.rows() {
+        return Err(Error::Input(format!("{} prompts for {} rows", prompts.len(), decoder.rows())));
+    }
+    let (eos, vocabulary) = (decoder.config().eos_token_id, decoder.config().vocab_size);
+    let mut rngs: Vec<Rng> =
+        (0..prompts.len() as u64).map(|row| Rng::new(config.seed.wrapping_add(row), 0)).collect();
+    let mut logits = Vec::with_capacity(prompts.len() * vocabulary);
+    for (row, prompt) in prompts.iter().enumerate() {
+        logits.extend(decoder.read(row, prompt)?);
+    }
+    let mut ended: Vec<Option<Finish>> = vec![None; prompts.len()];
+    for generated in 1..=config.max_tokens {
+        let chosen: Vec<Result<u32, Error>> = logits
+            .par_chunks(vocabulary)
+            .zip(&mut rngs)
+            .zip(&ended)
+            .map(|((logits, rng), ended)| if ended.is_some() { Ok(eos) } else { choose(logits, config, rng) })
+            .collect();
+        let mut tokens = Vec::with_capacity(chosen.len());
+        for (row, token) in chosen.into_iter().enumerate() {
+            let token = token?;
+            if ended[row].is_none() {
+                if token == eos && !config.ignore_eos {
+                    ended[row] = Some(Finish::EndOfText);
+                } else if on_token(row, token).is_break() {
+                    ended[row] = Some(Finish::Stopped);
+                }
+            }
+            tokens.push(token);
+        }
+        if generated == config.max_tokens || ended.iter().all(Option::is_some) {
+            break;
+        }
+        logits = decoder.step(&tokens)?;
+    }
+    Ok(ended.into_iter().map(|finish| finish.unwrap_or(Finish::Length)).collect())
+}
+
+/// Candidates that are put in order before more are: the likeliest few hold most of the probability.
+const FEW: usize = 256;
 
 /// Chooses a token that is not suppressed; of equal logits the lower id comes first.
 fn choose(logits: &[f32], config: &GenerateConfig, rng: &mut Rng) -> Result<u32, Error> {
@@ -134,29 +234,36 @@ fn choose(logits: &[f32], config: &GenerateConfig, rng: &mut Rng) -> Result<u32,
         order.select_nth_unstable_by(count - 1, likelier);
         order.truncate(count);
     }
-    order.sort_unstable_by(likelier);
     if count == 1 {
         return Ok(order[0]);
     }
-    let largest = f64::from(logits[order[0] as usize]);
-    let mut weights: Vec<f64> =
-        order.iter().map(|&id| ((f64::from(logits[id as usize]) - largest) / config.temperature).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    let mut nucleus = 0.0;
-    let kept = weights.iter().position(|weight| {
-        nucleus += weight;
-        nucleus >= config.top_p * total
-    });
-    weights.truncate(kept.map_or(weights.len(), |last| last + 1));
-    let mut left = rng.uniform() * weights.iter().sum::<f64>();
-    for (id, weight) in order.iter().zip(&weights) {
-        left -= weight;
+    let largest = order.iter().map(|&id| logits[id as usize]).fold(f32::NEG_INFINITY, f32::max);
+    let weight = |id: u32| (f64::from(logits[id as usize] - largest) / config.temperature).exp();
+    let total: f64 = order.iter().map(|&id| weight(id)).sum();
+    // The likeliest that together have the probability `top_p`, of which as many are put in order as it takes.
+    let (mut sorted, mut kept, mut nucleus) = (0, 0, 0.0);
+    while kept < order.len() && (kept == 0 || nucleus < config.top_p * total) {
+        if kept == sorted {
+            let rest = &mut order[sorted..];
+            let more = FEW.max(3 * sorted).min(rest.len());
+            if more < rest.len() {
+                rest.select_nth_unstable_by(more - 1, likelier);
+            }
+            rest[..more].sort_unstable_by(likelier);
+            sorted += more;
+        }
+        nucleus += weight(order[kept]);
+        kept += 1;
+    }
+    let mut left = rng.uniform() * nucleus;
+    for &id in &order[..kept] {
+        left -= weight(id);
         if left < 0.0 {
-            return Ok(*id);
+            return Ok(id);
         }
     }
     // Rounding can leave a remainder after the last candidate.
-    Ok(order[weights.len() - 1])
+    Ok(order[kept - 1])
 }
 
 #[cfg(test)]
@@ -166,7 +273,6 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::config::ModelConfig;
     use crate::model::read;
     use crate::ops::sequences::Sequences;
 
@@ -187,7 +293,7 @@ mod tests {
 
     fn run(model: &Model, prompt: &[u32], config: &GenerateConfig) -> (Vec<u32>, Finish) {
         let mut tokens = Vec::new();
-        let finish = generate(model, prompt, config, |token| {
+        let finish = generate(&mut ModelReader::new(model), prompt, config, |token| {
             tokens.push(token);
             ControlFlow::Continue(())
         });
@@ -247,10 +353,10 @@ mod tests {
         assert!(first.len() < 300 && !first.contains(&model.config().eos_token_id));
         let other = GenerateConfig { seed: 1, ..config.clone() };
         assert_ne!(first, run(&model, &[7], &other).0);
-        let stopped = generate(&model, &[7], &config, |_| ControlFlow::Break(()));
+        let stopped = generate(&mut ModelReader::new(&model), &[7], &config, |_| ControlFlow::Break(()));
         assert_eq!(stopped.unwrap(), Finish::Stopped);
-        assert!(generate(&model, &[], &config, |_| ControlFlow::Continue(())).is_err());
-        assert!(generate(&model, &[40], &config, |_| ControlFlow::Continue(())).is_err());
+        assert!(generate(&mut ModelReader::new(&model), &[], &config, |_| ControlFlow::Continue(())).is_err());
+        assert!(generate(&mut ModelReader::new(&model), &[40], &config, |_| ControlFlow::Continue(())).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
 
 use crate::Error;
 use crate::batch::{Batch, Rows};
@@ -101,21 +102,7 @@ impl Model {
     /// [`Error::Config`] when the sizes do not fit each other.
     pub fn new(config: &ModelConfig, seed: u64, device: &Device) -> Result<Self, Error> {
         config.validate()?;
-        let list = ParameterList::of(config);
-        let mut values = vec![0f32; list.total()];
-        for (index, parameter) in list.iter().enumerate() {
-            let values = &mut values[parameter.range()];
-            if parameter.decays() {
-                let mut rng = Rng::new(seed, index as u64);
-                values.fill_with(|| (rng.normal() * config.init_std) as f32);
-            } else {
-                let channels = values.len() as f64;
-                for (c, theta) in values.iter_mut().enumerate() {
-                    *theta = 10000f64.powf(-2.0 * c as f64 / channels) as f32;
-                }
-            }
-        }
-        Self::from_values(config, values, device)
+        Self::from_values(config, initial_values(config, seed), device)
     }
 
     /// A model with the given parameters, in the order of [`ParameterList`].
@@ -192,13 +179,7 @@ impl Model {
 
     /// Checks that every id is below the vocabulary size.
     pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), Error> {
-        match ids.iter().position(|&id| id as usize >= self.config.vocab_size) {
-            None => Ok(()),
-            Some(at) => Err(Error::Input(format!(
-                "token id {} at position {at} is not below the vocabulary size {}",
-                ids[at], self.config.vocab_size
-            ))),
-        }
+        check_ids(ids, self.config.vocab_size)
     }
 
     fn embed(&self, weights: &Weights, ids: &[u32]) -> Tensor<2> {
@@ -228,9 +209,9 @@ impl Model {
     }
 
     /// Mean cross-entropy of a part of a batch, in nats: `[1]`.
-    fn rows_loss(&self, weights: &Weights, rows: &Rows) -> Tensor<1> {
+    fn rows_loss(&self, weights: &Weights, rows: &Rows, z_loss: f64) -> Tensor<1> {
         let hidden = self.hidden(weights, &rows.inputs, &rows.sequences);
-        cross_entropy(hidden, weights.head.clone(), &rows.targets, 0.0, 1.0)
+        cross_entropy(hidden, weights.head.clone(), &rows.targets, z_loss, 1.0)
     }
 
     /// Mean cross-entropy in nats over the predicted tokens of `batch`, computed `rows` rows at a
@@ -243,14 +224,14 @@ impl Model {
         let weights = self.weights(false);
         let (mut sum, mut count) = (0.0, 0);
         for rows in batch.split(rows)? {
-            let loss: f32 = self.rows_loss(&weights, &rows).into_scalar();
+            let loss: f32 = self.rows_loss(&weights, &rows, 0.0).into_scalar();
             sum += f64::from(loss) * rows.counted() as f64;
             count += rows.counted();
         }
         Ok(sum / count.max(1) as f64)
     }
 
-    /// [`Model::loss`] and its gradient, a tensor for every parameter in the order of the list,
+    /// [`Model::loss`] with `z_loss` and its gradient, a tensor for every parameter in the order of the list,
     /// given to `accumulate` for every part of `rows` rows. The gradients of all parts add up to
     /// that of the loss.
     ///
@@ -260,6 +241,7 @@ impl Model {
         &self,
         batch: &Batch,
         rows: usize,
+        z_loss: f64,
         mut accumulate: impl FnMut(Vec<Tensor<2>>),
     ) -> Result<f64, Error> {
         self.check_ids(&batch.tokens)?;
@@ -269,7 +251,7 @@ impl Model {
         for rows in parts {
             let share = rows.counted() as f64 / count.max(1) as f64;
             let weights = self.weights(true);
-            let loss = self.rows_loss(&weights, &rows) * share;
+            let loss = self.rows_loss(&weights, &rows, z_loss) * share;
             let mut gradients = loss.backward();
             let loss: f32 = loss.inner().into_scalar();
             sum += f64::from(loss);
@@ -344,6 +326,45 @@ impl Model {
         let count = targets.len() as f64;
         let loss: f32 = cross_entropy(hidden, weights.head.clone(), targets, 0.0, 1.0).into_scalar();
         f64::from(loss) * count
+    }
+}
+
+/// The first weights of [`Model::new`], in the order of the parameter list.
+pub(crate) fn initial_values(config: &ModelConfig, seed: u64) -> Vec<f32> {
+    let list = ParameterList::of(config);
+    let mut values = vec![0f32; list.total()];
+    let mut rest = values.as_mut_slice();
+    let parts: Vec<_> = list
+        .iter()
+        .map(|parameter| {
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(parameter.range().len());
+            rest = after;
+            (parameter, part)
+        })
+        .collect();
+    // Every parameter draws from a stream of its own: threads do not change a value.
+    parts.into_par_iter().enumerate().for_each(|(index, (parameter, values))| {
+        if parameter.decays() {
+            let mut rng = Rng::new(seed, index as u64);
+            values.fill_with(|| (rng.normal() * config.init_std) as f32);
+        } else {
+            let channels = values.len() as f64;
+            for (c, theta) in values.iter_mut().enumerate() {
+                *theta = 10000f64.powf(-2.0 * c as f64 / channels) as f32;
+            }
+        }
+    });
+    values
+}
+
+/// Checks that every id is below the vocabulary size.
+pub(crate) fn check_ids(ids: &[u32], vocabulary: usize) -> Result<(), Error> {
+    match ids.iter().position(|&id| id as usize >= vocabulary) {
+        None => Ok(()),
+        Some(at) => Err(Error::Input(format!(
+            "token id {} at position {at} is not below the vocabulary size {vocabulary}",
+            ids[at]
+        ))),
     }
 }
 

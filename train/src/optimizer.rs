@@ -71,11 +71,6 @@ impl AdamW {
         Self { config: config.clone(), steps, first: place(first), second: place(second), decays }
     }
 
-    /// Goes on with other settings.
-    pub(crate) fn configure(&mut self, config: &OptimizerConfig) {
-        self.config = config.clone();
-    }
-
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.steps

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::ModelConfig;
+use crate::parameters::ParameterList;
 use crate::{Error, Model, files, tensors};
 
 /// Name of the configuration in a model directory.
@@ -128,10 +129,18 @@ pub fn config_json(config: &ModelConfig) -> String {
 /// # Errors
 /// [`Error::Io`] and [`Error::Format`] with the file that is missing or is not what it has to be.
 pub fn load(directory: &Path, device: &Device) -> Result<Model, Error> {
-    let config = read_config(&directory.join(CONFIG))?;
-    let parameters = crate::parameters::ParameterList::of(&config);
-    let [values] = tensors::read(&directory.join(MODEL), &parameters, [""])?;
+    let (config, values) = read(directory)?;
     Model::from_values(&config, values, device)
+}
+
+/// The sizes and the parameters of the model in `directory`, in the order of the parameter list.
+///
+/// # Errors
+/// As [`load`].
+pub fn read(directory: &Path) -> Result<(ModelConfig, Vec<f32>), Error> {
+    let config = read_config(&directory.join(CONFIG))?;
+    let [values] = tensors::read(&directory.join(MODEL), &ParameterList::of(&config), [""])?;
+    Ok((config, values))
 }
 
 /// Writes `model` to `directory`, which is made when it is not there, and copies the tokenizer
@@ -140,13 +149,24 @@ pub fn load(directory: &Path, device: &Device) -> Result<Model, Error> {
 /// # Errors
 /// [`Error::Io`] with the file that cannot be written.
 pub fn save(model: &Model, directory: &Path, tokenizer: Option<&Path>) -> Result<(), Error> {
+    write(model.config(), &model.values(), directory, tokenizer)
+}
+
+/// [`save`] of the parameters in the order of the parameter list.
+pub(crate) fn write(
+    config: &ModelConfig,
+    values: &[f32],
+    directory: &Path,
+    tokenizer: Option<&Path>,
+) -> Result<(), Error> {
+    let parameters = ParameterList::of(config);
     fs::create_dir_all(directory).map_err(Error::io(directory))?;
     if let Some(from) = tokenizer {
         files::replace(&directory.join(TOKENIZER), |path| fs::copy(from, path).map(drop).map_err(Error::io(from)))?;
     }
-    files::replace(&directory.join(MODEL), |path| tensors::write(path, model.parameters(), &[("", &model.values())]))?;
+    files::replace(&directory.join(MODEL), |path| tensors::write(path, &parameters, &[("", values)]))?;
     files::replace(&directory.join(CONFIG), |path| {
-        fs::write(path, config_json(model.config())).map_err(Error::io(path))
+        fs::write(path, config_json(config)).map_err(Error::io(path))
     })
 }
 

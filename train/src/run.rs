@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
-use serde::{Deserialize, Serialize};
+use burn::tensor::Device;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::checkpoint::{self, Checkpoint, State};
+use crate::checkpoint::{self, Checkpoint, Keep, State, Writer};
 use crate::config::TrainConfig;
-use crate::optimizer::AdamW;
+use crate::cuda::profile::{self, Span};
+use crate::engine::{self, Engine, Snapshot};
+use crate::estimate::model_flops_per_token;
 use crate::schedule::learning_rate;
-use crate::{Batch, Error, Model, files};
+use crate::tensorboard::EventFile;
+use crate::{Batch, Error, files, model};
 
 /// Where batches come from. The step alone determines a batch.
 pub trait BatchSource {
@@ -48,6 +51,10 @@ pub struct Run<'a> {
     pub tokenizer: Option<&'a Path>,
     /// Rows that are not trained on, for the evaluation.
     pub held_out: Option<&'a Batch>,
+    /// Bytes of text that a token stands for on the mean, where it is known: for bits per byte.
+    pub bytes_per_token: Option<f64>,
+    /// Steps to record for `profile.json`, the tenth step of this process the first of them; 0 for none.
+    pub profile_steps: u64,
     /// Once true, the run saves a checkpoint after the current step and returns.
     pub stop: &'a AtomicBool,
 }
@@ -57,11 +64,13 @@ pub struct Run<'a> {
 pub struct Metrics {
     /// Steps taken, this one included.
     pub step: u64,
-    /// Mean cross-entropy of the step's batch in nats, before its update.
+    /// Mean cross-entropy of the step's batch in nats, before its update; `null` when it is no number.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// Norm of all gradients before clipping.
+    /// Norm of all gradients before clipping; `null` when it is no number.
+    #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
     /// Predicted tokens of all steps so far.
     pub tokens: u64,
@@ -70,6 +79,96 @@ pub struct Metrics {
     /// Mean cross-entropy on the held-out rows after the step, where it was evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub held_out_loss: Option<f64>,
+    /// The loss in bits per byte of text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+    /// Model operations per second (`estimate::model_flops_per_token`) over what the device can do at best.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
+    /// Bytes of the device's memory that are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Steps so far that changed nothing, since the gradient was no number.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+    /// Where the time of the steps since the line before went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<TimeSplit>,
+}
+
+impl Metrics {
+    /// The values by the names that TensorBoard shows.
+    fn scalars(&self) -> Vec<(&'static str, f64)> {
+        let mut scalars = vec![
+            ("train/loss", self.loss),
+            ("train/grad_norm", self.grad_norm),
+            ("train/learning_rate", self.learning_rate),
+            ("train/tokens", self.tokens as f64),
+            ("speed/tokens_per_s", self.tokens_per_s),
+        ];
+        scalars.extend(self.held_out_loss.map(|loss| ("held_out/loss", loss)));
+        scalars.extend(self.bits_per_byte.map(|bits| ("train/bits_per_byte", bits)));
+        scalars.extend(self.mfu.map(|mfu| ("speed/mfu", mfu)));
+        scalars.extend(self.memory_bytes.map(|bytes| ("memory/device_gib", bytes as f64 / f64::from(1 << 30))));
+        if let Some(time) = self.time {
+            scalars.extend([
+                ("time/step_ms", time.step_ms),
+                ("time/data_ms", time.data_ms),
+                ("time/forward_ms", time.forward_ms),
+                ("time/head_ms", time.head_ms),
+                ("time/backward_ms", time.backward_ms),
+                ("time/optimizer_ms", time.optimizer_ms),
+                ("time/wait_ms", time.wait_ms),
+            ]);
+        }
+        scalars
+    }
+}
+
+/// Where the time of a step goes, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TimeSplit {
+    /// By the clock, the mean since the line before; what evaluation and checkpoints took is in it.
+    pub step_ms: f64,
+    /// Waiting for the batch, the mean since the line before.
+    pub data_ms: f64,
+    /// The device in the forward of the blocks, in the last step.
+    pub forward_ms: f64,
+    /// In the loss and its gradient.
+    pub head_ms: f64,
+    /// In the backward of the blocks.
+    pub backward_ms: f64,
+    /// In the update.
+    pub optimizer_ms: f64,
+    /// Nothing to do between the first and the last of these.
+    pub wait_ms: f64,
+}
+
+impl TimeSplit {
+    fn of(spans: &[Span]) -> Option<Self> {
+        let (first, last) = (spans.first()?, spans.last()?);
+        let sum = |phase| spans.iter().filter(|span| span.phase == phase).map(|span| span.duration_us / 1e3).sum();
+        let busy: f64 = spans.iter().map(|span| span.duration_us / 1e3).sum();
+        let all = (last.begin_us + last.duration_us - first.begin_us) / 1e3;
+        Some(Self {
+            step_ms: 0.0,
+            data_ms: 0.0,
+            forward_ms: sum("forward"),
+            head_ms: sum("head"),
+            backward_ms: sum("backward"),
+            optimizer_ms: sum("optimizer"),
+            wait_ms: (all - busy).max(0.0),
+        })
+    }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// A number, or none.
+fn number<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Option::<f64>::deserialize(from).map(|value| value.unwrap_or(f64::NAN))
 }
 
 /// How a run ended.
@@ -85,46 +184,54 @@ pub enum Outcome {
 pub const CHECKPOINTS: &str = "checkpoints";
 /// Name of the metrics in the directory of a run.
 pub const METRICS: &str = "metrics.jsonl";
+/// Directory of TensorBoard's event files in the directory of a run.
+pub const TENSORBOARD: &str = "tensorboard";
+/// Name of the trace in the directory of a run, for Chrome's and Perfetto's viewers.
+pub const PROFILE: &str = "profile.json";
+/// Steps of a process before its profile begins: compiling and growing memory pools is over by then.
+const WARM_STEPS: u64 = 10;
 
 /// Trains, from the newest checkpoint of the run's directory that verifies or from fresh weights.
-/// `on_step` gets the metrics of every step, written to the file or not.
+/// `on_step` gets the metrics of every step on the CPU; on a GPU, where asking means waiting, those of the steps that
+/// are written to the file.
 ///
-/// On the CPU a run that was killed and continued has the losses and weights of one that was not,
-/// bit for bit, for any number of threads.
+/// A run that was killed and continued has the losses and weights of one that was not, bit for bit: on the CPU for any
+/// number of threads, on a GPU of the same kind.
 ///
 /// # Errors
 /// [`Error::Config`] for settings that do not fit each other or the checkpoint, [`Error::Io`] and
-/// [`Error::Format`] for files, [`Error::NonFinite`] when the loss or the gradient is no number,
+/// [`Error::Format`] for files, [`Error::NonFinite`] when the gradient is no number too many times in a row,
 /// and what the source gives.
 pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMut(&Metrics)) -> Result<Outcome, Error> {
     let config = run.config;
     config.validate()?;
     let directory = run.directory.join(CHECKPOINTS);
     fs::create_dir_all(&directory).map_err(Error::io(&directory))?;
-    checkpoint::prune(&directory, 0)?;
+    checkpoint::prune(&directory, Keep::default())?;
 
     let mut saved = None;
-    let (mut model, mut optimizer, mut step, mut tokens) = match checkpoint::load_newest(&directory, run.device)? {
-        Some(found) => {
-            let Checkpoint { path, model, mut optimizer, state } = found;
-            if *model.config() != config.model {
+    let (snapshot, mut step, mut tokens) = match checkpoint::load_newest(&directory)? {
+        Some(Checkpoint { path, model, snapshot, state }) => {
+            if model != config.model {
                 let reason = format!("{} has another model", path.display());
                 return Err(Error::config("model", reason));
             }
             source.resume(&state.loader, state.step)?;
-            optimizer.configure(&config.optimizer);
             saved = Some((state.step, path));
-            (model, optimizer, state.step, state.tokens)
+            (snapshot, state.step, state.tokens)
         }
-        None => {
-            let model = Model::new(&config.model, config.seed, run.device)?;
-            let optimizer = AdamW::new(&config.optimizer, &model);
-            (model, optimizer, 0, 0)
-        }
+        None => (Snapshot::fresh(model::initial_values(&config.model, config.seed)), 0, 0),
     };
+    let mut engine = engine::start(config, run.device, snapshot)?;
+    let keep = Keep { newest: config.keep_checkpoints, every_steps: config.keep_checkpoint_every_steps };
+    let mut writer = Writer::new(&directory, run.tokenizer, keep);
     let mut metrics_file = MetricsFile::open(&run.directory.join(METRICS), step)?;
+    let flops_per_token = model_flops_per_token(config);
+    let peak_flops = engine.peak_flops();
+    let profiler = Profiler::new(run, step);
+    let mut board = EventFile::create(&run.directory.join(TENSORBOARD))?;
 
-    let mut since = (Instant::now(), tokens);
+    let mut since = Since::now(step, tokens);
     loop {
         let stopped = run.stop.load(Ordering::Relaxed);
         let done = step >= config.steps;
@@ -133,79 +240,160 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         let newest = saved.as_ref().map(|(step, _)| *step);
         if (stopped || done || due) && newest != Some(step) {
             metrics_file.sync()?;
-            let state = State { step, tokens, loader: source.state(), config: config.clone() };
-            let path = checkpoint::save(&directory, &model, &optimizer, &state, run.tokenizer)?;
-            checkpoint::prune(&directory, config.keep_checkpoints)?;
-            saved = Some((step, path));
+            let state = State { step, tokens, skipped: 0, loader: source.state(), config: config.clone() };
+            writer.begin(engine.snapshot()?, state)?;
+            saved = Some((step, PathBuf::new()));
         }
-        if let (true, Some((_, path))) = (stopped || done, &saved) {
+        if stopped || done {
+            if let (Some(path), Some((_, newest))) = (writer.finish()?, &mut saved) {
+                *newest = path;
+            }
             metrics_file.sync()?;
-            return Ok(match done {
-                true => Outcome::Finished(path.clone()),
-                false => Outcome::Stopped(path.clone()),
-            });
+            let path = saved.map(|(_, path)| path).unwrap_or_default();
+            return Ok(if done { Outcome::Finished(path) } else { Outcome::Stopped(path) });
         }
 
+        let asked = Instant::now();
         let batch = source.batch(step)?;
+        since.waited_s += asked.elapsed().as_secs_f64();
+        check(config, &batch, step)?;
         let rate = config.optimizer.peak_learning_rate;
         let rate = learning_rate(&config.schedule, rate, config.steps, step);
-        let (loss, grad_norm) = take_step(config, &mut model, &mut optimizer, &batch, rate, step)?;
+        let at = |every: u64| every > 0 && ((step + 1).is_multiple_of(every) || step + 1 == config.steps);
+        let evaluated = run.held_out.filter(|_| at(config.evaluation.every_steps));
+        let written = at(config.log_every_steps) || evaluated.is_some();
+        let profiled = profiler.before(step, engine.as_mut());
+        if written && !profiled {
+            engine.record();
+        }
+        engine.step(&batch, rate)?;
         step += 1;
         tokens += (batch.rows() * batch.length) as u64;
+        profiler.after(step, engine.as_mut())?;
+        if !written && !engine.is_synchronous() {
+            continue;
+        }
 
-        let last = step == config.steps;
-        let at = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
-        let held_out_loss = match run.held_out {
-            Some(rows) if at(config.evaluation.every_steps) => Some(model.loss(rows, config.batch)?),
-            _ => None,
-        };
+        let outcome = engine.outcome()?;
+        if outcome.skipped_last > config.max_skipped_steps {
+            let (what, value) = if outcome.loss.is_finite() {
+                ("gradient norm", outcome.grad_norm)
+            } else {
+                ("loss", outcome.loss)
+            };
+            return Err(Error::NonFinite { step: step - 1, what, value, times: outcome.skipped_last });
+        }
+        if outcome.skipped_last > 0 {
+            tracing::warn!(
+                step,
+                loss = outcome.loss,
+                grad_norm = outcome.grad_norm,
+                in_a_row = outcome.skipped_last,
+                "the gradient is no number; the step was skipped"
+            );
+        }
+        let spans = if written && !profiled { engine.recorded()? } else { Vec::new() };
+        let held_out_loss = evaluated.map(|rows| engine.loss(rows)).transpose()?;
+        let (elapsed_s, steps) = (since.time.elapsed().as_secs_f64(), (step - since.step).max(1) as f64);
+        let tokens_per_s = (tokens - since.tokens) as f64 / elapsed_s;
         let metrics = Metrics {
             step,
-            loss,
+            loss: outcome.loss,
             learning_rate: rate,
-            grad_norm,
+            grad_norm: outcome.grad_norm,
             tokens,
-            tokens_per_s: (tokens - since.1) as f64 / since.0.elapsed().as_secs_f64(),
+            tokens_per_s,
             held_out_loss,
+            bits_per_byte: run.bytes_per_token.map(|bytes| outcome.loss / std::f64::consts::LN_2 / bytes),
+            mfu: peak_flops.map(|peak| tokens_per_s * flops_per_token / peak),
+            memory_bytes: if written { engine.memory_bytes() } else { None },
+            skipped: outcome.skipped,
+            time: TimeSplit::of(&spans).map(|split| TimeSplit {
+                step_ms: 1e3 * elapsed_s / steps,
+                data_ms: 1e3 * since.waited_s / steps,
+                ..split
+            }),
         };
         on_step(&metrics);
-        if at(config.log_every_steps) || held_out_loss.is_some() {
+        if written {
             metrics_file.write(&metrics)?;
-            since = (Instant::now(), tokens);
+            board.scalars(step, &metrics.scalars())?;
+            since = Since::now(step, tokens);
         }
     }
 }
 
-/// One optimizer step. Gives the loss before it and the norm of the gradient.
-fn take_step(
-    config: &TrainConfig,
-    model: &mut Model,
-    optimizer: &mut AdamW,
-    batch: &Batch,
-    rate: f64,
+/// Where the line before was written.
+struct Since {
+    time: Instant,
     step: u64,
-) -> Result<(f64, f64), Error> {
-    let (rows, length) = (config.batch * config.gradient_accumulation, config.sequence_length);
-    if batch.rows() != rows || batch.length != length {
-        return Err(Error::Batch {
-            step,
-            reason: format!("{} rows of {} tokens, the settings say {rows} of {length}", batch.rows(), batch.length),
-        });
+    tokens: u64,
+    /// Seconds spent waiting for batches.
+    waited_s: f64,
+}
+
+impl Since {
+    fn now(step: u64, tokens: u64) -> Self {
+        Self { time: Instant::now(), step, tokens, waited_s: 0.0 }
     }
-    let mut sum: Option<Vec<Tensor<2>>> = None;
-    let loss = model.gradients(batch, config.batch, |part| {
-        sum = Some(match sum.take() {
-            None => part,
-            Some(sum) => sum.into_iter().zip(part).map(|(a, b)| a + b).collect(),
-        });
-    })?;
-    let finite = |what, value: f64| match value.is_finite() {
-        true => Ok(value),
-        false => Err(Error::NonFinite { step, what, value }),
-    };
-    finite("loss", loss)?;
-    let norm = optimizer.step(model, sum.unwrap_or_default(), rate);
-    Ok((loss, finite("gradient norm", norm)?))
+}
+
+/// Refuses a batch of another size than the settings say.
+fn check(config: &TrainConfig, batch: &Batch, step: u64) -> Result<(), Error> {
+    let (rows, length) = (config.batch * config.gradient_accumulation, config.sequence_length);
+    if batch.rows() == rows && batch.length == length {
+        return Ok(());
+    }
+    let reason = format!("{} rows of {} tokens, the settings say {rows} of {length}", batch.rows(), batch.length);
+    Err(Error::Batch { step, reason })
+}
+
+/// Records a few steps for the trace.
+struct Profiler {
+    path: PathBuf,
+    /// First step, and the one after the last.
+    steps: std::ops::Range<u64>,
+}
+
+impl Profiler {
+    fn new(run: &Run<'_>, step: u64) -> Self {
+        let first = step + WARM_STEPS;
+        Self { path: run.directory.join(PROFILE), steps: first..first + run.profile_steps }
+    }
+
+    /// Whether the step that is about to be taken is recorded.
+    fn before(&self, step: u64, engine: &mut dyn Engine) -> bool {
+        if step == self.steps.start && !self.steps.is_empty() {
+            engine.record();
+        }
+        self.steps.contains(&step)
+    }
+
+    fn after(&self, step: u64, engine: &mut dyn Engine) -> Result<(), Error> {
+        if self.steps.is_empty() || step != self.steps.end {
+            return Ok(());
+        }
+        let spans = engine.recorded()?;
+        if spans.is_empty() {
+            tracing::warn!("no profile was written: it needs a CUDA device and bf16");
+            return Ok(());
+        }
+        let path = &self.path;
+        let file = File::create(path).map_err(Error::io(path))?;
+        profile::write_chrome_trace(&spans, BufWriter::new(file)).map_err(Error::io(path))?;
+        let steps = (self.steps.end - self.steps.start) as f64;
+        for total in profile::totals(&spans).iter().take(25) {
+            tracing::info!(
+                phase = total.phase,
+                count = total.count,
+                ms_per_step = total.total_ms / steps,
+                "{}",
+                total.name
+            );
+        }
+        tracing::info!("profile of {steps} steps in {}", path.display());
+        Ok(())
+    }
 }
 
 /// `metrics.jsonl`, open for appending.

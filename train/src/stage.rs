@@ -14,14 +14,14 @@ use pipeline::{
     Error as StageError, PendingFile, Result as StageResult, RunContext, Stage, Task, TaskContext, TaskReport,
 };
 use serde_json::{Value, json};
-use tokenize::loader::{DataConfig, Loader, LoaderConfig};
 use tokenize::stages::{TOKEN_STATISTICS, TOKENIZER, TOKENS, TOKENS_VALIDATION};
 use tokenize::{TokenStatistics, tokenizer_path};
 
 use crate::config::TrainConfig;
+use crate::data::{Data, Place, Places, bytes_per_token};
 use crate::device::DeviceChoice;
-use crate::run::{BatchSource, METRICS, Metrics, Outcome, Run, train};
-use crate::{Batch, Error, published};
+use crate::run::{METRICS, Metrics, Outcome, Run, train};
+use crate::{Error, published};
 
 /// Name of the stage.
 pub const TRAIN: &str = "train";
@@ -53,34 +53,12 @@ impl TrainStage {
     /// The training run itself, on a thread that may block.
     fn work(&self, task: &TaskContext) -> Result<TaskReport, StageError> {
         let run_dir = task.run.dir();
-        let config = &self.config;
-        let rows = config.batch * config.gradient_accumulation;
-        let loader_config = LoaderConfig {
-            sequence_length: config.sequence_length,
-            rows,
-            seed: config.seed,
-            data: config.data.clone(),
-            ..LoaderConfig::default()
+        let places = Places {
+            training: Place::Shards(task.run.shards(TOKENS)?),
+            held_out: Place::Shards(task.run.shards(TOKENS_VALIDATION)?),
         };
-        let loader = Loader::open(&task.run.shards(TOKENS)?, loader_config.clone()).map_err(StageError::abort)?;
-        let mut config = config.clone();
-        let vocabulary = loader.vocabulary_size() as usize;
-        if config.model.vocab_size == 0 {
-            config.model.vocab_size = vocabulary;
-        }
-        if config.model.vocab_size < vocabulary {
-            let reason = format!("{} is less than the tokenizer's {vocabulary} ids", config.model.vocab_size);
-            return Err(StageError::abort(Error::config("model.vocab_size", reason)));
-        }
-        config.model.eos_token_id = loader.eos_id();
-        let held_out = match config.evaluation.every_steps {
-            0 => None,
-            _ => {
-                // All of the held-out documents, in their own proportion, whatever is trained on.
-                let data = DataConfig::default();
-                held_out(&task.run, &LoaderConfig { rows: config.evaluation.sequences, data, ..loader_config })?
-            }
-        };
+        let Data { mut source, held_out, config } = Data::open(&places, &self.config).map_err(severity)?;
+        let statistics = TokenStatistics::load(run_dir).map_err(StageError::abort)?;
         let device = self.device.select().map_err(StageError::abort)?;
         let tokenizer = tokenizer_path(run_dir);
         let run = Run {
@@ -89,6 +67,8 @@ impl TrainStage {
             directory: task.stage_dir(),
             tokenizer: Some(&tokenizer),
             held_out: held_out.as_ref(),
+            bytes_per_token: bytes_per_token(&statistics),
+            profile_steps: 0,
             stop: &task.run.options().stop,
         };
         let mut on_step = |metrics: &Metrics| {
@@ -96,7 +76,6 @@ impl TrainStage {
             let message = format!("loss {:.3}{held_out}, {:.0} tokens/s", metrics.loss, metrics.tokens_per_s);
             task.progress(metrics.step, Some(config.steps), message);
         };
-        let mut source = Shards { loader, step: 0 };
         let checkpoint = match train(&run, &mut source, &mut on_step).map_err(severity)? {
             Outcome::Finished(checkpoint) => checkpoint,
             Outcome::Stopped(_) => return Err(StageError::Interrupted),
@@ -105,8 +84,7 @@ impl TrainStage {
             .iter()
             .map(|name| publish(task, &checkpoint.join(name), &Path::new(RESULT).join(name)))
             .collect::<StageResult<Vec<_>>>()?;
-        let entropy = TokenStatistics::load(run_dir).map_err(StageError::abort)?.unigram_entropy;
-        Ok(TaskReport { files, notes: notes(task.stage_dir(), entropy)?, ..TaskReport::default() })
+        Ok(TaskReport { files, notes: notes(task.stage_dir(), statistics.unigram_entropy)?, ..TaskReport::default() })
     }
 }
 
@@ -139,60 +117,6 @@ fn notes(directory: &Path, unigram_entropy: f64) -> Result<Value, StageError> {
             last.tokens
         ),
     }))
-}
-
-/// The first rows of the held-out shards; fewer where there are not enough tokens for as many.
-fn held_out(run: &RunContext, config: &LoaderConfig) -> StageResult<Option<Batch>> {
-    let shards = run.shards(TOKENS_VALIDATION)?;
-    if shards.iter().all(|shard| shard.rows == 0) {
-        return Ok(None);
-    }
-    let mut loader = Loader::open(&shards, config.clone()).map_err(StageError::abort)?;
-    let sequences = loader.tokens_per_epoch() / config.sequence_length as u64;
-    let rows = config.rows.min(usize::try_from(sequences).unwrap_or(usize::MAX));
-    if rows == 0 {
-        return Ok(None);
-    }
-    if rows < config.rows {
-        let config = LoaderConfig { rows, ..config.clone() };
-        loader = Loader::open(&shards, config).map_err(StageError::abort)?;
-    }
-    loader.batch(0).map(|batch| Some(adapt(batch))).map_err(StageError::abort)
-}
-
-/// A loader's batch as the trainer takes it.
-fn adapt(batch: tokenize::loader::Batch) -> Batch {
-    let length = batch.sequence_length;
-    let mut starts = batch.document_starts;
-    for (starts, filled) in starts.iter_mut().zip(batch.filled) {
-        // Padding is documents of one token each, which nothing is predicted of.
-        starts.extend((filled..=length as u32).filter(|&start| start > 0));
-    }
-    Batch { tokens: batch.tokens, starts, length }
-}
-
-/// The loader, seen by the step loop.
-struct Shards {
-    loader: Loader,
-    step: u64,
-}
-
-impl BatchSource for Shards {
-    fn batch(&mut self, step: u64) -> Result<Batch, Error> {
-        let batch = self.loader.batch(step).map_err(|e| Error::Batch { step, reason: e.to_string() })?;
-        self.step = step + 1;
-        Ok(adapt(batch))
-    }
-
-    fn state(&self) -> Value {
-        self.loader.state(self.step)
-    }
-
-    fn resume(&mut self, state: &Value, step: u64) -> Result<(), Error> {
-        let fault = |reason| Error::Batch { step, reason };
-        self.step = self.loader.resume(state).map_err(|e| fault(e.to_string()))?;
-        if self.step == step { Ok(()) } else { Err(fault(format!("the loader's state is of step {}", self.step))) }
-    }
 }
 
 /// A checkpoint's file as a file of the stage's result.
@@ -229,7 +153,14 @@ impl Stage for TrainStage {
         let mut config = serde_json::to_value(&self.config).map_err(StageError::abort)?;
         if let Some(keys) = config.as_object_mut() {
             // They change what is told and kept on the way, not the model.
-            for key in ["log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "evaluation"] {
+            for key in [
+                "log_every_steps",
+                "checkpoint_every_steps",
+                "keep_checkpoints",
+                "keep_checkpoint_every_steps",
+                "max_skipped_steps",
+                "evaluation",
+            ] {
                 keys.remove(key);
             }
         }
@@ -248,28 +179,5 @@ impl Stage for TrainStage {
 
     fn stops_itself(&self) -> bool {
         true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops::cross_entropy::IGNORE;
-
-    #[test]
-    fn padding_and_first_tokens_are_no_targets() {
-        let batch = tokenize::loader::Batch {
-            step: 0,
-            rows: 3,
-            sequence_length: 5,
-            tokens: (10..28).collect(),
-            document_starts: vec![vec![0, 2], vec![0, 5], vec![0]],
-            filled: vec![4, 6, 1],
-        };
-        let masks: Vec<Vec<bool>> = (0..3).map(|row| batch.loss_mask(row)).collect();
-        let rows = adapt(batch).split(3).unwrap().remove(0);
-        let counted: Vec<bool> = rows.targets.iter().map(|&target| target != IGNORE).collect();
-        assert_eq!(counted, masks.concat());
-        assert_eq!(counted.iter().filter(|counts| **counts).count(), 2 + 4);
     }
 }

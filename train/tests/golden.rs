@@ -102,7 +102,7 @@ fn compare_gradients(golden: &Golden, rows: usize, tolerance: f64) {
     let batch = Batch { tokens: golden.ids.clone(), starts: vec![vec![0]; 2], length: 96 };
     let parameters = golden.model.parameters();
     let mut sums: Vec<Vec<f32>> = parameters.iter().map(|parameter| vec![0.0; parameter.range().len()]).collect();
-    let loss = golden.model.gradients(&batch, rows, |gradients| {
+    let loss = golden.model.gradients(&batch, rows, 0.0, |gradients| {
         for (sum, gradient) in sums.iter_mut().zip(gradients) {
             let gradient: Vec<f32> = gradient.try_into_vec_as().unwrap();
             for (sum, value) in sum.iter_mut().zip(gradient) {

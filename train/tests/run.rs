@@ -96,7 +96,7 @@ fn run(
     stops_after: Option<u64>,
 ) -> Result<Outcome, Error> {
     let stop = AtomicBool::new(false);
-    let run = Run { config, device: &Device::flex(), directory, tokenizer: None, held_out: None, stop: &stop };
+    let run = Run { config, device: &Device::flex(), directory, tokenizer: None, held_out: None, bytes_per_token: None, profile_steps: 0, stop: &stop };
     train(&run, &mut documents(config, fails_at), &mut |metrics| {
         stop.store(Some(metrics.step) == stops_after, Ordering::Relaxed);
     })
@@ -248,6 +248,8 @@ fn a_batch_of_another_size_and_a_token_out_of_range_are_errors() {
             directory: directory.path(),
             tokenizer: None,
             held_out: None,
+            bytes_per_token: None,
+            profile_steps: 0,
             stop: &stop,
         };
         train(&run, &mut source, &mut |_| {}).unwrap_err().to_string()
@@ -275,6 +277,8 @@ fn held_out_rows_are_evaluated_and_the_tokenizer_is_kept() {
         directory: directory.path(),
         tokenizer: Some(&tokenizer),
         held_out: Some(&held_out),
+        bytes_per_token: None,
+        profile_steps: 0,
         stop: &AtomicBool::new(false),
     };
     let Outcome::Finished(last) = train(&run, &mut documents(&config, None), &mut |_| {}).unwrap() else {

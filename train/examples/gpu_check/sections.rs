@@ -322,10 +322,12 @@ fn norms(bench: &mut Bench) {
             &norm64(&hx, None, width),
             ROUNDING,
         );
-        let dx = srms_norm::backward_on_cuda(&x, &dy, None);
+        let dx = srms_norm::backward_on_cuda(&x, &dy, None, None);
         let want = norm64(&hx, Some(&hdy), width);
         bench.close(&format!("{name} backward"), &host(&dx), &want, ROUNDING);
-        let dx = srms_norm::backward_on_cuda(&x, &dy, Some(&other));
+        let again = cuda::empty_like(&x);
+        let dx = srms_norm::backward_on_cuda(&x, &dy, Some(&other), Some(&again));
+        bench.close(&format!("{name} forward again"), &host(&again), &norm64(&hx, None, width), ROUNDING);
         let want: Vec<f64> = want.iter().zip(&hother).map(|(a, b)| a + b).collect();
         bench.close(&format!("{name} backward + residual"), &host(&dx), &want, ROUNDING);
         let [sum, y] = srms_norm::add_forward_on_cuda(&x, &other);
@@ -335,7 +337,7 @@ fn norms(bench: &mut Bench) {
     }
     let zeros = bench.place(vec![0.0; 64], [8, 8], BF16);
     let ones = bench.place(vec![1.0; 64], [8, 8], BF16);
-    let dx = srms_norm::backward_on_cuda(&zeros, &ones, None);
+    let dx = srms_norm::backward_on_cuda(&zeros, &ones, None, None);
     let finite = |t: &CubeTensor| host(t).iter().all(|v| v.is_finite());
     bench.that("zeros stay finite", finite(&srms_norm::forward_on_cuda(&zeros)) && finite(&dx));
     for [rows, width] in [[32_768, 1024], [16_384, 2048], [8192, 4096]] {
@@ -347,10 +349,11 @@ fn norms(bench: &mut Bench) {
             drop(srms_norm::add_forward_on_cuda(&x, &dy));
         });
         bench.bytes(&format!("{rows}x{width} backward"), 3.0 * one, || {
-            drop(srms_norm::backward_on_cuda(&x, &dy, None));
+            drop(srms_norm::backward_on_cuda(&x, &dy, None, None));
         });
-        bench.bytes(&format!("{rows}x{width} backward + residual"), 4.0 * one, || {
-            drop(srms_norm::backward_on_cuda(&x, &dy, Some(&x)));
+        let y = cuda::empty_like(&x);
+        bench.bytes(&format!("{rows}x{width} backward + residual, forward again"), 5.0 * one, || {
+            drop(srms_norm::backward_on_cuda(&x, &dy, Some(&x), Some(&y)));
         });
     }
 }
@@ -363,6 +366,7 @@ fn sglus(bench: &mut Bench) {
         let at = |row: usize, j: usize| hab[row * 2 * half + j];
         let want: Vec<f64> = (0..rows * half).map(|i| at(i / half, i % half) * at(i / half, half + i % half)).collect();
         bench.poison(2 * rows * half, BF16);
+        let again = cuda::empty_like(&dy);
         bench.close(&format!("{rows}x{half} forward"), &host(&sglu::forward(&ab)), &want, ROUNDING);
         let want: Vec<f64> = (0..2 * rows * half)
             .map(|i| {
@@ -370,14 +374,18 @@ fn sglus(bench: &mut Bench) {
                 hdy[row * half + j % half] * at(row, (j + half) % (2 * half))
             })
             .collect();
-        bench.close(&format!("{rows}x{half} backward"), &host(&sglu::backward(&ab, &dy)), &want, ROUNDING);
+        bench.close(&format!("{rows}x{half} backward"), &host(&sglu::backward(&ab, &dy, Some(&again))), &want, ROUNDING);
+        bench.close(&format!("{rows}x{half} forward again"), &host(&again), &host64(&sglu::forward(&ab)), 0.0);
     }
     let [rows, half] = [32_768, 2816];
     let ab = bench.normal([rows, 2 * half], BF16, 1.0);
     let dy = bench.normal([rows, half], BF16, 1.0);
     let one = (2 * rows * half) as f64;
     bench.bytes(&format!("{rows}x{half} forward"), 3.0 * one, || drop(sglu::forward(&ab)));
-    bench.bytes(&format!("{rows}x{half} backward"), 5.0 * one, || drop(sglu::backward(&ab, &dy)));
+    let y = cuda::empty_like(&dy);
+    bench.bytes(&format!("{rows}x{half} backward, forward again"), 6.0 * one, || {
+        drop(sglu::backward(&ab, &dy, Some(&y)));
+    });
 }
 
 fn gates(bench: &mut Bench) {
@@ -393,7 +401,9 @@ fn gates(bench: &mut Bench) {
         let d_wide = bench.normal([rows, 4 * width], BF16, 1.0);
         let before = host(&d_wide);
         let du = cuda::columns(&d_wide, 3 * width, width);
-        let d_o = gate::backward(&u, &o, &dy, &du);
+        let again = cuda::empty_like(&o);
+        let d_o = gate::backward(&u, &o, &dy, &du, Some(&again));
+        bench.close(&format!("{rows}x{width} forward again"), &host(&again), &host64(&gate::forward(&u, &o)), 4e-3);
         bench.close(&format!("{rows}x{width} du"), &host(&du), &times(&hdy, &normed), ROUNDING);
         let want = norm64(&ho, Some(&times(&hdy, &hu)), width);
         bench.close(&format!("{rows}x{width} do"), &host(&d_o), &want, ROUNDING);
@@ -409,7 +419,10 @@ fn gates(bench: &mut Bench) {
     let (o, dy) = (bench.normal([rows, width], BF16, 3.0), bench.normal([rows, width], BF16, 1.0));
     let one = (2 * rows * width) as f64;
     bench.bytes(&format!("{rows}x{width} forward"), 3.0 * one, || drop(gate::forward(&u, &o)));
-    bench.bytes(&format!("{rows}x{width} backward"), 5.0 * one, || drop(gate::backward(&u, &o, &dy, &du)));
+    let y = cuda::empty_like(&o);
+    bench.bytes(&format!("{rows}x{width} backward, forward again"), 6.0 * one, || {
+        drop(gate::backward(&u, &o, &dy, &du, Some(&y)));
+    });
 }
 
 /// Loss, dh and dw in float64.

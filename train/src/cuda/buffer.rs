@@ -8,6 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use cubecl::zspace::metadata::Metadata;
 use cubecl::zspace::strides;
+use half::bf16;
 
 use super::Error;
 
@@ -49,6 +50,14 @@ pub fn upload(device: &CubeDevice, values: &[u32]) -> CubeTensor {
 pub fn upload_floats(device: &CubeDevice, values: &[f32]) -> CubeTensor {
     let words: Vec<u32> = values.iter().map(|value| value.to_bits()).collect();
     CubeTensor { dtype: DType::F32, ..upload(device, &words) }
+}
+
+/// Float32 numbers on `device`, rounded to bf16.
+pub fn upload_bf16(device: &CubeDevice, values: &[f32]) -> CubeTensor {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| bf16::from_f32(*value).to_ne_bytes()).collect();
+    let client = device.client();
+    let memory = client.create_from_slice(&bytes);
+    CubeTensor::new_contiguous(client, device.clone(), Shape::new([values.len()]), memory, DType::BF16)
 }
 
 /// The words of a contiguous buffer of 32-bit numbers. Waits for the device.

@@ -1,12 +1,15 @@
-//! Questions to the driver that need no context.
+//! Questions to the driver.
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use burn_cubecl::tensor::CubeTensor;
+use cubecl_common::device_handle::DeviceHandle;
 use cudarc::driver::result as cu;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 
+use super::kernel::set_context;
+use super::work::CudaServer;
 use super::{Architecture, Error, libraries};
 
 /// What the driver says of a GPU.
@@ -31,6 +34,72 @@ impl DeviceFacts {
     pub fn is_hopper(&self) -> bool {
         self.architecture.version == 90
     }
+}
+
+impl DeviceFacts {
+    /// Floating-point operations per second of dense bf16 products with float32 sums at the best clock, as the
+    /// maker's data sheets say; of the GPUs that are known here.
+    pub fn peak_bf16_flops(&self) -> Option<f64> {
+        const TERA: [(&str, f64); 12] = [
+            ("H100 PCIe", 756.0),
+            ("H100 NVL", 835.0),
+            ("H100", 989.4),
+            ("H200", 989.4),
+            ("GH200", 989.4),
+            ("B200", 2250.0),
+            ("A100", 312.0),
+            ("A800", 312.0),
+            ("H800", 989.4),
+            ("L40S", 362.0),
+            ("RTX 4090", 165.2),
+            ("RTX 3090", 71.0),
+        ];
+        TERA.iter().find(|(name, _)| self.name.contains(name)).map(|(_, tera)| tera * 1e12)
+    }
+}
+
+impl DeviceFacts {
+    /// Bytes per second between it and its memory at best, as the maker's data sheets say; of the GPUs that are known
+    /// here.
+    pub fn bandwidth(&self) -> Option<f64> {
+        const TERA: [(&str, f64); 10] = [
+            ("H100 PCIe", 2.0),
+            ("H100 NVL", 3.9),
+            ("H100", 3.35),
+            ("H200", 4.8),
+            ("B200", 8.0),
+            ("A100", 2.0),
+            ("A800", 2.0),
+            ("L40S", 0.864),
+            ("RTX 4090", 1.008),
+            ("RTX 3090", 0.936),
+        ];
+        TERA.iter().find(|(name, _)| self.name.contains(name)).map(|(_, tera)| tera * 1e12)
+    }
+}
+
+/// Bytes of a GPU's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Nobody's.
+    pub free: u64,
+    /// All.
+    pub total: u64,
+}
+
+/// What the driver says of the memory of the device of `near`.
+///
+/// # Errors
+/// When it refuses.
+pub fn memory(near: &CubeTensor) -> Result<Memory, Error> {
+    let device = near.client.service_id().device;
+    let index = u32::from(device.index_id);
+    let told = DeviceHandle::<CudaServer>::new(device).submit_blocking(move |_server| {
+        set_context(index)?;
+        let (free, total) = cu::mem_get_info().map_err(|error| Error::call("memory of the device", error))?;
+        Ok(Memory { free: free as u64, total: total as u64 })
+    });
+    told.unwrap_or_else(|error| Err(Error::call("device thread", format!("{error:?}"))))
 }
 
 /// What the GPU behind `tensor` is; asked of the driver once.

@@ -118,7 +118,7 @@ pub fn warm_up(device: &CubeDevice, kernels: Vec<Kernel>) -> Result<(), Error> {
 }
 
 /// Makes the device's own context, which CubeCL uses, current on this thread.
-fn set_context(index: u32) -> Result<(), Error> {
+pub(super) fn set_context(index: u32) -> Result<(), Error> {
     let failed = |error| Error::call(format!("context of device {index}"), error);
     let device = cu::device::get(index as i32).map_err(failed)?;
     // SAFETY: the primary context lives as long as the process keeps it, which this call sees to.

@@ -17,6 +17,7 @@ mod driver;
 mod kernel;
 pub mod libraries;
 mod product;
+pub mod profile;
 mod signature;
 mod work;
 
@@ -26,10 +27,10 @@ pub use argument::{
 };
 pub use buffer::{
     aligned_to, columns, contiguous, download, empty, empty_like, flat_view, in_rows, is_contiguous, of, row_range,
-    rows, to_tensor, upload, upload_floats,
+    rows, to_tensor, upload, upload_bf16, upload_floats,
 };
 pub use compile::{Architecture, Source};
-pub use driver::{DeviceFacts, architecture, device_count, device_facts, facts_of};
+pub use driver::{DeviceFacts, Memory, architecture, device_count, device_facts, facts_of, memory};
 pub use kernel::{Grid, Kernel, warm_up};
 pub use product::Product;
 pub use work::Work;

@@ -240,6 +240,13 @@ fn pointer<T>(value: &T) -> *const c_void {
 }
 
 impl Call {
+    /// What it is, for people.
+    pub(super) fn name(&self) -> String {
+        let [m, n, k] = self.plan.sizes;
+        let [ta, tb] = self.plan.transposed.map(|transposed| if transposed { 't' } else { 'n' });
+        format!("product {m}x{n}x{k} {ta}{tb}")
+    }
+
     /// Whether there is nothing to compute.
     pub(super) fn is_empty(&self) -> bool {
         self.plan.sizes.contains(&0)

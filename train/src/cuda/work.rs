@@ -16,7 +16,7 @@ use cudarc::driver::sys;
 
 use super::argument::{Access, Kind};
 use super::product::{self, Product};
-use super::{Argument, Error, Grid, Kernel, Swizzle, Tiles, architecture, buffer};
+use super::{Argument, Error, Grid, Kernel, Swizzle, Tiles, architecture, buffer, profile};
 
 /// The server behind a CUDA client; `CudaServer` itself is not exported by name.
 pub(super) type CudaServer = <cubecl::cuda::CudaRuntime as Runtime>::Server;
@@ -31,6 +31,8 @@ pub struct Work {
     /// Every buffer once, by the order of its first use.
     buffers: Vec<Buffer>,
     steps: Vec<Step>,
+    /// The phase it belongs to, where times are recorded.
+    phase: Option<&'static str>,
 }
 
 struct Buffer {
@@ -64,7 +66,7 @@ impl Work {
     pub fn near(near: &CubeTensor) -> Self {
         let name = near.client.name();
         assert!(name == "cuda", "CUDA work on a {name} device");
-        Self { device: near.client.service_id().device, buffers: Vec::new(), steps: Vec::new() }
+        Self { device: near.client.service_id().device, buffers: Vec::new(), steps: Vec::new(), phase: profile::current() }
     }
 
     fn slot(&mut self, tensor: &CubeTensor, access: Access) -> Slot {
@@ -186,11 +188,11 @@ impl Work {
         }
         let pointers: Vec<sys::CUdeviceptr> = resources.iter().map(|held| held.resource().ptr).collect();
         let device = u32::from(self.device.index_id);
-        let steps = self.steps;
+        let (steps, phase) = (self.steps, self.phase);
         let done = ExecuteScope::over(server, stream_id, written).execute(|server| {
             let stream = server.write_streams().resolve(stream_id, std::iter::empty())?.current().sys;
             for step in &steps {
-                step.run(device, stream, &pointers).map_err(|error| ServerError::Generic {
+                step.recorded(device, stream, &pointers, phase).map_err(|error| ServerError::Generic {
                     reason: error.to_string(),
                     backtrace: BackTrace::capture(),
                 })?;
@@ -202,6 +204,29 @@ impl Work {
 }
 
 impl Step {
+    fn name(&self) -> String {
+        match self {
+            Self::Launch { kernel, .. } => kernel.entry.to_owned(),
+            Self::Product { call, .. } => call.name(),
+            Self::Zero { .. } => "zero".to_owned(),
+            Self::Copy { .. } => "copy".to_owned(),
+        }
+    }
+
+    fn recorded(
+        &self,
+        device: u32,
+        stream: sys::CUstream,
+        pointers: &[sys::CUdeviceptr],
+        phase: Option<&'static str>,
+    ) -> Result<(), Error> {
+        let Some(phase) = phase else { return self.run(device, stream, pointers) };
+        let begin = profile::mark(stream)?;
+        self.run(device, stream, pointers)?;
+        profile::keep(self.name(), phase, begin, profile::mark(stream)?);
+        Ok(())
+    }
+
     fn run(&self, device: u32, stream: sys::CUstream, pointers: &[sys::CUdeviceptr]) -> Result<(), Error> {
         match self {
             Self::Launch { kernel, grid, values } => {

@@ -52,13 +52,13 @@ extern "C" __global__ void __launch_bounds__(256) lrpe_backward(
     partial[(long long)blockIdx.y * 2 * width + c] = sum;
 }
 
-// The stripes of q and of k in order.
+// The stripes of q and of k in order, added to what is there or in its place.
 extern "C" __global__ void __launch_bounds__(256) lrpe_theta(
-    const float* __restrict__ partial, float* __restrict__ d_theta, int stripes, int width
+    const float* __restrict__ partial, float* __restrict__ d_theta, int stripes, int width, u32 accumulate
 ) {
     const int e = blockIdx.x * 256 + threadIdx.x;
     if (e >= width) return;
-    float sum = 0.0f;
+    float sum = accumulate ? d_theta[e] : 0.0f;
     for (int s = 0; s < stripes; s++) sum += partial[(long long)s * 2 * width + e] + partial[((long long)s * 2 + 1) * width + e];
     d_theta[e] = sum;
 }

@@ -128,7 +128,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_norm_forward(const bf1
   }
 }
 
-__device__ __forceinline__ void backward(const Place& place, const Part& part, const Part& gradient, const Part* other, bf16* dx) {
+// With `y` the norm itself is written once more: what was read for the gradient gives it for nothing.
+__device__ __forceinline__ void backward(const Place& place, const Part& part, const Part& gradient, const Part* other, bf16* dx, bf16* y) {
   float2 sums = make_float2(squares(part), 0.0f);
 #pragma unroll
   for (u32 i = 0; i < HELD; i++) {
@@ -148,25 +149,30 @@ __device__ __forceinline__ void backward(const Place& place, const Part& part, c
     unpack(gradient.packs[i], g);
     if (other) unpack(other->packs[i], r);
 #pragma unroll
-    for (u32 j = 0; j < PACK; j++) v[j] = g[j] * scale.scale - v[j] * factor + r[j];
-    place.store(dx, i, v);
+    for (u32 j = 0; j < PACK; j++) {
+      r[j] += g[j] * scale.scale - v[j] * factor;
+      v[j] *= scale.scale;
+    }
+    place.store(dx, i, r);
+    if (y) place.store(y, i, v);
   }
 }
 
-// dx = dy s - x c
+// dx = dy s - x c; y, where asked for, is the norm
 extern "C" __global__ void __launch_bounds__(THREADS) norm_backward(const bf16* __restrict__ x, const bf16* __restrict__ dy,
-                                                         bf16* __restrict__ dx, u32 rows) {
+                                                         bf16* __restrict__ dx, bf16* __restrict__ y, u32 rows) {
   Place place(rows);
   Part part = place.load(x), gradient = place.load(dy);
-  backward(place, part, gradient, nullptr, dx);
+  backward(place, part, gradient, nullptr, dx, y);
 }
 
-// dx = dy s - x c + residual
+// dx = dy s - x c + residual; y as there
 extern "C" __global__ void __launch_bounds__(THREADS) norm_backward_add(const bf16* __restrict__ x, const bf16* __restrict__ dy,
-                                                             const bf16* __restrict__ residual, bf16* __restrict__ dx, u32 rows) {
+                                                             const bf16* __restrict__ residual, bf16* __restrict__ dx,
+                                                             bf16* __restrict__ y, u32 rows) {
   Place place(rows);
   Part part = place.load(x), gradient = place.load(dy), other = place.load(residual);
-  backward(place, part, gradient, &other, dx);
+  backward(place, part, gradient, &other, dx, y);
 }
 
 // y = u * o / (r + e), the rows of u `stride` values apart
@@ -186,10 +192,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) gate_forward(const bf16* _
   }
 }
 
-// du = dy * o s; with g = dy * u: d_o = g s - o c
+// du = dy * o s; with g = dy * u: d_o = g s - o c; y, where asked for, is the gate's output
 extern "C" __global__ void __launch_bounds__(THREADS) gate_backward(const bf16* __restrict__ u, u32 stride, const bf16* __restrict__ o,
                                                          const bf16* __restrict__ dy, bf16* __restrict__ du, u32 du_stride,
-                                                         bf16* __restrict__ d_o, u32 rows) {
+                                                         bf16* __restrict__ d_o, bf16* __restrict__ y, u32 rows) {
   Place place(rows);
   Part part = place.load(o), gate = place.load(u, stride), gradient = place.load(dy);
   float2 sums = make_float2(squares(part), 0.0f);
@@ -213,10 +219,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) gate_backward(const bf16* 
     unpack(gradient.packs[i], g);
 #pragma unroll
     for (u32 j = 0; j < PACK; j++) {
-      to_u[j] = g[j] * v[j] * scale.scale;
+      float normed = v[j] * scale.scale;
+      to_u[j] = g[j] * normed;
       v[j] = g[j] * w[j] * scale.scale - v[j] * factor;
+      w[j] *= normed;
     }
     place.store(du, i, to_u, du_stride);
     place.store(d_o, i, v);
+    if (y) place.store(y, i, w);
   }
 }

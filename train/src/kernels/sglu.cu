@@ -16,9 +16,9 @@ extern "C" __global__ void __launch_bounds__(256) sglu_forward(const bf16* __res
   reinterpret_cast<uint4*>(y)[at] = pack(a);
 }
 
-// da = dy * b, db = dy * a, side by side
+// da = dy * b, db = dy * a, side by side; y = a * b, where asked for
 extern "C" __global__ void __launch_bounds__(256) sglu_backward(const bf16* __restrict__ ab, const bf16* __restrict__ dy,
-                                                     bf16* __restrict__ d_ab, u64 packs) {
+                                                     bf16* __restrict__ d_ab, bf16* __restrict__ y, u64 packs) {
   u64 at = blockIdx.x * 256ull + threadIdx.x;
   if (at >= packs) return;
   u64 place = at + at / PACKS * PACKS;
@@ -28,6 +28,12 @@ extern "C" __global__ void __launch_bounds__(256) sglu_backward(const bf16* __re
   unpack(from[0], a);
   unpack(from[PACKS], b);
   unpack(reinterpret_cast<const uint4*>(dy)[at], g);
+  if (y) {
+    float product[PACK];
+#pragma unroll
+    for (u32 j = 0; j < PACK; j++) product[j] = a[j] * b[j];
+    reinterpret_cast<uint4*>(y)[at] = pack(product);
+  }
 #pragma unroll
   for (u32 j = 0; j < PACK; j++) {
     b[j] *= g[j];

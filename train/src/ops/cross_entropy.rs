@@ -226,21 +226,66 @@ struct CudaCrossEntropy {
 impl CudaCrossEntropy {
     /// The loss, and where `tracked` the gradients of hidden and, without a sum, of the weight.
     fn run(&self, hidden: &CubeTensor, weight: &CubeTensor, tracked: bool) -> (CubeTensor, Vec<CubeTensor>) {
+        let head = Head { targets: &self.targets, z_loss: self.z_loss, factor: self.factor };
+        if !tracked {
+            return (head.loss(hidden, weight), Vec::new());
+        }
+        let ([vocabulary, width], _) = cuda::rows(weight);
+        let own = self.sum.is_none().then(|| cuda::empty(hidden, [vocabulary, width], DType::F32));
+        let (dw, accumulate) = match (&self.sum, &own) {
+            (Some(sum), _) => sum.next(),
+            (None, Some(own)) => (own, false),
+            (None, None) => unreachable!("made above"),
+        };
+        let (loss, dh) = head.gradients(hidden, weight, dw, accumulate);
+        (loss, [dh].into_iter().chain(own).collect())
+    }
+}
+
+/// The loss of rows on CUDA, in bf16.
+pub(crate) struct Head<'a> {
+    pub(crate) targets: &'a [u32],
+    pub(crate) z_loss: f32,
+    /// Of the loss of every row: its share of the whole batch's mean.
+    pub(crate) factor: f32,
+}
+
+impl Head<'_> {
+    /// The loss alone: `[1]`, float32.
+    pub(crate) fn loss(&self, hidden: &CubeTensor, weight: &CubeTensor) -> CubeTensor {
+        self.run(hidden, weight, None).0
+    }
+
+    /// The loss and the gradient of `hidden`; that of the weight is put into `dw`, or added to it.
+    pub(crate) fn gradients(
+        &self,
+        hidden: &CubeTensor,
+        weight: &CubeTensor,
+        dw: &CubeTensor,
+        accumulate: bool,
+    ) -> (CubeTensor, CubeTensor) {
+        match self.run(hidden, weight, Some((dw, accumulate))) {
+            (loss, Some(dh)) => (loss, dh),
+            (_, None) => unreachable!("asked for"),
+        }
+    }
+
+    fn run(
+        &self,
+        hidden: &CubeTensor,
+        weight: &CubeTensor,
+        dw: Option<(&CubeTensor, bool)>,
+    ) -> (CubeTensor, Option<CubeTensor>) {
         let ([tokens, width], _) = cuda::rows(hidden);
         let ([vocabulary, _], _) = cuda::rows(weight);
         let stride = vocabulary.next_multiple_of(8);
         // Whole tiles of the products in every chunk but the last.
         let chunk = (LOGIT_BYTES / (2 * stride) / 128 * 128).clamp(128, tokens.next_multiple_of(4).max(128));
         let logits = cuda::empty(hidden, [chunk.min(tokens), stride], DType::BF16);
-        let targets = cuda::upload(&hidden.device, &self.targets);
+        let targets = cuda::upload(&hidden.device, self.targets);
         let losses = cuda::empty(hidden, [tokens], DType::F32);
         let loss = cuda::empty(hidden, [1], DType::F32);
-        let dh = tracked.then(|| cuda::empty(hidden, [tokens, width], DType::BF16));
-        let own = (tracked && self.sum.is_none()).then(|| cuda::empty(hidden, [vocabulary, width], DType::F32));
-        let dw = match (&self.sum, &own) {
-            (Some(sum), None) if tracked => Some(sum.next()),
-            (_, own) => own.as_ref().map(|own| (own, false)),
-        };
+        let dh = dw.map(|_| cuda::empty(hidden, [tokens, width], DType::BF16));
         let rows = Kernel::new(&SOURCE, "cross_entropy_rows");
         let mut work = Work::near(hidden);
         for begin in (0..tokens).step_by(chunk) {
@@ -269,7 +314,7 @@ impl CudaCrossEntropy {
         let arguments = [cuda::read(&losses), cuda::write(&loss), cuda::u32(tokens as u32), cuda::f32(self.factor)];
         work.launch(&total, Grid::new(1, 1024), &arguments);
         work.submit();
-        (loss, dh.into_iter().chain(own).collect())
+        (loss, dh)
     }
 }
 

@@ -223,19 +223,22 @@ impl Backward {
     }
 }
 
+/// Rows `ids` of the contiguous `weight`, times `scale`, in bf16, on CUDA.
+pub fn forward(weight: &CubeTensor, ids: &[u32], scale: f32) -> CubeTensor {
+    let ([_, width], _) = cuda::rows(weight);
+    let y = cuda::empty(weight, [ids.len(), width], DType::BF16);
+    let packs = (ids.len() * width / 8) as u64;
+    let ids = cuda::upload(&weight.device, ids);
+    let mut work = Work::near(weight);
+    let arguments = [cuda::read(weight), cuda::read(&ids), cuda::write(&y), cuda::u64(packs), cuda::f32(scale)];
+    work.launch(&kernel("embedding_forward", width), Grid::new(packs.div_ceil(256) as u32, 256), &arguments);
+    work.submit();
+    y
+}
+
 impl Operation<CubeBackend, 1> for CudaEmbedding {
     fn forward(&self, [weight]: [CubeTensor; 1], _tracked: bool) -> (CubeTensor, Vec<CubeTensor>) {
-        let weight = into_contiguous(weight);
-        let ([_, width], _) = cuda::rows(&weight);
-        let ids = cuda::upload(&weight.device, &self.ids);
-        let y = cuda::empty(&weight, [self.ids.len(), width], DType::BF16);
-        let packs = (self.ids.len() * width / 8) as u64;
-        let mut work = Work::near(&weight);
-        let arguments =
-            [cuda::read(&weight), cuda::read(&ids), cuda::write(&y), cuda::u64(packs), cuda::f32(self.scale)];
-        work.launch(&kernel("embedding_forward", width), Grid::new(packs.div_ceil(256) as u32, 256), &arguments);
-        work.submit();
-        (y, Vec::new())
+        (forward(&into_contiguous(weight), &self.ids, self.scale), Vec::new())
     }
 
     fn backward(&self, _saved: Vec<CubeTensor>, dy: CubeTensor, _: [bool; 1]) -> [Option<CubeTensor>; 1] {

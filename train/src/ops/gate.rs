@@ -33,8 +33,15 @@ pub fn forward(u: &CubeTensor, o: &CubeTensor) -> CubeTensor {
     y
 }
 
-/// Writes the gradient of u into `du`, whose rows may be apart, and gives that of o, on CUDA.
-pub fn backward(u: &CubeTensor, o: &CubeTensor, dy: &CubeTensor, du: &CubeTensor) -> CubeTensor {
+/// Writes the gradient of u into `du`, whose rows may be apart, and gives that of o, on CUDA. Writes the gate's
+/// output once more into `y` where that is given, for who did not keep it.
+pub fn backward(
+    u: &CubeTensor,
+    o: &CubeTensor,
+    dy: &CubeTensor,
+    du: &CubeTensor,
+    y: Option<&CubeTensor>,
+) -> CubeTensor {
     let ([rows, width], _) = cuda::rows(o);
     let ((_, stride), (_, du_stride)) = (cuda::rows(u), cuda::rows(du));
     let d_o = cuda::empty_like(o);
@@ -48,6 +55,7 @@ pub fn backward(u: &CubeTensor, o: &CubeTensor, dy: &CubeTensor, du: &CubeTensor
         cuda::write(du),
         cuda::u32(du_stride as u32),
         cuda::write(&d_o),
+        y.map_or_else(cuda::absent, cuda::write),
         cuda::u32(rows as u32),
     ];
     work.launch(&kernel, grid, &arguments);
@@ -63,7 +71,7 @@ impl Operation<CubeBackend, 2> for Gate {
 
     fn backward(&self, saved: Vec<CubeTensor>, dy: CubeTensor, _: [bool; 2]) -> [Option<CubeTensor>; 2] {
         let du = cuda::empty_like(&saved[1]);
-        let d_o = backward(&saved[0], &saved[1], &into_contiguous(dy), &du);
+        let d_o = backward(&saved[0], &saved[1], &into_contiguous(dy), &du, None);
         [Some(du), Some(d_o)]
     }
 }

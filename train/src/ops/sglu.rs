@@ -55,14 +55,16 @@ pub fn forward(ab: &CubeTensor) -> CubeTensor {
     y
 }
 
-/// The gradient of a contiguous `ab`, in bf16, on CUDA.
-pub fn backward(ab: &CubeTensor, dy: &CubeTensor) -> CubeTensor {
+/// The gradient of a contiguous `ab`, in bf16, on CUDA. Writes `a ⊙ b` once more into `y` where that is given, for
+/// who did not keep it.
+pub fn backward(ab: &CubeTensor, dy: &CubeTensor, y: Option<&CubeTensor>) -> CubeTensor {
     let ([rows, width], _) = cuda::rows(ab);
     let half = width / 2;
     let d_ab = cuda::empty_like(ab);
     let (packs, grid) = launch(rows, half);
     let mut work = Work::near(ab);
-    let arguments = [cuda::read(ab), cuda::read(dy), cuda::write(&d_ab), cuda::u64(packs)];
+    let y = y.map_or_else(cuda::absent, cuda::write);
+    let arguments = [cuda::read(ab), cuda::read(dy), cuda::write(&d_ab), y, cuda::u64(packs)];
     work.launch(&kernel("sglu_backward", half), grid, &arguments);
     work.submit();
     d_ab
@@ -75,7 +77,7 @@ impl Operation<CubeBackend, 1> for Sglu {
     }
 
     fn backward(&self, saved: Vec<CubeTensor>, dy: CubeTensor, _: [bool; 1]) -> [Option<CubeTensor>; 1] {
-        [Some(backward(&saved[0], &into_contiguous(dy)))]
+        [Some(backward(&saved[0], &into_contiguous(dy), None))]
     }
 }
 

@@ -129,20 +129,27 @@ pub fn add_forward_on_cuda(x: &CubeTensor, branch: &CubeTensor) -> [CubeTensor; 
     [sum, y]
 }
 
-/// The gradient of `x`, plus `residual`: what reaches x past the norm.
-pub fn backward_on_cuda(x: &CubeTensor, dy: &CubeTensor, residual: Option<&CubeTensor>) -> CubeTensor {
+/// The gradient of `x`, plus `residual`: what reaches x past the norm. Writes the norm once more into `y` where
+/// that is given, for who did not keep it.
+pub fn backward_on_cuda(
+    x: &CubeTensor,
+    dy: &CubeTensor,
+    residual: Option<&CubeTensor>,
+    y: Option<&CubeTensor>,
+) -> CubeTensor {
     let ([rows, width], _) = cuda::rows(x);
     let dx = cuda::empty_like(x);
     let mut work = Work::near(x);
     let count = cuda::u32(rows as u32);
+    let y = y.map_or_else(cuda::absent, cuda::write);
     match residual {
         None => {
             let (kernel, grid) = kernel("norm_backward", rows, width);
-            work.launch(&kernel, grid, &[cuda::read(x), cuda::read(dy), cuda::write(&dx), count]);
+            work.launch(&kernel, grid, &[cuda::read(x), cuda::read(dy), cuda::write(&dx), y, count]);
         }
         Some(residual) => {
             let (kernel, grid) = kernel("norm_backward_add", rows, width);
-            let arguments = [cuda::read(x), cuda::read(dy), cuda::read(residual), cuda::write(&dx), count];
+            let arguments = [cuda::read(x), cuda::read(dy), cuda::read(residual), cuda::write(&dx), y, count];
             work.launch(&kernel, grid, &arguments);
         }
     }
@@ -157,7 +164,7 @@ impl Operation<CubeBackend, 1> for SrmsNorm {
     }
 
     fn backward(&self, saved: Vec<CubeTensor>, dy: CubeTensor, _: [bool; 1]) -> [Option<CubeTensor>; 1] {
-        [Some(backward_on_cuda(&saved[0], &into_contiguous(dy), None))]
+        [Some(backward_on_cuda(&saved[0], &into_contiguous(dy), None, None))]
     }
 }
 

@@ -70,6 +70,11 @@ impl GradientSum {
         self.begun.load(Ordering::Relaxed)
     }
 
+    /// The buffer itself.
+    pub(crate) fn into_buffer(self) -> CubeTensor {
+        self.buffer
+    }
+
     /// The buffer, and whether the next gradient is added to what is in it. Counts as that gradient.
     pub(crate) fn next(&self) -> (&CubeTensor, bool) {
         (&self.buffer, self.begun.swap(true, Ordering::Relaxed))

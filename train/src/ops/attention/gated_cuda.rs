@@ -15,6 +15,7 @@ use super::lightning::{self, Attention, Heads, States};
 use crate::cuda::{self, Grid, Kernel, Source, Work};
 use crate::ops::operation::{self, Operation};
 use crate::ops::sequences::Sequences;
+use crate::ops::weight::GradientSum;
 use crate::ops::{gate, srms_norm};
 
 pub(crate) static LRPE: Source = Source { name: "lrpe.cu", text: include_str!("../../kernels/lrpe.cu") };
@@ -23,7 +24,7 @@ pub(crate) static LRPE: Source = Source { name: "lrpe.cu", text: include_str!(".
 const STRIPE: usize = 128;
 
 /// Whether heads of `width / heads` values in rows of this length have this form.
-pub(super) fn has_form(width: usize, heads: usize, sequences: &Sequences, rotated: bool) -> bool {
+pub(crate) fn has_form(width: usize, heads: usize, sequences: &Sequences, rotated: bool) -> bool {
     let head = width / heads;
     let key = if rotated { 2 * head } else { head };
     srms_norm::has_kernel(width) && head.is_multiple_of(8) && key <= 256 && sequences.length() >= 64
@@ -46,6 +47,12 @@ impl Documents {
     }
 }
 
+/// λ of every head, on the device.
+pub(crate) fn upload_decay(decay: &[f64], device: &CubeDevice) -> CubeTensor {
+    let rates: Vec<f32> = decay.iter().map(|&rate| rate as f32).collect();
+    cuda::upload_floats(device, &rates)
+}
+
 /// One layer's token mixer between its projections.
 #[derive(Clone, Debug)]
 pub(crate) struct Mixer {
@@ -57,9 +64,8 @@ pub(crate) struct Mixer {
 
 impl Mixer {
     pub(crate) fn new(decay: &[f64], documents: Documents) -> Self {
-        let rates: Vec<f32> = decay.iter().map(|&rate| rate as f32).collect();
         let device = &documents.positions.device;
-        Self { decay: cuda::upload_floats(device, &rates), heads: decay.len(), documents }
+        Self { decay: upload_decay(decay, device), heads: decay.len(), documents }
     }
 
     fn attention(&self, silu: bool) -> Attention<'_> {
@@ -80,8 +86,15 @@ impl Mixer {
         [0, 1].map(|index| Heads::columns(features, index * 2 * width, sizes))
     }
 
-    /// The attention's output `[B·T, E]`, before norm and gate; `theta: [H, K]` in float32.
-    pub(crate) fn attend(&self, projected: &CubeTensor, theta: Option<&CubeTensor>) -> CubeTensor {
+    /// The attention's output `[B·T, E]`, before norm and gate; `theta: [H, K]` in float32. It begins with `state`
+    /// `[B, H, K, V]` in float32 (2K with θ, zero without one) and writes that after the last token into `after`.
+    pub(crate) fn attend(
+        &self,
+        projected: &CubeTensor,
+        theta: Option<&CubeTensor>,
+        state: Option<&CubeTensor>,
+        after: Option<&CubeTensor>,
+    ) -> CubeTensor {
         let ([tokens, width], _) = cuda::rows(projected);
         let o = cuda::empty(projected, [tokens, width / 4], DType::BF16);
         let to = Heads::columns(&o, 0, [self.documents.rows, self.heads, width / 4 / self.heads]);
@@ -89,12 +102,12 @@ impl Mixer {
         match theta {
             None => {
                 let (q, k) = (self.part(projected, 0), self.part(projected, 1));
-                lightning::forward(&self.attention(true), [&q, &k, &v], &to, None, None);
+                lightning::forward(&self.attention(true), [&q, &k, &v], &to, state, after);
             }
             Some(theta) => {
                 let features = self.features(projected, theta);
                 let [q, k] = self.rotated(&features);
-                lightning::forward(&self.attention(false), [&q, &k, &v], &to, None, None);
+                lightning::forward(&self.attention(false), [&q, &k, &v], &to, state, after);
             }
         }
         o
@@ -106,33 +119,35 @@ impl Mixer {
         gate::forward(&cuda::columns(projected, 3 * width, width), o)
     }
 
-    /// The gradients of the projection and of θ (where there is one) from that of the gate's output.
+    /// The gradient of the projection from that of the gate's output. Adds the gradient of θ to its sum, and
+    /// writes the gate's output once more into `y` where that is given.
     pub(crate) fn backward(
         &self,
         projected: &CubeTensor,
-        theta: Option<&CubeTensor>,
+        theta: Option<(&CubeTensor, &GradientSum)>,
         o: &CubeTensor,
         dy: &CubeTensor,
-    ) -> (CubeTensor, Option<CubeTensor>) {
+        y: Option<&CubeTensor>,
+    ) -> CubeTensor {
         let ([tokens, width], _) = cuda::rows(o);
         let d_projected = cuda::empty(o, [tokens, 4 * width], DType::BF16);
         let u = cuda::columns(projected, 3 * width, width);
-        let d_o = gate::backward(&u, o, dy, &cuda::columns(&d_projected, 3 * width, width));
+        let d_o = gate::backward(&u, o, dy, &cuda::columns(&d_projected, 3 * width, width), y);
         let d_o = Heads::columns(&d_o, 0, [self.documents.rows, self.heads, width / self.heads]);
         let (v, d_v) = (self.part(projected, 2), self.part(&d_projected, 2));
-        let Some(theta) = theta else {
+        let Some((theta, d_theta)) = theta else {
             let [q, k, d_q, d_k] = [(projected, 0), (projected, 1), (&d_projected, 0), (&d_projected, 1)]
                 .map(|(matrix, index)| self.part(matrix, index));
             let states = States::default();
             lightning::backward(&self.attention(true), [&q, &k, &v], &d_o, [&d_q, &d_k, &d_v], states);
-            return (d_projected, None);
+            return d_projected;
         };
         let features = self.features(projected, theta);
         let d_features = cuda::empty_like(&features);
         let ([q, k], [d_q, d_k]) = (self.rotated(&features), self.rotated(&d_features));
         lightning::backward(&self.attention(false), [&q, &k, &v], &d_o, [&d_q, &d_k, &d_v], States::default());
-        let d_theta = self.rotate_back(projected, theta, &d_features, &d_projected);
-        (d_projected, Some(d_theta))
+        self.rotate_back(projected, (theta, d_theta), &d_features, &d_projected);
+        d_projected
     }
 
     /// SiLU and LRPE of q and k: `[B·T, 2, H, 2K]`.
@@ -155,20 +170,20 @@ impl Mixer {
         features
     }
 
-    /// Writes the gradients of q and k, and gives that of θ, from that of the features.
+    /// Writes the gradients of q and k, and adds that of θ to its sum, from that of the features.
     fn rotate_back(
         &self,
         projected: &CubeTensor,
-        theta: &CubeTensor,
+        (theta, d_theta): (&CubeTensor, &GradientSum),
         d_features: &CubeTensor,
         d_projected: &CubeTensor,
-    ) -> CubeTensor {
+    ) {
         let ([tokens, width], stride) = cuda::rows(projected);
         let (_, d_stride) = cuda::rows(d_projected);
         let width = width / 4;
         let count = tokens.div_ceil(STRIPE);
         let partial = cuda::empty(projected, [count, 2 * width], DType::F32);
-        let d_theta = cuda::empty(projected, [self.heads, width / self.heads], DType::F32);
+        let (d_theta, accumulate) = d_theta.next();
         let mut work = Work::near(projected);
         let arguments = [
             cuda::view(projected),
@@ -183,10 +198,15 @@ impl Mixer {
         let numbers = [tokens, width, width / self.heads, STRIPE].map(|n| cuda::i32(n as i32));
         let arguments: Vec<_> = arguments.into_iter().chain(numbers).collect();
         work.launch(&Kernel::new(&LRPE, "lrpe_backward"), stripes(tokens, width), &arguments);
-        let arguments = [cuda::read(&partial), cuda::write(&d_theta), cuda::i32(count as i32), cuda::i32(width as i32)];
+        let arguments = [
+            cuda::read(&partial),
+            cuda::update(d_theta),
+            cuda::i32(count as i32),
+            cuda::i32(width as i32),
+            cuda::u32(u32::from(accumulate)),
+        ];
         work.launch(&Kernel::new(&LRPE, "lrpe_theta"), Grid::new(width.div_ceil(256) as u32, 256), &arguments);
         work.submit();
-        d_theta
     }
 }
 
@@ -224,13 +244,16 @@ impl Gated {
         let projected = cuda::in_rows(projected);
         let theta = theta.map(in_float32);
         let mixer = self.mixer(&projected);
-        let o = mixer.attend(&projected, theta.as_ref());
+        let o = mixer.attend(&projected, theta.as_ref(), None, None);
         let y = mixer.gate(&projected, &o);
         (y, [projected, o].into_iter().chain(theta).collect())
     }
 
     fn gradients(&self, saved: &[CubeTensor], dy: CubeTensor) -> (CubeTensor, Option<CubeTensor>) {
-        self.mixer(&dy).backward(&saved[0], saved.get(2), &saved[1], &cuda::contiguous(dy))
+        let d_theta = saved.get(2).map(|theta| GradientSum::new(cuda::empty_like(theta)));
+        let theta = saved.get(2).zip(d_theta.as_ref());
+        let d_projected = self.mixer(&dy).backward(&saved[0], theta, &saved[1], &cuda::contiguous(dy), None);
+        (d_projected, d_theta.map(GradientSum::into_buffer))
     }
 }
 

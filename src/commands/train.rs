@@ -1,0 +1,116 @@
+//! `fulgurite train`
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use train::device::DeviceChoice;
+use train::estimate::{Estimate, Gpu, estimate};
+use train::job::{Job, Options};
+use train::run::Outcome;
+
+use crate::cli::{Logging, Train};
+use crate::exit::Usage;
+use crate::live::Live;
+use crate::source::Source;
+use crate::{output, stop};
+
+/// Train, continue, or say what it would take.
+pub fn train(args: &Train, logging: &Logging) -> Result<()> {
+    let source = Source::read(&args.config, &args.set)?;
+    let mut job: Job = source.parse()?;
+    job.train.schedule = job.train.schedule.resolved(job.train.steps);
+    let choice: DeviceChoice = args.device.parse().map_err(|e: train::Error| Usage(e.to_string()))?;
+    if args.estimate {
+        return tell(&job, args.json).map_err(|e| explain(&source, e));
+    }
+    let directory = args.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&job.name));
+    std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    let resolved = toml::to_string_pretty(&job).context("the settings as TOML")?;
+    pipeline::manifest::replace_file(&directory.join("train.toml"), resolved.as_bytes())?;
+    let stop = stop::on_signal()?;
+    let device = choice.select().map_err(|e| Usage(e.to_string()))?;
+    let mut live = Live::new(job.train.steps, logging);
+    let options =
+        Options { directory: &directory, device: &device, profile_steps: args.profile, stop: stop.as_ref() };
+    let outcome = job.run(&options, &mut |metrics| live.show(metrics)).map_err(|e| explain(&source, e))?;
+    let last = live.finish();
+    let (path, finished) = match &outcome {
+        Outcome::Finished(path) => (path, true),
+        Outcome::Stopped(path) => (path, false),
+    };
+    if args.json {
+        output::json(&serde_json::json!({ "finished": finished, "checkpoint": path, "metrics": last }))?;
+    } else {
+        output::line(path.display().to_string())?;
+    }
+    if finished { Ok(()) } else { Err(pipeline::Error::Interrupted.into()) }
+}
+
+/// A setting's error with the line that sets it.
+fn explain(source: &Source, error: train::Error) -> anyhow::Error {
+    match error {
+        train::Error::Config { key, reason } if key == "tokens" => source.refuse_key(&key, &reason).into(),
+        train::Error::Config { key, reason } => source.refuse_key(&format!("train.{key}"), &reason).into(),
+        other => other.into(),
+    }
+}
+
+fn tell(job: &Job, json: bool) -> std::result::Result<(), train::Error> {
+    let mut config = job.train.clone();
+    if config.model.vocab_size == 0 {
+        return Err(train::Error::Config {
+            key: "model.vocab_size".into(),
+            reason: "an estimate needs a number here; the training run itself takes that of the tokens".into(),
+        });
+    }
+    config.schedule = config.schedule.resolved(config.steps);
+    config.validate()?;
+    let told = estimate(&config, gpu());
+    let printed = if json { output::json(&told) } else { print(&told) };
+    printed.map_err(|error| train::Error::Input(error.to_string()))
+}
+
+/// The first GPU of this machine, or the one that estimates stand for.
+fn gpu() -> Gpu {
+    match train::device::cuda_devices() {
+        Ok(count) if count > 0 => train::estimate::gpu_at(0).unwrap_or_else(Gpu::h200),
+        _ => Gpu::h200(),
+    }
+}
+
+fn print(told: &Estimate) -> Result<()> {
+    let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+    output::line(format!(
+        "{} parameters; weights {}, gradients {}, optimizer {}",
+        output::thousands(told.parameters),
+        gib(told.weight_bytes),
+        gib(told.gradient_bytes),
+        gib(told.optimizer_bytes)
+    ))?;
+    output::line(format!(
+        "{} tokens a step, {:.3} GFLOP a token; expected on one {} ({} of memory):",
+        output::thousands(told.tokens_per_step),
+        told.flops_per_token / 1e9,
+        told.gpu.name,
+        gib(told.gpu.memory_bytes)
+    ))?;
+    let head = ["activation checkpointing", "activations", "peak", "fits", "ms a step", "tokens/s", "MFU"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    rows.extend(told.variants.iter().map(|variant| {
+        use train::config::Recompute;
+        vec![
+            match variant.activation_checkpointing {
+                Recompute::None => "none".to_string(),
+                Recompute::Full => "full".to_string(),
+                Recompute::Every { every } => format!("every {every}"),
+            },
+            gib(variant.activation_bytes),
+            gib(variant.peak_bytes),
+            if variant.peak_bytes < told.gpu.memory_bytes { "yes" } else { "no" }.to_string(),
+            format!("{:.1}", 1e3 * variant.step_s),
+            output::thousands(variant.tokens_per_s as u64),
+            format!("{:.1} %", 100.0 * variant.mfu),
+        ]
+    }));
+    Ok(output::line(output::table(&rows))?)
+}

@@ -1,0 +1,217 @@
+//! What a run will take, told before anything is allocated: parameters, memory, operations, time.
+//!
+//! Memory counts the tensors of [`crate::engine`]'s step in bf16 one by one. Time is that of the products at a
+//! share of the GPU's best rate plus that of all other bytes at a share of its memory's, the shares as measured
+//! on an H200 (docs/kernels.md).
+
+use serde::Serialize;
+
+use crate::config::{Recompute, TrainConfig};
+use crate::cuda;
+use crate::parameters::ParameterList;
+
+/// What is known of a GPU.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Gpu {
+    /// Its name.
+    pub name: String,
+    /// bf16 products with float32 sums, operations per second, at best.
+    pub peak_flops: f64,
+    /// Bytes per second between it and its memory, at best.
+    pub bandwidth: f64,
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
+}
+
+impl Gpu {
+    /// The one that the estimate stands for where none is at hand.
+    pub fn h200() -> Self {
+        Self { name: "NVIDIA H200".into(), peak_flops: 989.4e12, bandwidth: 4.8e12, memory_bytes: 150_754_820_096 }
+    }
+}
+
+/// What is known of this machine's GPU of this index; nothing when its rates are not known.
+pub fn gpu_at(index: u32) -> Option<Gpu> {
+    let facts = cuda::device_facts(index).ok()?;
+    Some(Gpu {
+        peak_flops: facts.peak_bf16_flops()?,
+        bandwidth: facts.bandwidth()?,
+        memory_bytes: facts.memory,
+        name: facts.name,
+    })
+}
+
+/// Share of the best rate that products reach, and of the memory's that everything else does.
+const PRODUCTS: f64 = 0.66;
+const BYTES: f64 = 0.75;
+
+/// Bytes of the loss's logits that are in memory at once.
+const LOGIT_BYTES: usize = 256 << 20;
+
+/// What one setting of activation checkpointing takes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Variant {
+    /// The setting.
+    pub activation_checkpointing: Recompute,
+    /// Bytes that blocks keep between forward and backward.
+    pub activation_bytes: u64,
+    /// Bytes at the fullest moment.
+    pub peak_bytes: u64,
+    /// Operations per trained token, those made again included.
+    pub hardware_flops_per_token: f64,
+    /// Seconds a step.
+    pub step_s: f64,
+    /// Predicted tokens per second.
+    pub tokens_per_s: f64,
+    /// Model operations over what the GPU can do.
+    pub mfu: f64,
+}
+
+/// What a run will take on one GPU.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Trained values.
+    pub parameters: u64,
+    /// Bytes of weights: float32 and the bf16 copy.
+    pub weight_bytes: u64,
+    /// Bytes of the sums of gradients, float32.
+    pub gradient_bytes: u64,
+    /// Bytes of the two moments, float32.
+    pub optimizer_bytes: u64,
+    /// Operations per trained token, forward and backward: see [`model_flops_per_token`].
+    pub flops_per_token: f64,
+    /// Predicted tokens of a step.
+    pub tokens_per_step: u64,
+    /// The GPU it is for.
+    pub gpu: Gpu,
+    /// The configured setting first.
+    pub variants: Vec<Variant>,
+}
+
+/// Operations of forward and backward per token, a multiplication and an addition counted as two: 6 for each
+/// weight of a matrix but the embedding's, and 12·E·K a layer for the attention in its recurrent form (2K in place of
+/// K where LRPE is). What checkpointing makes again is not counted: this is the numerator of MFU (PaLM, arXiv
+/// 2204.02311, appendix B).
+pub fn model_flops_per_token(config: &TrainConfig) -> f64 {
+    3.0 * (block_flops(config) + head_flops(config))
+}
+
+fn head_flops(config: &TrainConfig) -> f64 {
+    2.0 * (config.model.vocab_size * config.model.decoder_embed_dim) as f64
+}
+
+/// Forward of all blocks.
+fn block_flops(config: &TrainConfig) -> f64 {
+    (0..config.model.decoder_layers).map(|layer| layer_flops(config, layer)).sum()
+}
+
+fn layer_flops(config: &TrainConfig, layer: usize) -> f64 {
+    let model = &config.model;
+    let (d, e, g) = (model.decoder_embed_dim, model.hidden_dim, model.glu_dim);
+    let features = if model.uses_lrpe(layer) { 2 * model.head_dim() } else { model.head_dim() };
+    (2 * (5 * e * d + 3 * d * g) + 4 * e * features) as f64
+}
+
+/// The estimate of `config` for `gpu`, with the configured activation checkpointing and the others beside it.
+pub fn estimate(config: &TrainConfig, gpu: Gpu) -> Estimate {
+    let parameters = ParameterList::of(&config.model).total() as u64;
+    let mut settings = vec![config.activation_checkpointing];
+    for other in [Recompute::None, Recompute::Every { every: 2 }, Recompute::Full] {
+        if !settings.contains(&other) {
+            settings.push(other);
+        }
+    }
+    Estimate {
+        parameters,
+        weight_bytes: 6 * parameters,
+        gradient_bytes: 4 * parameters,
+        optimizer_bytes: 8 * parameters,
+        flops_per_token: model_flops_per_token(config),
+        tokens_per_step: config.tokens_per_step(),
+        variants: settings.into_iter().map(|setting| variant(config, &gpu, setting, parameters)).collect(),
+        gpu,
+    }
+}
+
+fn variant(config: &TrainConfig, gpu: &Gpu, setting: Recompute, parameters: u64) -> Variant {
+    let model = &config.model;
+    let (d, e, g) = (model.decoder_embed_dim, model.hidden_dim, model.glu_dim);
+    let layers = model.decoder_layers;
+    let again: Vec<bool> = (0..layers).map(|layer| setting.again(layer)).collect();
+    let tokens = config.batch * config.sequence_length;
+
+    // Bytes per token, two a value.
+    let products = 4 * d + 10 * e + 4 * g;
+    let kept: usize = again.iter().map(|&again| if again { 2 * d } else { products }).sum();
+    let made_again = if again.contains(&true) { products } else { 0 };
+    let transient = made_again + 2 * d + (8 * g).max(12 * e + 4 * d);
+    let logits = LOGIT_BYTES.min(2 * model.vocab_size.next_multiple_of(8) * tokens);
+    let head = 6 * d * tokens + logits;
+    let activation_bytes = (kept * tokens) as u64;
+    let peak_bytes = 18 * parameters + activation_bytes + (transient * tokens).max(head) as u64;
+
+    let recomputed: f64 =
+        again.iter().enumerate().filter(|(_, again)| **again).map(|(layer, _)| layer_flops(config, layer)).sum();
+    let hardware = model_flops_per_token(config) + recomputed;
+    // Norms, gate, product and attention: bytes read and written per token and block.
+    let forward_bytes = 8 * d + 14 * e + 6 * g;
+    let backward_bytes = 20 * d + 26 * e + 12 * g;
+    let blocks: usize =
+        again.iter().map(|&again| backward_bytes + forward_bytes * if again { 2 } else { 1 }).sum();
+    let bytes_per_token = (blocks + 10 * model.vocab_size + 12 * d) as f64;
+    let step_tokens = config.tokens_per_step() as f64;
+    let step_s = step_tokens * (hardware / (PRODUCTS * gpu.peak_flops) + bytes_per_token / (BYTES * gpu.bandwidth))
+        + 34.0 * parameters as f64 / (BYTES * gpu.bandwidth);
+    Variant {
+        activation_checkpointing: setting,
+        activation_bytes,
+        peak_bytes,
+        hardware_flops_per_token: hardware,
+        step_s,
+        tokens_per_s: step_tokens / step_s,
+        mfu: model_flops_per_token(config) * step_tokens / step_s / gpu.peak_flops,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelConfig;
+
+    fn config() -> TrainConfig {
+        let model = ModelConfig::named("385m").unwrap();
+        TrainConfig { model, batch: 16, sequence_length: 2048, ..TrainConfig::default() }
+    }
+
+    #[test]
+    fn the_published_385m_has_its_parameters_and_operations() {
+        let told = estimate(&config(), Gpu::h200());
+        // Two tables of 64000 x 1024, 24 blocks of 5 + 3 * 2.75 squares, 1024 angles.
+        let square = 1024 * 1024;
+        let matrices = 24 * (5 * square + 3 * 1024 * 2816);
+        assert_eq!(told.parameters, 2 * 64000 * 1024 + matrices + 1024);
+        let attention = 12.0 * 1024.0 * (23.0 * 128.0 + 256.0);
+        let want = 6.0 * (matrices + 64000 * 1024) as f64 + attention;
+        assert!((told.flops_per_token / want - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn checkpointing_trades_memory_for_time() {
+        let told = estimate(&config(), Gpu::h200());
+        let [none, half, full] = &told.variants[..] else { panic!("{told:?}") };
+        assert_eq!(none.activation_checkpointing, Recompute::None);
+        assert!(none.peak_bytes > half.peak_bytes && half.peak_bytes > full.peak_bytes);
+        assert!(none.tokens_per_s > half.tokens_per_s && half.tokens_per_s > full.tokens_per_s);
+        // The full form makes the forward of the blocks, not of the head, once more.
+        assert!(full.hardware_flops_per_token < told.flops_per_token * 4.0 / 3.0);
+        assert!(full.hardware_flops_per_token > told.flops_per_token * 1.2);
+    }
+
+    #[test]
+    fn the_configured_setting_comes_first() {
+        let config = TrainConfig { activation_checkpointing: Recompute::Every { every: 3 }, ..config() };
+        let told = estimate(&config, Gpu::h200());
+        assert_eq!(told.variants.len(), 4);
+        assert_eq!(told.variants[0].activation_checkpointing, Recompute::Every { every: 3 });
+    }
+}

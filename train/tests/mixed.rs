@@ -1,0 +1,171 @@
+//! The step in bf16 on a GPU against the step in float32 on the CPU. Skipped, with a printed reason, without a GPU.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+use burn::tensor::Device;
+use train::config::{ModelConfig, Precision, Recompute, TrainConfig};
+use train::device::cuda_devices;
+use train::engine::{self, Engine, Snapshot};
+use train::parameters::ParameterList;
+use train::rng::Rng;
+use train::{Batch, Model};
+
+fn gpu(what: &str) -> Option<Device> {
+    match cuda_devices() {
+        Ok(count) if count > 0 => Some(Device::cuda(0)),
+        Ok(_) => {
+            eprintln!("skipped: {what} needs a CUDA device, the driver shows none");
+            None
+        }
+        Err(reason) => {
+            eprintln!("skipped: {what} needs a CUDA device: {reason}");
+            None
+        }
+    }
+}
+
+fn config() -> TrainConfig {
+    TrainConfig {
+        sequence_length: 200,
+        batch: 2,
+        gradient_accumulation: 2,
+        model: ModelConfig {
+            vocab_size: 512,
+            decoder_embed_dim: 128,
+            decoder_layers: 3,
+            decoder_attention_heads: 2,
+            hidden_dim: 128,
+            glu_dim: 384,
+            linear_use_lrpe_list: vec![1, 0, 0],
+            ..ModelConfig::default()
+        },
+        ..TrainConfig::default()
+    }
+}
+
+/// Documents in which each token follows from the one before most of the time.
+fn batch(config: &TrainConfig, step: u64) -> Batch {
+    let mut rng = Rng::new(11, step);
+    let (mut tokens, mut starts) = (Vec::new(), Vec::new());
+    let vocabulary = config.model.vocab_size as u64;
+    for _ in 0..config.batch * config.gradient_accumulation {
+        let (mut row, mut token) = (Vec::new(), 0);
+        for t in 0..=config.sequence_length {
+            if t == 0 || rng.uniform() < 0.01 {
+                row.push(t as u32);
+                token = rng.next_u64() % vocabulary;
+            }
+            tokens.push(token as u32);
+            token = if rng.uniform() < 0.9 { (token * 7 + 3) % vocabulary } else { rng.next_u64() % vocabulary };
+        }
+        starts.push(row);
+    }
+    Batch { tokens, starts, length: config.sequence_length }
+}
+
+fn start(config: &TrainConfig, device: &Device) -> Box<dyn Engine> {
+    let values = Model::new(&config.model, 5, &Device::flex()).unwrap().values();
+    engine::start(config, device, Snapshot::fresh(values)).unwrap()
+}
+
+fn snapshot(engine: &mut dyn Engine) -> Snapshot {
+    engine.snapshot().unwrap()().unwrap()
+}
+
+fn relative(got: &[f32], want: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let difference: f64 = got.iter().zip(want).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+    (difference / want.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
+}
+
+#[test]
+fn one_step_agrees_with_the_cpu_parameter_by_parameter() {
+    let Some(device) = gpu("a bf16 step") else { return };
+    let config = TrainConfig { precision: Precision::Bf16, z_loss: 1e-3, ..config() };
+    let on_cpu = TrainConfig { precision: Precision::Float32, ..config.clone() };
+    let batch = batch(&config, 0);
+    let mut cpu = start(&on_cpu, &Device::flex());
+    let mut gpu = start(&config, &device);
+    let (held_cpu, held_gpu) = (cpu.loss(&batch).unwrap(), gpu.loss(&batch).unwrap());
+    assert!((held_cpu - held_gpu).abs() < 3e-3 * held_cpu, "{held_cpu} {held_gpu}");
+    for engine in [&mut cpu, &mut gpu] {
+        engine.step(&batch, 1e-3).unwrap();
+    }
+    let (want, got) = (cpu.outcome().unwrap(), gpu.outcome().unwrap());
+    assert!((want.loss - got.loss).abs() < 3e-3 * want.loss, "{want:?} {got:?}");
+    assert!((want.grad_norm - got.grad_norm).abs() < 2e-2 * want.grad_norm, "{want:?} {got:?}");
+    // After one step the first moment is the gradient times a constant.
+    let (want, got) = (snapshot(cpu.as_mut()), snapshot(gpu.as_mut()));
+    for parameter in ParameterList::of(&config.model).iter() {
+        let range = parameter.range();
+        let error = relative(&got.first[range.clone()], &want.first[range.clone()]);
+        eprintln!("{}: gradient off by {error:.2e}", parameter.name);
+        // θ's gradient is a small difference of large sums.
+        let most = if parameter.name.ends_with("theta") { 8e-2 } else { 2.5e-2 };
+        assert!(error < most, "{}: {error}", parameter.name);
+        assert!(relative(&got.values[range.clone()], &want.values[range]) < 3e-2, "{}", parameter.name);
+    }
+}
+
+#[test]
+fn blocks_made_again_and_continued_runs_have_the_same_bits() {
+    let Some(device) = gpu("activation checkpointing") else { return };
+    let mut results = Vec::new();
+    for setting in [Recompute::None, Recompute::Full, Recompute::Every { every: 2 }] {
+        let config =
+            TrainConfig { precision: Precision::Bf16, activation_checkpointing: setting, ..config() };
+        let mut engine = start(&config, &device);
+        for step in 0..3 {
+            engine.step(&batch(&config, step), 1e-3).unwrap();
+        }
+        if setting == Recompute::Full {
+            // Another process goes on from here.
+            let saved = snapshot(engine.as_mut());
+            engine = engine::start(&config, &device, saved).unwrap();
+        }
+        for step in 3..6 {
+            engine.step(&batch(&config, step), 1e-3).unwrap();
+        }
+        results.push((engine.outcome().unwrap(), snapshot(engine.as_mut())));
+    }
+    assert!(results[0].1.taken == 6 && results[0].0.loss.is_finite());
+    assert!(results.iter().all(|result| *result == results[0]));
+}
+
+#[test]
+fn two_hundred_steps_have_the_curve_of_the_cpu() {
+    let Some(device) = gpu("a loss curve in bf16") else { return };
+    let config = TrainConfig { precision: Precision::Bf16, batch: 4, gradient_accumulation: 1, ..config() };
+    let on_cpu = TrainConfig { precision: Precision::Float32, ..config.clone() };
+    let (mut cpu, mut gpu) = (start(&on_cpu, &Device::flex()), start(&config, &device));
+    let (mut first, mut last) = (0.0, 0.0);
+    for step in 0..200 {
+        let batch = batch(&config, step);
+        for engine in [&mut cpu, &mut gpu] {
+            engine.step(&batch, 1e-3).unwrap();
+        }
+        let (want, got) = (cpu.outcome().unwrap().loss, gpu.outcome().unwrap().loss);
+        assert!((want - got).abs() < 1e-2 * want, "step {step}: {want} on the CPU, {got} on the GPU");
+        (first, last) = (if step == 0 { got } else { first }, got);
+    }
+    eprintln!("loss {first:.4} to {last:.4}");
+    assert!(last < 0.6 * first, "it learns: {first} {last}");
+}
+
+#[test]
+fn a_gradient_that_is_no_number_is_skipped() {
+    for device in [Some(Device::flex()), gpu("a skipped step")].into_iter().flatten() {
+        let config = config();
+        let mut values = Model::new(&config.model, 5, &Device::flex()).unwrap().values();
+        let last = values.len() - 1;
+        values[last] = f32::INFINITY;
+        let mut engine = engine::start(&config, &device, Snapshot::fresh(values.clone())).unwrap();
+        for step in 0..2 {
+            engine.step(&batch(&config, step), 1e-3).unwrap();
+        }
+        let outcome = engine.outcome().unwrap();
+        assert_eq!((outcome.skipped, outcome.skipped_last), (2, 2));
+        let after = snapshot(engine.as_mut());
+        assert_eq!((after.taken, after.skipped), (0, 2));
+        assert!(after.values == values, "nothing changed");
+    }
+}
