@@ -386,6 +386,31 @@ pub enum Bench {
     Attention(BenchAttention),
     /// Steps of a training run on random tokens: time, memory, and where the time goes
     Train(BenchTrain),
+    /// Generation by a fresh model: tokens per second after contexts of different lengths
+    Generate(BenchGenerate),
+}
+
+/// `fulgurite bench generate`
+#[derive(Debug, Args)]
+pub struct BenchGenerate {
+    /// A size of the paper's table: tiny, small, 385m, 1b, 3b, 7b …
+    #[arg(long, default_value = "385m")]
+    pub size: String,
+    /// Texts that are continued together; may be given several times
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,32")]
+    pub rows: Vec<usize>,
+    /// Tokens read before
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "1024,1048576")]
+    pub context: Vec<usize>,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub tokens: usize,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Print as JSON, a line each
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `fulgurite bench train`

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use train::bench::{AttentionShape, AttentionTime};
 
-use crate::cli::{Bench, BenchAttention, BenchTrain};
+use crate::cli::{Bench, BenchAttention, BenchGenerate, BenchTrain};
 use crate::exit::Usage;
 use crate::output;
 use crate::source::Source;
@@ -13,7 +13,36 @@ pub fn bench(what: &Bench) -> Result<()> {
     match what {
         Bench::Attention(args) => attention(args),
         Bench::Train(args) => training(args),
+        Bench::Generate(args) => generation(args),
     }
+}
+
+fn generation(args: &BenchGenerate) -> Result<()> {
+    let mut config = train::ModelConfig::named(&args.size).ok_or_else(|| Usage(format!("no size {:?}", args.size)))?;
+    if config.vocab_size == 0 {
+        config.vocab_size = 2048;
+    }
+    let choice: train::device::DeviceChoice = args.device.parse().map_err(|e| Usage(format!("{e}")))?;
+    let device = choice.select()?;
+    if !args.json {
+        output::line(" rows   context   read tok/s    tokens/s  state bytes  device memory")?;
+    }
+    let mut printed = Ok(());
+    train::bench::generation(&device, &config, &args.rows, &args.context, args.tokens, |time| {
+        if printed.is_ok() {
+            let memory = time.memory_bytes.map_or(String::new(), output::bytes);
+            printed = if args.json {
+                output::json(time)
+            } else {
+                output::line(format!(
+                    "{:>5} {:>9} {:>12.0} {:>11.1} {:>12} {:>14}",
+                    time.rows, time.context, time.read_tokens_per_s, time.tokens_per_s, time.state_bytes, memory
+                ))
+                .map_err(Into::into)
+            };
+        }
+    })?;
+    printed
 }
 
 fn training(args: &BenchTrain) -> Result<()> {

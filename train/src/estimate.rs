@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::config::{Recompute, TrainConfig};
 use crate::cuda;
+use crate::ops::cross_entropy::LOGIT_BYTES;
 use crate::parameters::ParameterList;
 
 /// What is known of a GPU.
@@ -44,9 +45,6 @@ pub fn gpu_at(index: u32) -> Option<Gpu> {
 /// Share of the best rate that products reach, and of the memory's that everything else does.
 const PRODUCTS: f64 = 0.66;
 const BYTES: f64 = 0.75;
-
-/// Bytes of the loss's logits that are in memory at once.
-const LOGIT_BYTES: usize = 256 << 20;
 
 /// What one setting of activation checkpointing takes.
 #[derive(Clone, Debug, PartialEq, Serialize)]

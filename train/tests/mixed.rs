@@ -4,7 +4,8 @@
 use burn::tensor::Device;
 use train::config::{ModelConfig, Precision, Recompute, TrainConfig};
 use train::device::cuda_devices;
-use train::engine::{self, Engine, Snapshot};
+use train::engine::{self, Decoder, Engine, Snapshot};
+use train::generate::{ModelReader, Reader};
 use train::parameters::ParameterList;
 use train::rng::Rng;
 use train::{Batch, Model};
@@ -99,8 +100,9 @@ fn one_step_agrees_with_the_cpu_parameter_by_parameter() {
         let range = parameter.range();
         let error = relative(&got.first[range.clone()], &want.first[range.clone()]);
         eprintln!("{}: gradient off by {error:.2e}", parameter.name);
-        // θ's gradient is a small difference of large sums.
-        let most = if parameter.name.ends_with("theta") { 8e-2 } else { 2.5e-2 };
+        // What reaches q and k is a small difference of large sums: the norm behind the attention takes most of it away,
+        // the more so the less is forgotten. Measured: at most 1.8e-2 elsewhere, 3.2e-2 there in the last layer.
+        let most = if parameter.name.ends_with("theta") || parameter.name.contains("qkvu") { 5e-2 } else { 2.5e-2 };
         assert!(error < most, "{}: {error}", parameter.name);
         assert!(relative(&got.values[range.clone()], &want.values[range]) < 3e-2, "{}", parameter.name);
     }
@@ -168,4 +170,39 @@ fn a_gradient_that_is_no_number_is_skipped() {
         assert_eq!((after.taken, after.skipped), (0, 2));
         assert!(after.values == values, "nothing changed");
     }
+}
+
+#[test]
+fn the_decoder_says_what_the_model_says() {
+    let Some(device) = gpu("the bf16 decoder") else { return };
+    let config = config();
+    let model = Model::new(&ModelConfig { init_std: 0.1, ..config.model.clone() }, 7, &Device::flex()).unwrap();
+    let mut decoder = Decoder::new(model.config(), &model.values(), 2, &device).unwrap();
+    let mut rng = Rng::new(3, 0);
+    let mut draw = |count: usize| -> Vec<u32> { (0..count).map(|_| (rng.next_u64() % 512) as u32).collect() };
+    // Both ways of reading: by the chunked kernel with a rest, and token by token.
+    let prompts = [draw(200), draw(17)];
+    let mut readers = [ModelReader::new(&model), ModelReader::new(&model)];
+    let close = |got: &[f32], want: &[f32], what: &str| {
+        let error = relative(got, want);
+        eprintln!("{what}: logits off by {error:.2e}");
+        assert!(error < 2.5e-2, "{what}: {error}");
+    };
+    for (row, (prompt, reader)) in prompts.iter().zip(&mut readers).enumerate() {
+        close(&decoder.read(row, prompt).unwrap(), &reader.read(prompt).unwrap(), "prompt");
+    }
+    for _ in 0..5 {
+        let next = draw(2);
+        let got = decoder.step(&next).unwrap();
+        for (row, reader) in readers.iter_mut().enumerate() {
+            close(&got[row * 512..][..512], &reader.read(&next[row..=row]).unwrap(), "step");
+        }
+    }
+    // A row that is read alone is not changed by the others.
+    decoder.restart();
+    let alone = decoder.read(1, &prompts[1]).unwrap();
+    decoder.read(0, &prompts[0]).unwrap();
+    let mut again = Decoder::new(model.config(), &model.values(), 2, &device).unwrap();
+    assert_eq!(alone, again.read(1, &prompts[1]).unwrap());
+    assert!(decoder.step(&[1]).is_err() && decoder.read(0, &[]).is_err() && decoder.read(0, &[512]).is_err());
 }

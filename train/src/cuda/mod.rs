@@ -19,6 +19,7 @@ pub mod libraries;
 mod product;
 pub mod profile;
 mod signature;
+mod tune;
 mod work;
 
 pub use argument::{
@@ -33,7 +34,8 @@ pub use compile::{Architecture, Source};
 pub use driver::{DeviceFacts, Memory, architecture, device_count, device_facts, facts_of, memory};
 pub use kernel::{Grid, Kernel, warm_up};
 pub use product::Product;
-pub use work::Work;
+pub(crate) use tune::SOURCE as COMPARE;
+pub use work::{Work, together};
 
 /// Why CUDA work cannot be done.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use burn::tensor::DType;
@@ -11,7 +12,7 @@ use cudarc::cublaslt::{result, sys};
 use cudarc::driver::result as cu;
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
 
-use super::{Error, buffer, libraries};
+use super::{Error, buffer, libraries, tune};
 
 /// `out = alpha · op(a) · op(b)`, plus what was in `out` or another matrix.
 ///
@@ -134,6 +135,8 @@ pub(super) struct Call {
     beta: f32,
 }
 
+/// Algorithms that the library is asked for.
+const CANDIDATES: usize = 10;
 /// Bytes that an algorithm may use.
 const WORKSPACE: usize = 32 << 20;
 
@@ -170,17 +173,71 @@ impl Engine {
         Ok(Self { handle, workspace, plans: HashMap::new() })
     }
 
-    fn plan(&mut self, problem: &Problem) -> Result<Plan, Error> {
+    /// The plan for a problem, made at its first call, on whose operands algorithms are tried.
+    fn plan(&mut self, call: &Call, device: u32, stream: CUstream, places: [CUdeviceptr; 4]) -> Result<Plan, Error> {
+        let problem = &call.plan;
         if let Some(plan) = self.plans.get(problem) {
             return Ok(*plan);
         }
         let made = self.make(problem);
-        let plan = made.map_err(|error| Error::call(format!("no algorithm of cuBLASLt for {problem:?}"), error))?;
+        let (mut plan, algorithms) =
+            made.map_err(|error| Error::call(format!("no algorithm of cuBLASLt for {problem:?}"), error))?;
+        let operations = 2.0 * problem.sizes.iter().map(|&size| size as f64).product::<f64>();
+        if algorithms.len() > 1 && operations >= tune::LEAST_OPERATIONS {
+            let width = if problem.float_out { 4 } else { 2 };
+            let bytes = (problem.sizes[0] as usize * problem.strides[3] as usize * width).next_multiple_of(4);
+            let [a, b, added, out] = places;
+            let tried = tune::best(device, stream, bytes, &algorithms, |algorithm, to| {
+                // What is added to in place is scratch as well.
+                let added = if added == out { to } else { added };
+                self.multiply(&Plan { algorithm: *algorithm, ..plan }, [call.alpha, call.beta], [a, b, added, to], stream)
+            });
+            match tried {
+                Ok(best) => plan.algorithm = algorithms[best],
+                // The library's own choice gives the same bits.
+                Err(error) => tracing::debug!(%error, "algorithms were not tried for {}", call.name()),
+            }
+        }
         self.plans.insert(problem.clone(), plan);
         Ok(plan)
     }
 
-    fn make(&self, problem: &Problem) -> Result<Plan, result::CublasError> {
+    fn multiply(
+        &self,
+        plan: &Plan,
+        [alpha, beta]: [f32; 2],
+        [a, b, added, out]: [CUdeviceptr; 4],
+        stream: CUstream,
+    ) -> Result<(), Error> {
+        // SAFETY: the addresses are those of live matrices of the shapes in the plan, on its device.
+        let done = unsafe {
+            result::matmul(
+                self.handle,
+                plan.operation,
+                pointer(&alpha),
+                pointer(&beta),
+                b as *const c_void,
+                plan.first,
+                a as *const c_void,
+                plan.second,
+                added as *const c_void,
+                plan.added,
+                out as *mut c_void,
+                plan.out,
+                &plan.algorithm,
+                self.workspace as *mut c_void,
+                WORKSPACE,
+                stream.cast(),
+            )
+        };
+        done.map_err(|error| Error::call("a product", error))
+    }
+
+    /// Descriptors with the library's first choice, and its choices in order.
+    fn make(
+        &self,
+        problem: &Problem,
+    ) -> Result<(Plan, Vec<sys::cublasLtMatmulAlgo_t>), result::CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Operation;
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let [m, n, k] = problem.sizes;
@@ -227,10 +284,29 @@ impl Engine {
             ] {
                 result::set_matmul_pref_attribute(preference, attribute, pointer(&bytes), size_of::<u32>())?;
             }
-            let chosen =
-                result::get_matmul_algo_heuristic(self.handle, operation, first, second, added, out, preference);
+            let mut found = [const { MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed() }; CANDIDATES];
+            let mut count = 0;
+            let asked = sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                operation,
+                first,
+                second,
+                added,
+                out,
+                preference,
+                CANDIDATES as i32,
+                found.as_mut_ptr().cast(),
+                &mut count,
+            );
             result::destroy_matmul_pref(preference)?;
-            Ok(Plan { operation, first, second, added, out, algorithm: chosen?.algo })
+            asked.result()?;
+            let found = found[..count.clamp(0, CANDIDATES as i32) as usize].iter();
+            let usable = found.map(|one| one.assume_init_ref()).filter(|one| one.state.result().is_ok());
+            let algorithms: Vec<_> = usable.map(|one| one.algo).collect();
+            match algorithms.first() {
+                Some(&algorithm) => Ok((Plan { operation, first, second, added, out, algorithm }, algorithms)),
+                None => Err(result::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)),
+            }
         }
     }
 }
@@ -261,28 +337,8 @@ impl Call {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(Engine::new()?),
         };
-        let plan = engine.plan(&self.plan)?;
-        // SAFETY: the addresses are those of live matrices of the shapes in the plan, on its device.
-        let done = unsafe {
-            result::matmul(
-                engine.handle,
-                plan.operation,
-                pointer(&self.alpha),
-                pointer(&self.beta),
-                b as *const c_void,
-                plan.first,
-                a as *const c_void,
-                plan.second,
-                added as *const c_void,
-                plan.added,
-                out as *mut c_void,
-                plan.out,
-                &plan.algorithm,
-                engine.workspace as *mut c_void,
-                WORKSPACE,
-                stream.cast(),
-            )
-        };
+        let plan = engine.plan(self, device, stream, [a, b, added, out])?;
+        let done = engine.multiply(&plan, [self.alpha, self.beta], [a, b, added, out], stream);
         done.map_err(|error| Error::call(format!("product {:?}", self.plan), error))
     }
 }

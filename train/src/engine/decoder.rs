@@ -86,22 +86,36 @@ impl Decoder {
         self.states.iter().map(|state| 4 * state.meta.shape().num_elements()).sum()
     }
 
+    /// Bytes of the device's memory that are taken, by anyone, where that can be told.
+    pub fn memory_bytes(&self) -> Option<u64> {
+        cuda::memory(&self.weights.head).ok().map(|memory| memory.total - memory.free)
+    }
+
     /// Reads `ids` as the next tokens of row `row` alone; the logits after the last of them.
     ///
     /// # Errors
     /// [`Error::Input`] when there are no ids or one is not below the vocabulary size; when the device has failed.
     pub fn read(&mut self, row: usize, ids: &[u32]) -> Result<Vec<f32>, Error> {
         crate::model::check_ids(ids, self.model.vocab_size)?;
+        let near = self.weights.head.clone();
         let mut last = None;
         let mut rest = ids;
         while !rest.is_empty() {
             let count = if rest.len() < CHUNK { 1 } else { rest.len().min(WINDOW) };
             let (window, after) = rest.split_at(count);
-            last = Some(self.window(row, window));
+            let mut logits_after = || {
+                let hidden = self.window(row, window);
+                after.is_empty().then(|| self.logits(&hidden))
+            };
+            last = Some(match window {
+                // Its tensors are small, its launches many.
+                [_] => cuda::together(&near, logits_after),
+                _ => logits_after(),
+            });
             rest = after;
         }
-        match last {
-            Some(hidden) => self.logits(&hidden),
+        match last.flatten() {
+            Some(logits) => read(&logits),
             None => Err(Error::Input("no tokens to read".to_owned())),
         }
     }
@@ -116,12 +130,15 @@ impl Decoder {
             return Err(Error::Input(format!("{} tokens for {} rows", ids.len(), self.rows())));
         }
         let positions = cuda::upload(&self.device, &self.positions);
-        let mut x = self.weights.embed(ids);
-        for (block, state) in self.weights.blocks.iter().zip(&self.states) {
-            x = block.forward_with(&x, |projected| recurrent(block, projected, &positions, state));
-        }
+        let logits = cuda::together(&positions, || {
+            let mut x = self.weights.embed(ids);
+            for (block, state) in self.weights.blocks.iter().zip(&self.states) {
+                x = block.forward_with(&x, |projected| recurrent(block, projected, &positions, state));
+            }
+            self.logits(&x)
+        });
         self.positions.iter_mut().for_each(|position| *position += 1);
-        self.logits(&x)
+        read(&logits)
     }
 
     /// The last row of the stream after one window of one row.
@@ -157,17 +174,22 @@ impl Decoder {
         cuda::row_range(&x, ids.len() - 1, 1)
     }
 
-    /// The logits of rows of the stream after the last block.
-    fn logits(&self, x: &CubeTensor) -> Result<Vec<f32>, Error> {
+    /// The logits of rows of the stream after the last block, in float32.
+    fn logits(&self, x: &CubeTensor) -> CubeTensor {
         let ([rows, _], _) = cuda::rows(x);
         let hidden = srms_norm::forward_on_cuda(x);
         let logits = cuda::empty(x, [rows, self.model.vocab_size], DType::F32);
         let mut work = Work::near(x);
         work.product(&Product::new(&hidden, &self.weights.head, &logits).transpose_b());
         work.submit();
-        let words = cuda::download(&logits).map_err(super::failed)?;
-        Ok(words.into_iter().map(f32::from_bits).collect())
+        logits
     }
+}
+
+/// The values of a float32 buffer. Waits for the device.
+fn read(buffer: &CubeTensor) -> Result<Vec<f32>, Error> {
+    let words = cuda::download(buffer).map_err(super::failed)?;
+    Ok(words.into_iter().map(f32::from_bits).collect())
 }
 
 /// The attention's output for one token of every row, which goes into the state.

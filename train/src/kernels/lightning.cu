@@ -391,7 +391,7 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
             barrier_init(barriers + 8 * s, HOPPER ? 1 : COPIERS);
-            barrier_init(barriers + 8 * (STAGES + s), NW);
+            barrier_init(barriers + 8 * (STAGES + s), HOPPER ? NW : 128 * NW);
             barrier_init(barriers + 8 * (2 * STAGES + s), 96);
         }
         for (int w = 0; w < NW; w++) barrier_init(barriers + 8 * (3 * STAGES + w), 1);
@@ -705,7 +705,7 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
         if (n + 1 < count && next_last < C) next_position = position_row[min(t + (backwards ? -C : C) + (tid & 63), a.tokens - 1)];
 #endif
         mma_wait<0>();
-        if (tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));   // past a barrier after every read of the stage
+        if (!HOPPER || tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));   // past a barrier after every read of the stage
 #else
         u32 plain[4][4], weighted[4][4];
         load_weighted(state, plain, weighted, G, z + z_address, u_table);
@@ -715,10 +715,7 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
         if (n + 1 < count && next_last < C) next_position = position_row[min(t + (backwards ? -C : C) + (tid & 63), a.tokens - 1)];
 #endif
         mma_wait<0>();
-#if !HOPPER
-        group_sync(group);
-#endif
-        if (tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));
+        if (!HOPPER || tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));
 #endif
     }
 

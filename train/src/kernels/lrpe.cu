@@ -6,6 +6,14 @@
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
 
+// The angle less its whole turns, in two steps, so that the fast forms are good to 2^-21.
+__device__ __forceinline__ void turn(float angle, float& sin, float& cos) {
+    const float turns = rintf(angle * 0.15915494309189535f);
+    const float rest = fmaf(turns, -1.9353071795864769e-3f, fmaf(turns, -6.28125f, angle));
+    sin = __sinf(rest);
+    cos = __cosf(rest);
+}
+
 // q and k are columns [0, E) and [E, 2E) of rows `stride` apart; to [tokens, 2, H, 2K].
 extern "C" __global__ void __launch_bounds__(256) lrpe_forward(
     const bf16* __restrict__ projected, long long stride, const float* __restrict__ theta, const u32* __restrict__ positions,
@@ -20,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(256) lrpe_forward(
     for (int t = blockIdx.y * stripe; t < end; t++) {
         const float x = to_float(projected[t * stride + c]), f = x * sigmoid(x);
         float sin, cos;
-        sincosf(angle * (float)positions[t], &sin, &cos);
+        turn(angle * (float)positions[t], sin, cos);
         bf16* row = features + (long long)t * 4 * width + to;
         row[0] = to_bf16(f * cos);
         row[head] = to_bf16(f * sin);
@@ -43,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(256) lrpe_backward(
     for (int t = blockIdx.y * stripe; t < end; t++) {
         const float x = to_float(projected[t * stride + c]), s = sigmoid(x), f = x * s;
         float sin, cos;
-        sincosf(angle * (float)positions[t], &sin, &cos);
+        turn(angle * (float)positions[t], sin, cos);
         const bf16* row = d_features + (long long)t * 4 * width + from;
         const float d_cos = to_float(row[0]), d_sin = to_float(row[head]);
         d_projected[t * d_stride + c] = to_bf16((d_cos * cos + d_sin * sin) * s * (1.0f + x * (1.0f - s)));

@@ -212,7 +212,7 @@ impl Operation<Flex, 2> for CrossEntropy {
 }
 
 /// Bytes of logits that are in memory at once on CUDA.
-const LOGIT_BYTES: usize = 256 << 20;
+pub(crate) const LOGIT_BYTES: usize = 1 << 30;
 
 #[derive(Clone, Debug)]
 struct CudaCrossEntropy {
@@ -280,7 +280,7 @@ impl Head<'_> {
         let ([vocabulary, _], _) = cuda::rows(weight);
         let stride = vocabulary.next_multiple_of(8);
         // Whole tiles of the products in every chunk but the last.
-        let chunk = (LOGIT_BYTES / (2 * stride) / 128 * 128).clamp(128, tokens.next_multiple_of(4).max(128));
+        let chunk = (LOGIT_BYTES / (2 * stride) / 256 * 256).clamp(256, tokens.next_multiple_of(4).max(256));
         let logits = cuda::empty(hidden, [chunk.min(tokens), stride], DType::BF16);
         let targets = cuda::upload(&hidden.device, self.targets);
         let losses = cuda::empty(hidden, [tokens], DType::F32);

@@ -62,6 +62,7 @@ pub fn kernels() -> Vec<Kernel> {
         narrow,
         wide,
         with_width(&sglu::SOURCE, "sglu_forward", 2816),
+        Kernel::new(&crate::cuda::COMPARE, "compare"),
         Kernel::new(&attention::lightning::ANY, "lightning_any_forward"),
         Kernel::new(&attention::gated_cuda::LRPE, "lrpe_forward"),
         Kernel::new(&crate::engine::decoder::SOURCE, "recurrent_step").define("HEAD", 128).define("ROTATED", 1),
