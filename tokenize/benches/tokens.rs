@@ -1,6 +1,6 @@
 //! From text to tokens and from shards to batches:
 //!
-//! `cargo bench -p tokenize --bench tokens`
+//! `cargo bench --workspace --bench tokens`
 //!
 //! One thread, but for the loader, whose prefetch thread does the work. The text is what the repository has;
 //! with `FULGURITE_CORPUS=DIR` it is up to 8 MB each of `prose_en`, `code` and `multilingual` below that
@@ -38,8 +38,8 @@ fn main() {
 const BYTES: usize = 8 << 20;
 /// Kinds of text.
 const TEXTS: [&str; 3] = ["prose_en", "code", "multilingual"];
-/// Text and pattern of a measurement.
-const CASES: [(usize, usize); 9] = [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (2, 2)];
+/// Kinds of tokenizers. The last is cl100k with digits one by one, NFC and tokens that are not special, as Qwen 2.
+const TOKENIZERS: [&str; 4] = ["gpt2", "cl100k", "o200k", "qwen2"];
 
 struct Corpus {
     texts: [Vec<String>; 3],
@@ -92,25 +92,41 @@ fn corpus() -> Result<Corpus, Error> {
         let mut trainer = Trainer::new(&TokenizerConfig { pattern, ..TokenizerConfig::default() })?;
         trainer.feed(&all);
         let tokenizer = trainer.finish(|_| true)?.ok_or("nobody stopped the training")?;
-        let json = tokenizer.to_string(false).map_err(|e| e.to_string())?;
-        let encoder = Encoder::from_bytes(json.as_bytes(), Path::new("tokenizer.json"))?;
-        tokenizers.push((json, encoder));
+        tokenizers.push(tokenizer.to_string(false).map_err(|e| e.to_string())?);
     }
+    tokenizers.push(like_qwen2(&tokenizers[1])?);
+    let encoder = |json: &String| Encoder::from_bytes(json.as_bytes(), Path::new("tokenizer.json"));
+    let encoders = tokenizers.iter().map(encoder).collect::<tokenize::Result<Vec<_>>>()?;
+    let tokenizers = tokenizers.into_iter().zip(encoders).collect();
     Ok(Corpus { texts, tokenizers })
 }
 
-/// A kind of text with a pattern, and what it is called.
+fn like_qwen2(cl100k: &str) -> Result<String, Error> {
+    let mut json: serde_json::Value = serde_json::from_str(cl100k)?;
+    let split = &mut json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"];
+    *split = split.as_str().ok_or("no pattern")?.replace("{1,3}", "").into();
+    json["normalizer"] = serde_json::json!({"type": "NFC"});
+    let added = json["added_tokens"].as_array_mut().ok_or("no added tokens")?;
+    for content in ["<tool_call>", "</tool_call>"] {
+        let id = 32_000 + added.len();
+        added.push(serde_json::json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": false}));
+    }
+    Ok(json.to_string())
+}
+
+/// A kind of text with a kind of tokenizer, and what it is called.
 struct Case(usize, usize);
 
 impl std::fmt::Display for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", TEXTS[self.0], ["gpt2", "cl100k", "o200k"][self.1])
+        write!(f, "{} {}", TEXTS[self.0], TOKENIZERS[self.1])
     }
 }
 
 impl Case {
     fn all() -> impl Iterator<Item = Self> {
-        CASES.into_iter().map(|(text, pattern)| Self(text, pattern))
+        (0..TOKENIZERS.len()).flat_map(|tokenizer| (0..TEXTS.len()).map(move |text| Self(text, tokenizer)))
     }
 
     fn texts(&self) -> (&'static [String], BytesCount) {
@@ -152,11 +168,12 @@ fn encode_batch_fast_of_tokenizers(bencher: Bencher<'_, '_>, case: &Case) {
         .bench_local_values(|texts| tokenizer.encode_batch_fast(texts, false).map(|encodings| encodings.len()).ok());
 }
 
-/// On this many threads.
-#[divan::bench(sample_count = 5, sample_size = 1, args = [1, 2, 4, 8])]
+/// All texts on this many threads: what a text more or less takes at the end is little of the whole.
+#[divan::bench(sample_count = 7, sample_size = 1, args = [1, 2, 4, 8, 16])]
 fn encode_on_threads(bencher: Bencher<'_, '_>, threads: usize) {
     use rayon::prelude::*;
-    let (texts, bytes) = Case(0, 1).texts();
+    let texts: Vec<&String> = CORPUS.texts.iter().flatten().collect();
+    let bytes = BytesCount::new(texts.iter().map(|text| text.len()).sum::<usize>());
     let encoder = &CORPUS.tokenizers[1].1;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap_or_else(|error| panic!("{error}"));
     bencher.counter(bytes).bench_local(|| {
@@ -170,6 +187,19 @@ fn encode_on_threads(bencher: Bencher<'_, '_>, threads: usize) {
                 })
                 .sum::<usize>()
         })
+    });
+}
+
+/// What the machine itself gives on so many threads: hashing what fits its first caches.
+#[divan::bench(sample_count = 7, sample_size = 1, args = [1, 2, 4, 8, 16])]
+fn hash_on_threads(bencher: Bencher<'_, '_>, threads: usize) {
+    use rayon::prelude::*;
+    const BLOCK: usize = 16 << 10;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap_or_else(|error| panic!("{error}"));
+    let bytes = vec![7u8; BLOCK];
+    bencher.counter(BytesCount::new(BLOCK * 200_000)).bench_local(|| {
+        let hash = |seed| xxhash_rust::xxh3::xxh3_64_with_seed(black_box(&bytes), seed);
+        pool.install(|| (0..200_000u64).into_par_iter().map(hash).reduce(|| 0, |a, b| a ^ b))
     });
 }
 

@@ -158,9 +158,15 @@ mod tests {
             encoder(&json)
         };
         assert!(changed(|_| ()).words.is_some());
-        assert!(changed(|json| json["normalizer"] = serde_json::json!({"type": "NFC"})).words.is_none());
+        assert!(changed(|json| json["normalizer"] = serde_json::json!({"type": "NFC"})).words.is_some());
+        assert!(changed(|json| json["normalizer"] = serde_json::json!({"type": "NFKC"})).words.is_none());
         assert!(changed(|json| json["pre_tokenizer"]["add_prefix_space"] = true.into()).words.is_none());
-        assert!(changed(|json| json["added_tokens"][1]["special"] = false.into()).words.is_none());
+        assert!(changed(|json| json["added_tokens"][1]["special"] = false.into()).words.is_some());
+        let stripping = |json: &mut serde_json::Value| {
+            json["added_tokens"][1]["special"] = false.into();
+            json["added_tokens"][1]["rstrip"] = true.into();
+        };
+        assert!(changed(stripping).words.is_none());
         assert!(changed(|json| json["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"})).words.is_none());
         // The long way gives what `tokenizers` gives: the prefix space here.
         let mut ids = [Vec::new(), Vec::new()];

@@ -6,6 +6,7 @@
 //! - [`loader`]: batches that depend on data set, seed and step alone.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod added;
 mod bpe;
 mod cache;
 mod classes;

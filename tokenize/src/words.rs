@@ -1,10 +1,11 @@
 //! From the parts of a `tokenizer.json` to ids, without the bookkeeping of offsets.
 //!
 //! `tokenizers` keeps, for every character, where it came from, at some fifty bytes for a byte of text.
-//! Nobody here asks for that. For the two kinds of BPE tokenizers in wide use, byte-level ones and those
-//! with a mark for the space and byte fallback, text is cut into pieces and each piece merged; whatever a
-//! file asks for beyond that is left to `tokenizers` itself.
+//! Nobody here asks for that. For the two kinds of BPE tokenizers in wide use, byte-level ones (as they are
+//! or after NFC) and those with a mark for the space and byte fallback, text is cut into pieces and each piece
+//! merged; whatever a file asks for beyond that is left to `tokenizers` itself.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -16,6 +17,10 @@ use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{ModelWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
 
+use unicode_normalization::{IsNormalized, is_nfc_quick};
+use unicode_normalization_alignments::UnicodeNormalization;
+
+use crate::added::{Added, Part};
 use crate::cache::{Key, PieceCache};
 use crate::config::Pattern;
 use crate::merges::{Buffers, Merges};
@@ -27,6 +32,9 @@ const MARK: char = '\u{2581}';
 
 /// A BPE tokenizer that is done here.
 pub struct Words {
+    added: Option<Added>,
+    /// Whether text is brought to NFC first.
+    nfc: bool,
     cut: Cut,
     symbols: Symbols,
     merges: Merges,
@@ -116,9 +124,7 @@ impl Words {
             return None;
         }
         // Special tokens in the text are text to us; other added tokens are not.
-        if !tokenizer.get_added_tokens_decoder().values().all(|token| token.special) {
-            return None;
-        }
+        let added = Added::of(tokenizer).ok()?;
         #[derive(Deserialize)]
         struct File {
             model: Model,
@@ -130,12 +136,22 @@ impl Words {
             Some((id(left)?, id(right)?, id(&format!("{left}{right}"))?))
         };
         let merges: Vec<(u32, u32, u32)> = model.merges.iter().map(triple).collect::<Option<_>>()?;
-        let (cut, symbols) = pattern(tokenizer, &model).or_else(|| marks(tokenizer, &model))?;
+        let by_marks =
+            || marks(tokenizer, &model).filter(|_| added.is_none()).map(|(cut, symbols)| (cut, symbols, false));
+        let (cut, symbols, nfc) = pattern(tokenizer, &model).or_else(by_marks)?;
         let whole = match model.ignore_merges {
             true => model.vocab.iter().filter_map(|(text, &id)| Some((symbols.bytes_of(text)?, id))).collect(),
             false => HashMap::new(),
         };
-        Some(Self { cut, symbols, merges: Merges::new(merges.into_iter()), whole, scratches: Mutex::default() })
+        Some(Self {
+            added,
+            nfc,
+            cut,
+            symbols,
+            merges: Merges::new(merges.into_iter()),
+            whole,
+            scratches: Mutex::default(),
+        })
     }
 
     /// The bytes of text that a token of the vocabulary stands for.
@@ -156,7 +172,32 @@ impl Words {
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) {
         let kept = self.scratches.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut scratch = kept.unwrap_or_default();
-        let Scratch { cache, buffers, marked } = &mut scratch;
+        match &self.added {
+            None => self.encode_text(&self.normalized(text), &mut scratch, ids),
+            Some(added) => added.cut(text, |part| match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(text) => added.cut_normalized(&self.normalized(text), |part| match part {
+                    Part::Token(id) => ids.push(id),
+                    Part::Text(text) => self.encode_text(text, &mut scratch, ids),
+                }),
+            }),
+        }
+        self.scratches.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+    }
+
+    /// The text in the normal form of the file.
+    fn normalized<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        // The quick check and the normalizer of `tokenizers` know different versions of Unicode. A text that passes
+        // the check has no character that either would change: what one of them does not know yet, it leaves alone.
+        if !self.nfc || text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
+            return Cow::Borrowed(text);
+        }
+        Cow::Owned(text.nfc().map(|(c, _)| c).collect())
+    }
+
+    /// Append the ids of a text without added tokens.
+    fn encode_text(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        let Scratch { cache, buffers, marked } = scratch;
         match &self.cut {
             Cut::Pattern(splitter) => splitter
                 .for_each_end(text, |from, to| self.encode_piece(text.as_bytes(), from, to, cache, buffers, ids)),
@@ -168,7 +209,6 @@ impl Words {
                 });
             }
         }
-        self.scratches.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
     }
 
     #[inline(always)]
@@ -233,11 +273,13 @@ impl Symbols {
     }
 }
 
-/// A byte-level tokenizer without a normalizer.
-fn pattern(tokenizer: &Tokenizer, model: &Model) -> Option<(Cut, Symbols)> {
-    if tokenizer.get_normalizer().is_some() {
-        return None;
-    }
+/// A byte-level tokenizer, and whether it normalizes; another form than NFC is not known here.
+fn pattern(tokenizer: &Tokenizer, model: &Model) -> Option<(Cut, Symbols, bool)> {
+    let nfc = match normalizers(tokenizer) {
+        [] => false,
+        [NormalizerWrapper::NFC(_)] => true,
+        _ => return None,
+    };
     let steps = match tokenizer.get_pre_tokenizer()? {
         PreTokenizerWrapper::Sequence(sequence) => sequence.as_ref(),
         single => std::slice::from_ref(single),
@@ -264,16 +306,21 @@ fn pattern(tokenizer: &Tokenizer, model: &Model) -> Option<(Cut, Symbols)> {
     let ids = byte_characters().map(|c| model.vocab.get(c.encode_utf8(&mut [0; 4]) as &str).copied());
     let bytes: Vec<u32> = ids.into_iter().collect::<Option<_>>()?;
     let splitter = Splitter::from_regex(regex, individual_digits).ok()?;
-    Some((Cut::Pattern(splitter), Symbols::Bytes(bytes.try_into().ok()?)))
+    Some((Cut::Pattern(splitter), Symbols::Bytes(bytes.try_into().ok()?), nfc))
+}
+
+/// The normalizers of a file, one after the other.
+fn normalizers(tokenizer: &Tokenizer) -> &[NormalizerWrapper] {
+    match tokenizer.get_normalizer() {
+        None => &[],
+        Some(NormalizerWrapper::Sequence(sequence)) => sequence.as_ref(),
+        Some(single) => std::slice::from_ref(single),
+    }
 }
 
 /// A tokenizer with a mark for the space and with byte fallback, as SentencePiece makes them.
 fn marks(tokenizer: &Tokenizer, model: &Model) -> Option<(Cut, Symbols)> {
-    let steps = match tokenizer.get_normalizer() {
-        None => &[],
-        Some(NormalizerWrapper::Sequence(sequence)) => sequence.as_ref(),
-        Some(single) => std::slice::from_ref(single),
-    };
+    let steps = normalizers(tokenizer);
     let mark = MARK.to_string();
     let is_replace = |step: &NormalizerWrapper| match step {
         NormalizerWrapper::Replace(replace) => {

@@ -3,24 +3,23 @@
 //!
 //! The random part is the fuzz target of the encoder. It is driven by proptest, which needs neither a nightly
 //! compiler nor libFuzzer; `PROPTEST_CASES=1000000 cargo test -p tokenize --test encoding` runs it for long.
-//! `FULGURITE_CORPUS=DIR` adds every `.jsonl.zst` below a directory to the corpora.
+//! `FULGURITE_CORPUS=DIR` adds every `.jsonl.zst` and `.warc.gz` below a directory to the corpora.
 #![allow(clippy::print_stderr, clippy::unwrap_used)]
 
 mod common;
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use tokenize::train::Trainer;
 use tokenize::{Digits, Encoder, Pattern, TokenizerConfig};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::{Tokenizer, Trainer as _};
 
-use common::{DECLARATION, SPEECHES};
+use common::{DECLARATION, SPEECHES, corpora, every, texts};
 
 struct Kind {
     name: &'static str,
@@ -86,6 +85,15 @@ fn with_marks(normalizer: Value, pre_tokenizer: Value, words: fn(&str) -> Vec<St
     })
 }
 
+/// Add tokens that are not special, to be found in the normalized text or before.
+fn add(json: &mut Value, tokens: &[(&str, bool)]) {
+    for (content, normalized) in tokens {
+        let id = json["model"]["vocab"].as_object().unwrap().len() + json["added_tokens"].as_array().unwrap().len();
+        json["added_tokens"].as_array_mut().unwrap().push(json!({"id": id, "content": content, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": normalized, "special": false}));
+    }
+}
+
 /// Words begin with their mark.
 fn marked_words(text: &str) -> Vec<String> {
     let mut words = vec![String::new()];
@@ -147,7 +155,25 @@ static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| {
             &changed(Pattern::Gpt2, |json| json["model"]["merges"].as_array_mut().unwrap().reverse()),
             true,
         ),
-        kind("a normalizer", &changed(Pattern::Gpt2, |json| json["normalizer"] = json!({"type": "NFC"})), false),
+        // As Qwen 2: NFC, and tokens that are not special.
+        kind(
+            "qwen 2",
+            &changed(Pattern::Cl100k, |json| {
+                let split = &mut json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"];
+                *split = split.as_str().unwrap().replace("{1,3}", "").into();
+                json["normalizer"] = json!({"type": "NFC"});
+                add(json, &[("<tool_call>", false), ("</tool_call>", false), ("<|end", false)]);
+            }),
+            false,
+        ),
+        // As GPT-NeoX: runs of spaces are tokens.
+        kind("runs of spaces", &changed(Pattern::Gpt2, |json| add(json, &[("    ", true), ("  ", true)])), true),
+        kind(
+            "both",
+            &changed(Pattern::O200k, |json| add(json, &[("<|", true), ("e\u{301}", false), ("<", false)])),
+            true,
+        ),
+        kind("a normalizer", &changed(Pattern::Gpt2, |json| json["normalizer"] = json!({"type": "NFKC"})), false),
         kind(
             "a space in front",
             &changed(Pattern::Gpt2, |json| json["pre_tokenizer"]["add_prefix_space"] = true.into()),
@@ -224,6 +250,8 @@ fn ids_are_those_of_tokenizers_on_odd_text() {
         "ﬁ ﷺ",
         "ab\u{85}cd\u{2028}ef",
         "▁a▁▁b ▁ c",
+        "a <tool_call>{}</tool_call>\n<|end<|endoftext|><|end|>    x      y  z",
+        "cafe\u{301} <too\u{301}l_call> \u{1100}\u{1161}\u{11a8} \u{212b}ngstr\u{f6}m \u{915}\u{93c} \u{344}",
         &blanks,
     ];
     odd.into_iter().for_each(check);
@@ -275,45 +303,82 @@ fn many_threads_share_an_encoder() {
     });
 }
 
-/// Every `.jsonl.zst` of the corpora at hand.
-fn corpora() -> Vec<PathBuf> {
-    fn below(dir: &Path, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                below(&path, found);
-            } else if path.to_string_lossy().ends_with(".jsonl.zst") {
-                found.push(path);
-            }
-        }
-    }
-    let mut found = Vec::new();
-    below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/quickstart/corpus"), &mut found);
-    match std::env::var_os("FULGURITE_CORPUS") {
-        Some(dir) => below(Path::new(&dir), &mut found),
-        None => eprintln!("only the quickstart's corpus was checked: FULGURITE_CORPUS names no directory of others"),
-    }
-    found.sort();
-    found
-}
-
 #[test]
 fn ids_are_those_of_tokenizers_over_corpora() {
     // Of every file a document in so many, so that a large corpus takes minutes.
-    let every: usize = std::env::var("FULGURITE_CORPUS_EVERY").map_or(20, |n| n.parse().unwrap());
+    let every = every();
     let (mut documents, mut bytes) = (0, 0);
     for path in corpora() {
-        let reader = BufReader::new(zstd::Decoder::new(File::open(&path).unwrap()).unwrap());
-        for line in reader.lines().step_by(every) {
-            let record: Value = serde_json::from_str(&line.unwrap()).unwrap();
-            let Some(text) = record["text"].as_str() else { continue };
-            check(text);
-            documents += 1;
-            bytes += text.len();
+        for texts in chunks(texts(&path).step_by(every)) {
+            documents += texts.len();
+            bytes += texts.iter().map(String::len).sum::<usize>();
+            texts.par_iter().for_each(|text| check(text));
         }
     }
-    eprintln!("{documents} documents, {bytes} bytes");
+    eprintln!("all kinds of tokenizers: {documents} documents, {bytes} bytes");
     assert!(documents > 0);
+}
+
+/// Texts some hundred at a time.
+fn chunks(mut texts: impl Iterator<Item = String>) -> impl Iterator<Item = Vec<String>> {
+    std::iter::from_fn(move || Some(texts.by_ref().take(256).collect::<Vec<_>>()).filter(|texts| !texts.is_empty()))
+}
+
+#[test]
+fn ids_of_large_vocabularies_are_those_of_tokenizers_over_all_of_the_corpora() {
+    // A vocabulary of the size that is used, learnt from the corpora: its merges are deep.
+    let paths = corpora();
+    let mut sample: Vec<String> = Vec::new();
+    for path in &paths {
+        let mut left = (24 << 20) / paths.len();
+        sample.extend(texts(path).take_while(|text| {
+            let before = left;
+            left = left.saturating_sub(text.len());
+            before > 0
+        }));
+    }
+    let kinds: Vec<Kind> = [("gpt2", Pattern::Gpt2), ("cl100k", Pattern::Cl100k), ("o200k", Pattern::O200k)]
+        .into_iter()
+        .map(|(name, pattern)| {
+            let config = TokenizerConfig { vocab_size: 32_000, pattern, ..Default::default() };
+            let mut trainer = Trainer::new(&config).unwrap();
+            trainer.feed(&sample.iter().map(String::as_str).collect::<Vec<_>>());
+            let json = trainer.finish(|_| true).unwrap().unwrap().to_string(false).unwrap();
+            kind(name, &serde_json::from_str(&json).unwrap(), true)
+        })
+        .collect();
+    drop(sample);
+    // All of a corpus, by the directory of its files.
+    let mut seen = std::collections::BTreeMap::<String, [usize; 3]>::new();
+    for path in &paths {
+        let name = path.parent().and_then(Path::file_name).unwrap().to_string_lossy().into_owned();
+        let seen = seen.entry(name).or_default();
+        for texts in chunks(texts(path)) {
+            let tokens = texts.par_iter().map(|text| {
+                let of = |kind: &Kind| {
+                    let mut ids = Vec::new();
+                    kind.encoder.encode(text, &mut ids).unwrap();
+                    let expected = kind.reference.encode_fast(text.as_str(), false).unwrap();
+                    assert!(ids == expected.get_ids(), "{} in {}: {text:?}", kind.name, path.display());
+                    assert!(
+                        kind.encoder.decode(&ids).unwrap() == *text,
+                        "{} in {}: {text:?}",
+                        kind.name,
+                        path.display()
+                    );
+                    ids.len()
+                };
+                kinds.iter().map(of).sum::<usize>()
+            });
+            seen[0] += texts.len();
+            seen[1] += texts.iter().map(String::len).sum::<usize>();
+            seen[2] += tokens.sum::<usize>();
+        }
+    }
+    for (name, [documents, bytes, tokens]) in seen {
+        eprintln!("{name}: {documents} documents, {bytes} bytes, {tokens} tokens of three tokenizers");
+        assert!(tokens > 0 || documents == 0);
+    }
 }
 
 /// A stretch of real text with some of its bytes changed.
@@ -348,7 +413,7 @@ proptest! {
 
     #[test]
     fn ids_are_those_of_tokenizers_on_text_like_text(
-        text in "([a-zA-Z' ]{0,8}|[0-9.,]{0,4}|[ \n\t\r▁]{0,3}|[а-яé中文👍]{0,3}|<\\|endoftext\\|>|</s>){0,40}"
+        text in "([a-zA-Z' ]{0,8}|[0-9.,]{0,4}|[ \n\t\r▁]{0,3}|[а-яé中文👍]{0,3}|e?[\u{301}\u{323}\u{327}]{0,3}|    ?|<\\|end(oftext\\|>)?|</?tool_call>|</s>){0,40}"
     ) {
         check(&text);
     }

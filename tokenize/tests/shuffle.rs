@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, UInt32Type, UInt64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipeline::shard::BATCH_ROWS;
 use tokenize::counts::unigram_entropy;
-use tokenize::loader::committed_shards;
+use tokenize::loader::{DataConfig, Loader, LoaderConfig, committed_shards};
 use tokenize::shard::{METADATA_KEY, ShardMetadata, TokensDigest};
 use tokenize::shuffle::{Split, shuffle_key};
 use tokenize::{Encoder, TokenStatistics, TokenizeConfig, tokenizer_path};
@@ -221,4 +221,59 @@ fn no_held_out_documents_make_an_empty_shard() {
     run(dir.path(), documents(), 2, &config, 5).unwrap();
     assert_eq!(all_rows(dir.path(), "tokens_validation").len(), 0);
     assert_eq!(all_rows(dir.path(), "tokens").len(), documents().len());
+}
+
+#[test]
+fn all_ranks_together_load_every_kept_document_once_an_epoch_when_the_world_changes_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), documents(), 3, &config(), 5).unwrap();
+    let encoder = Encoder::load(tokenizer_path(dir.path())).unwrap();
+    let by_id: BTreeMap<[u8; 16], Document> = documents().into_iter().map(|d| (d.id, d)).collect();
+    let rows = all_rows(dir.path(), "tokens");
+    for source in ["speeches", "declaration"] {
+        // What has to come: the documents, encoded anew, in the order of the shuffle.
+        let (mut expected, mut starts) = (Vec::new(), Vec::new());
+        for row in rows.iter().filter(|row| row.source == source) {
+            starts.push(expected.len());
+            encoder.encode(&by_id[&row.id].text, &mut expected).unwrap();
+            expected.push(2);
+        }
+        // Windows of one sequence, so that sequences come in the order of the stream.
+        let weights = [(source.to_string(), 1.0)].into();
+        let data = DataConfig { weights, shuffle_window_tokens: 1, ..DataConfig::default() };
+        let length = 50;
+        let config = LoaderConfig { sequence_length: length, rows: 16, data, ..LoaderConfig::default() };
+        let steps = expected.len().div_ceil(16 * length) as u64;
+        for worlds in [[1, 2], [2, 3], [3, 8], [8, 1]] {
+            let mut sequences = BTreeMap::new();
+            let open = |rank, world_size| {
+                let config = LoaderConfig { rank, world_size, ..config.clone() };
+                Loader::open_stage(&dir.path().join("tokens"), config).unwrap()
+            };
+            let mut state = open(0, worlds[0]).state(0);
+            for (world_size, until) in worlds.into_iter().zip([steps / 2, steps]) {
+                for rank in 0..world_size {
+                    let mut loader = open(rank, world_size);
+                    let first = loader.resume(&state).unwrap();
+                    for step in first..until {
+                        let batch = loader.batch(step).unwrap();
+                        for row in 0..batch.rows {
+                            let number = step as usize * 16 + rank + row * world_size;
+                            let starts = batch.document_starts[row].clone();
+                            assert!(sequences.insert(number, (batch.row(row)[..length].to_vec(), starts)).is_none());
+                        }
+                    }
+                }
+                state = open(0, world_size).state(until);
+            }
+            assert_eq!(sequences.len() as u64, 16 * steps);
+            let mut loaded: Vec<u32> = sequences.values().flat_map(|(tokens, _)| tokens.iter().copied()).collect();
+            loaded.truncate(expected.len());
+            assert!(loaded == expected, "{source} {worlds:?}");
+            // No document follows another without a border.
+            for &start in &starts {
+                assert!(sequences[&(start / length)].1.contains(&((start % length) as u32)), "{source} {start}");
+            }
+        }
+    }
 }

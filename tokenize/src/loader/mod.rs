@@ -12,6 +12,7 @@ mod assembler;
 mod batch;
 mod config;
 mod index;
+mod location;
 mod mixture;
 mod order;
 mod pack;
@@ -29,7 +30,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
-use object_store::{GetOptions, ObjectStore};
+use object_store::ObjectStore;
 use pipeline::digest::Digest;
 use pipeline::shard::part_name;
 use pipeline::{Journal, JournalEntry, Shard};
@@ -37,10 +38,11 @@ use pipeline::{Journal, JournalEntry, Shard};
 use crate::error::{Error, Result};
 use assembler::Assembler;
 use index::Index;
-use storage::Storage;
+use storage::{Remote, Storage};
 
 pub use batch::Batch;
 pub use config::{DataConfig, LoaderConfig, Packing};
+pub use location::Location;
 pub use row_group::Documents;
 pub use shard_reader::ShardReader;
 pub use state::{LoaderState, PackingReport, SourceReport};
@@ -89,37 +91,19 @@ impl Loader {
         prefix: &object_store::path::Path,
         config: LoaderConfig,
     ) -> Result<Self> {
+        let remote = Remote::new(store, config.cache_bytes).map_err(|e| Error::io(prefix.to_string(), e))?;
         let journal = prefix.clone().join(JOURNAL);
         let name = journal.to_string();
-        let (send, receive) = std::sync::mpsc::channel();
-        let storage = Storage::remote(store.clone(), config.cache_bytes).map_err(|e| Error::io(&name, e))?;
-        storage.spawn(async move {
-            let read = async { store.get_opts(&journal, GetOptions::default()).await?.bytes().await };
-            // The receiver below waits for it.
-            let _ = send.send(read.await);
-        });
-        let read = receive.recv().map_err(std::io::Error::other);
-        let bytes = read.and_then(|r| r.map_err(std::io::Error::other)).map_err(|e| Error::io(&name, e))?;
-        let mut entries = BTreeMap::new();
-        for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
-            let entry: JournalEntry = serde_json::from_slice(line).map_err(|e| Error::Shard {
-                path: name.clone().into(),
-                row_group: None,
-                reason: e.to_string(),
-            })?;
-            entries.insert(entry.task, entry);
-        }
-        Self::with_storage(&shards_of(entries, Path::new(&prefix.to_string())), config, storage)
+        let bytes = remote.read_whole(&journal).map_err(|e| Error::io(&name, e))?;
+        let entries = journal_entries(Path::new(&name), &bytes)?;
+        let shards = shards_of(entries, Path::new(&prefix.to_string()));
+        Self::with_storage(&shards, config, Storage::Remote(remote))
     }
 
-    /// As [`Self::open_store`], of a URL such as `s3://bucket/run/tokens`. Credentials come from the
-    /// environment of the process.
+    /// A loader of a stage directory, or a copy of it, at a URL such as `https://host/runs/web/tokens` or
+    /// `file:///disk/runs/web/tokens`; the stage has to be done.
     pub fn open_url(url: &str, config: LoaderConfig) -> Result<Self> {
-        let fault = |reason: String| Error::Loader(format!("{url}: {reason}"));
-        let parsed = url::Url::parse(url).map_err(|e| fault(e.to_string()))?;
-        let variables = std::env::vars().map(|(key, value)| (key.to_ascii_lowercase(), value));
-        let (store, prefix) = object_store::parse_url_opts(&parsed, variables).map_err(|e| fault(e.to_string()))?;
-        Self::open_store(Arc::from(store), &prefix, config)
+        Location::of_url(url)?.loader(config)
     }
 
     fn with_storage(shards: &[Shard], config: LoaderConfig, storage: Storage) -> Result<Self> {
@@ -199,6 +183,16 @@ impl Loader {
 }
 
 const JOURNAL: &str = "journal.jsonl";
+
+/// The lines of a journal that was copied, by task: of a task that was done twice the last one counts.
+fn journal_entries(path: &Path, bytes: &[u8]) -> Result<BTreeMap<u32, JournalEntry>> {
+    let lines = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
+    let entry = |line| match serde_json::from_slice::<JournalEntry>(line) {
+        Ok(entry) => Ok((entry.task, entry)),
+        Err(error) => Err(Error::Shard { path: path.into(), row_group: None, reason: error.to_string() }),
+    };
+    lines.map(entry).collect()
+}
 
 /// The committed shards of the stage in `stage_dir`, in order.
 pub fn committed_shards(stage_dir: &Path) -> Result<Vec<Shard>> {

@@ -59,24 +59,6 @@ enum Content {
 }
 
 impl Storage {
-    /// Objects of `store`, of which at most `cache_bytes` are kept in memory (one range more, if that
-    /// alone is larger).
-    pub fn remote(store: Arc<dyn ObjectStore>, cache_bytes: usize) -> std::io::Result<Self> {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("shards").enable_all().build()?;
-        let cache = Cache { limit: cache_bytes, ..Cache::default() };
-        Ok(Self::Remote(Arc::new(Remote { store, cache: Mutex::new(cache), runtime: Some(runtime) })))
-    }
-
-    /// Run something on the thread of the requests.
-    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        if let Self::Remote(remote) = self
-            && let Some(runtime) = &remote.runtime
-        {
-            runtime.spawn(work);
-        }
-    }
-
     /// A range of bytes of a shard.
     pub fn read(&self, object: &Object<'_>, range: Range<u64>) -> std::io::Result<Bytes> {
         match self {
@@ -111,26 +93,46 @@ impl Storage {
 }
 
 impl Remote {
+    /// Objects of `store`, of which at most `cache_bytes` are kept in memory (one range more, if that
+    /// alone is larger).
+    pub fn new(store: Arc<dyn ObjectStore>, cache_bytes: usize) -> std::io::Result<Arc<Self>> {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("shards").enable_all().build()?;
+        let cache = Cache { limit: cache_bytes, ..Cache::default() };
+        Ok(Arc::new(Self { store, cache: Mutex::new(cache), runtime: Some(runtime) }))
+    }
+
+    /// All bytes of an object, past the cache.
+    pub fn read_whole(&self, path: &object_store::path::Path) -> std::io::Result<Bytes> {
+        received(self.get(path.clone(), GetOptions::default()))
+    }
+
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ask the store on the runtime's thread: the caller may stand in a runtime of its own.
+    /// Ask for a range of bytes.
     fn request(&self, object: &Object<'_>, range: Range<u64>) -> Receiver<std::io::Result<Bytes>> {
+        match object_store::path::Path::parse(object.path.to_string_lossy()) {
+            Ok(path) => self.get(path, GetOptions::new().with_range(Some(range))),
+            Err(error) => {
+                let (send, receive) = channel();
+                // The receiver is here.
+                let _ = send.send(Err(std::io::Error::other(error)));
+                receive
+            }
+        }
+    }
+
+    /// Ask the store on the runtime's thread: the caller may stand in a runtime of its own.
+    fn get(&self, path: object_store::path::Path, options: GetOptions) -> Receiver<std::io::Result<Bytes>> {
         let (send, receive) = channel();
-        let (store, path) = (self.store.clone(), object.path.to_string_lossy().into_owned());
+        let store = self.store.clone();
         if let Some(runtime) = &self.runtime {
             runtime.spawn(async move {
-                let bytes = match object_store::path::Path::parse(&path) {
-                    Ok(path) => {
-                        let options = GetOptions::new().with_range(Some(range));
-                        let read = async { store.get_opts(&path, options).await?.bytes().await };
-                        read.await.map_err(std::io::Error::other)
-                    }
-                    Err(error) => Err(std::io::Error::other(error)),
-                };
+                let read = async { store.get_opts(&path, options).await?.bytes().await };
                 // Nobody waits when the loader is gone.
-                let _ = send.send(bytes);
+                let _ = send.send(read.await.map_err(std::io::Error::other));
             });
         }
         receive

@@ -1,7 +1,9 @@
 //! A stage of given documents, and runs of it.
 #![allow(dead_code, clippy::print_stderr)]
 
-use std::path::Path;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{FixedSizeBinaryArray, RecordBatch, StringViewArray};
@@ -86,6 +88,50 @@ impl Stage for Curate {
         let plan = task.session().read_batch(batch)?;
         task.write(plan, Output { kept: &["id", "text", "source"], dropped: &[] }, RowsRead::Made).await
     }
+}
+
+/// Every `.jsonl.zst` and `.warc.gz` of the corpora at hand: the quickstart's, and those below `FULGURITE_CORPUS`.
+pub fn corpora() -> Vec<PathBuf> {
+    fn below(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.to_string_lossy();
+            if path.is_dir() {
+                below(&path, found);
+            } else if name.ends_with(".jsonl.zst") || name.ends_with(".warc.gz") {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/quickstart/corpus"), &mut found);
+    match std::env::var_os("FULGURITE_CORPUS") {
+        Some(dir) => below(Path::new(&dir), &mut found),
+        None => eprintln!("only the quickstart's corpus was checked: FULGURITE_CORPUS names no directory of others"),
+    }
+    found.sort();
+    found
+}
+
+/// Where not all of the corpora is checked, a document in so many is: `FULGURITE_CORPUS_EVERY`, or else 20.
+pub fn every() -> usize {
+    std::env::var("FULGURITE_CORPUS_EVERY").map_or(20, |n| n.parse().unwrap())
+}
+
+/// The `text` of every line of a `.jsonl.zst`; of a `.warc.gz` every record as it is, markup and all.
+pub fn texts(path: &Path) -> Box<dyn Iterator<Item = String>> {
+    let file = File::open(path).unwrap();
+    if path.extension().is_some_and(|extension| extension == "zst") {
+        let lines = BufReader::new(zstd::Decoder::new(file).unwrap()).lines();
+        return Box::new(lines.filter_map(|line| {
+            let record: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+            record["text"].as_str().map(String::from)
+        }));
+    }
+    let mut bytes = Vec::new();
+    flate2::read::MultiGzDecoder::new(file).read_to_end(&mut bytes).unwrap();
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    Box::new(text.split("WARC/1.").map(String::from).collect::<Vec<_>>().into_iter())
 }
 
 /// A Python that has these modules: `FULGURITE_PYTHON`, or else `python3`. Without one the reason is printed.
