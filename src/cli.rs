@@ -316,9 +316,9 @@ pub struct Generate {
     /// A checkpoint directory, a train stage directory (its newest checkpoint) or a published model
     #[arg(long, value_name = "DIR")]
     pub checkpoint: PathBuf,
-    /// The text to continue
-    #[arg(long)]
-    pub prompt: String,
+    /// The text to continue; several are continued together on a GPU, one after the other elsewhere
+    #[arg(long, required = true)]
+    pub prompt: Vec<String>,
     /// A tokenizer.json, where the checkpoint has none beside it
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,

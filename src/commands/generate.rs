@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokenize::Encoder;
 use train::device::DeviceChoice;
 use train::engine::Decoder;
-use train::generate::{Finish, GenerateConfig, ModelReader, Reader};
+use train::generate::{Finish, GenerateConfig, ModelReader, Reader, generate_rows};
 use train::{Model, ModelConfig};
 
 use crate::cli::Generate;
@@ -33,7 +33,8 @@ pub struct Text {
 
 /// Continue a prompt, printing as the model writes.
 pub fn generate(args: &Generate) -> Result<()> {
-    let writer = Writer::load(&args.checkpoint, args.tokenizer.as_deref(), &args.device)?;
+    let rows = args.prompt.len();
+    let writer = Writer::load(&args.checkpoint, args.tokenizer.as_deref(), &args.device, rows)?;
     let config = GenerateConfig {
         max_tokens: args.max_tokens,
         temperature: args.temperature,
@@ -42,17 +43,27 @@ pub fn generate(args: &Generate) -> Result<()> {
         seed: args.seed,
         ..writer.config()
     };
-    if args.json {
-        return output::json(&writer.write(&args.prompt, &config, |_| Ok(()))?);
+    if let [prompt] = args.prompt.as_slice() {
+        if args.json {
+            return output::json(&writer.write(prompt, &config, |_| Ok(()))?);
+        }
+        output::piece(prompt)?;
+        writer.write(prompt, &config, output::piece)?;
+        return Ok(output::line("")?);
     }
-    output::piece(&args.prompt)?;
-    writer.write(&args.prompt, &config, output::piece)?;
-    Ok(output::line("")?)
+    let texts = writer.write_all(&args.prompt, &config)?;
+    if args.json {
+        return output::json(&texts);
+    }
+    for text in texts {
+        output::line(format!("{}{}\n", text.prompt, text.text))?;
+    }
+    Ok(())
 }
 
 /// The samples of a recipe.
 pub fn samples(checkpoint: &Path, sample: &SampleConfig, device: &str) -> Result<Vec<Text>> {
-    let writer = Writer::load(checkpoint, None, device)?;
+    let writer = Writer::load(checkpoint, None, device, 1)?;
     let config = GenerateConfig {
         max_tokens: sample.max_tokens,
         temperature: sample.temperature,
@@ -81,9 +92,9 @@ struct Writer {
 }
 
 /// The model in `directory`, in bf16 where its device and sizes allow it.
-fn load(directory: &Path, device: &train::device::Device) -> Result<(ModelConfig, Loaded)> {
+fn load(directory: &Path, device: &train::device::Device, rows: usize) -> Result<(ModelConfig, Loaded)> {
     let (config, values) = train::published::read(directory)?;
-    let decoder = Decoder::new(&config, &values, 1, device);
+    let decoder = Decoder::new(&config, &values, rows, device);
     let loaded = match decoder {
         Ok(decoder) => Loaded::Decoder(RefCell::new(decoder)),
         Err(_) => Loaded::Model(Model::from_values(&config, values, device)?),
@@ -92,11 +103,11 @@ fn load(directory: &Path, device: &train::device::Device) -> Result<(ModelConfig
 }
 
 impl Writer {
-    fn load(checkpoint: &Path, tokenizer: Option<&Path>, device: &str) -> Result<Self> {
+    fn load(checkpoint: &Path, tokenizer: Option<&Path>, device: &str, rows: usize) -> Result<Self> {
         let directory = train::locate(existing(checkpoint)?)?;
         let tokenizer = tokenizer_of(&directory, tokenizer)?;
         let device = device.parse::<DeviceChoice>().map_err(|e| Usage(e.to_string()))?.select()?;
-        let (config, model) = load(&directory, &device)?;
+        let (config, model) = load(&directory, &device, rows)?;
         let encoder = Encoder::load(&tokenizer)?;
         // Padding and reserved places of the vocabulary are no text; the end of a text is for the generator to see.
         let mut suppressed = encoder.ids_without_text(config.vocab_size as u32);
@@ -109,18 +120,46 @@ impl Writer {
         GenerateConfig { suppressed: self.suppressed.clone(), ..GenerateConfig::default() }
     }
 
+    /// The ids of a prompt.
+    fn ids(&self, prompt: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        self.encoder.encode(prompt, &mut ids)?;
+        if ids.is_empty() {
+            // Nothing to continue: the beginning of a document.
+            ids.push(self.bos);
+        }
+        Ok(ids)
+    }
+
+    /// Continues several prompts, the n-th with the seed plus n.
+    fn write_all(&self, prompts: &[String], config: &GenerateConfig) -> Result<Vec<Text>> {
+        let Loaded::Decoder(decoder) = &self.model else {
+            let alone = |(row, prompt): (usize, &String)| {
+                let config = GenerateConfig { seed: config.seed.wrapping_add(row as u64), ..config.clone() };
+                self.write(prompt, &config, |_| Ok(()))
+            };
+            return prompts.iter().enumerate().map(alone).collect();
+        };
+        let ids = prompts.iter().map(|prompt| self.ids(prompt)).collect::<Result<Vec<_>>>()?;
+        let mut written: Vec<Vec<u32>> = vec![Vec::new(); prompts.len()];
+        let mut decoder = decoder.borrow_mut();
+        let ends = generate_rows(&mut decoder, &ids, config, |row, id| {
+            written[row].push(id);
+            ControlFlow::Continue(())
+        })?;
+        let texts = prompts.iter().zip(written).zip(ends).map(|((prompt, ids), finish)| {
+            Ok(Text { prompt: prompt.clone(), text: self.encoder.decode(&ids)?, ids, finish })
+        });
+        texts.collect()
+    }
+
     fn write(
         &self,
         prompt: &str,
         config: &GenerateConfig,
         mut piece: impl FnMut(&str) -> std::io::Result<()>,
     ) -> Result<Text> {
-        let mut prompt_ids = Vec::new();
-        self.encoder.encode(prompt, &mut prompt_ids)?;
-        if prompt_ids.is_empty() {
-            // Nothing to continue: the beginning of a document.
-            prompt_ids.push(self.bos);
-        }
+        let prompt_ids = self.ids(prompt)?;
         let (mut ids, mut text, mut told, mut failed) = (Vec::new(), String::new(), 0, None);
         let mut decoder;
         let mut reader;

@@ -30,8 +30,7 @@ pub fn train(args: &Train, logging: &Logging) -> Result<()> {
     let stop = stop::on_signal()?;
     let device = choice.select().map_err(|e| Usage(e.to_string()))?;
     let mut live = Live::new(job.train.steps, logging);
-    let options =
-        Options { directory: &directory, device: &device, profile_steps: args.profile, stop: stop.as_ref() };
+    let options = Options { directory: &directory, device: &device, profile_steps: args.profile, stop: stop.as_ref() };
     let outcome = job.run(&options, &mut |metrics| live.show(metrics)).map_err(|e| explain(&source, e))?;
     let last = live.finish();
     let (path, finished) = match &outcome {

@@ -576,11 +576,15 @@ pub struct EvaluationConfig {
     pub every_steps: u64,
     /// Held-out sequences of `sequence_length + 1` tokens.
     pub sequences: usize,
+    /// Texts that the model continues at every evaluation, into `samples.jsonl`.
+    pub prompts: Vec<String>,
+    /// Tokens that it writes for each.
+    pub sample_tokens: usize,
 }
 
 impl Default for EvaluationConfig {
     fn default() -> Self {
-        Self { every_steps: 0, sequences: 16 }
+        Self { every_steps: 0, sequences: 16, prompts: Vec::new(), sample_tokens: 64 }
     }
 }
 

@@ -154,8 +154,7 @@ fn variant(config: &TrainConfig, gpu: &Gpu, setting: Recompute, parameters: u64)
     // Norms, gate, product and attention: bytes read and written per token and block.
     let forward_bytes = 8 * d + 14 * e + 6 * g;
     let backward_bytes = 20 * d + 26 * e + 12 * g;
-    let blocks: usize =
-        again.iter().map(|&again| backward_bytes + forward_bytes * if again { 2 } else { 1 }).sum();
+    let blocks: usize = again.iter().map(|&again| backward_bytes + forward_bytes * if again { 2 } else { 1 }).sum();
     let bytes_per_token = (blocks + 10 * model.vocab_size + 12 * d) as f64;
     let step_tokens = config.tokens_per_step() as f64;
     let step_s = step_tokens * (hardware / (PRODUCTS * gpu.peak_flops) + bytes_per_token / (BYTES * gpu.bandwidth))

@@ -175,8 +175,7 @@ pub fn generate_rows(
         return Err(Error::Input(format!("{} prompts for {} rows", prompts.len(), decoder.rows())));
     }
     let (eos, vocabulary) = (decoder.config().eos_token_id, decoder.config().vocab_size);
-    let mut rngs: Vec<Rng> =
-        (0..prompts.len() as u64).map(|row| Rng::new(config.seed.wrapping_add(row), 0)).collect();
+    let mut rngs: Vec<Rng> = (0..prompts.len() as u64).map(|row| Rng::new(config.seed.wrapping_add(row), 0)).collect();
     let mut logits = Vec::with_capacity(prompts.len() * vocabulary);
     for (row, prompt) in prompts.iter().enumerate() {
         logits.extend(decoder.read(row, prompt)?);

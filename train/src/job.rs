@@ -73,7 +73,9 @@ impl Job {
             return Some(path.to_owned());
         }
         // The directory of a stage lies in that of its run.
-        path.parent().filter(|parent| path.file_name().is_some_and(|name| name == TOKENS) && parent.is_dir()).map(Path::to_owned)
+        path.parent()
+            .filter(|parent| path.file_name().is_some_and(|name| name == TOKENS) && parent.is_dir())
+            .map(Path::to_owned)
     }
 
     fn places(&self) -> Result<Places, Error> {

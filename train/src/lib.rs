@@ -27,6 +27,7 @@ pub mod parameters;
 pub mod published;
 pub mod rng;
 pub mod run;
+pub mod samples;
 pub mod schedule;
 pub mod stage;
 pub mod tensorboard;

@@ -165,9 +165,7 @@ pub(crate) fn write(
         files::replace(&directory.join(TOKENIZER), |path| fs::copy(from, path).map(drop).map_err(Error::io(from)))?;
     }
     files::replace(&directory.join(MODEL), |path| tensors::write(path, &parameters, &[("", values)]))?;
-    files::replace(&directory.join(CONFIG), |path| {
-        fs::write(path, config_json(config)).map_err(Error::io(path))
-    })
+    files::replace(&directory.join(CONFIG), |path| fs::write(path, config_json(config)).map_err(Error::io(path)))
 }
 
 #[cfg(test)]

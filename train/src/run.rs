@@ -15,6 +15,7 @@ use crate::config::TrainConfig;
 use crate::cuda::profile::{self, Span};
 use crate::engine::{self, Engine, Snapshot};
 use crate::estimate::model_flops_per_token;
+use crate::samples::Samples;
 use crate::schedule::learning_rate;
 use crate::tensorboard::EventFile;
 use crate::{Batch, Error, files, model};
@@ -229,6 +230,7 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
     let flops_per_token = model_flops_per_token(config);
     let peak_flops = engine.peak_flops();
     let profiler = Profiler::new(run, step);
+    let samples = Samples::open(run.directory, config, run.tokenizer, step)?;
     let mut board = EventFile::create(&run.directory.join(TENSORBOARD))?;
 
     let mut since = Since::now(step, tokens);
@@ -260,8 +262,10 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         let rate = config.optimizer.peak_learning_rate;
         let rate = learning_rate(&config.schedule, rate, config.steps, step);
         let at = |every: u64| every > 0 && ((step + 1).is_multiple_of(every) || step + 1 == config.steps);
-        let evaluated = run.held_out.filter(|_| at(config.evaluation.every_steps));
-        let written = at(config.log_every_steps) || evaluated.is_some();
+        let evaluates = at(config.evaluation.every_steps);
+        let evaluated = run.held_out.filter(|_| evaluates);
+        let sampled = samples.as_ref().filter(|_| evaluates);
+        let written = at(config.log_every_steps) || evaluated.is_some() || sampled.is_some();
         let profiled = profiler.before(step, engine.as_mut());
         if written && !profiled {
             engine.record();
@@ -276,11 +280,8 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
 
         let outcome = engine.outcome()?;
         if outcome.skipped_last > config.max_skipped_steps {
-            let (what, value) = if outcome.loss.is_finite() {
-                ("gradient norm", outcome.grad_norm)
-            } else {
-                ("loss", outcome.loss)
-            };
+            let (what, value) =
+                if outcome.loss.is_finite() { ("gradient norm", outcome.grad_norm) } else { ("loss", outcome.loss) };
             return Err(Error::NonFinite { step: step - 1, what, value, times: outcome.skipped_last });
         }
         if outcome.skipped_last > 0 {
@@ -294,6 +295,9 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         }
         let spans = if written && !profiled { engine.recorded()? } else { Vec::new() };
         let held_out_loss = evaluated.map(|rows| engine.loss(rows)).transpose()?;
+        if let Some(samples) = sampled {
+            samples.write(step, || engine.reader())?;
+        }
         let (elapsed_s, steps) = (since.time.elapsed().as_secs_f64(), (step - since.step).max(1) as f64);
         let tokens_per_s = (tokens - since.tokens) as f64 / elapsed_s;
         let metrics = Metrics {

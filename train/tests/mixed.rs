@@ -113,8 +113,7 @@ fn blocks_made_again_and_continued_runs_have_the_same_bits() {
     let Some(device) = gpu("activation checkpointing") else { return };
     let mut results = Vec::new();
     for setting in [Recompute::None, Recompute::Full, Recompute::Every { every: 2 }] {
-        let config =
-            TrainConfig { precision: Precision::Bf16, activation_checkpointing: setting, ..config() };
+        let config = TrainConfig { precision: Precision::Bf16, activation_checkpointing: setting, ..config() };
         let mut engine = start(&config, &device);
         for step in 0..3 {
             engine.step(&batch(&config, step), 1e-3).unwrap();

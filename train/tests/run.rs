@@ -96,7 +96,16 @@ fn run(
     stops_after: Option<u64>,
 ) -> Result<Outcome, Error> {
     let stop = AtomicBool::new(false);
-    let run = Run { config, device: &Device::flex(), directory, tokenizer: None, held_out: None, bytes_per_token: None, profile_steps: 0, stop: &stop };
+    let run = Run {
+        config,
+        device: &Device::flex(),
+        directory,
+        tokenizer: None,
+        held_out: None,
+        bytes_per_token: None,
+        profile_steps: 0,
+        stop: &stop,
+    };
     train(&run, &mut documents(config, fails_at), &mut |metrics| {
         stop.store(Some(metrics.step) == stops_after, Ordering::Relaxed);
     })

@@ -374,7 +374,12 @@ fn sglus(bench: &mut Bench) {
                 hdy[row * half + j % half] * at(row, (j + half) % (2 * half))
             })
             .collect();
-        bench.close(&format!("{rows}x{half} backward"), &host(&sglu::backward(&ab, &dy, Some(&again))), &want, ROUNDING);
+        bench.close(
+            &format!("{rows}x{half} backward"),
+            &host(&sglu::backward(&ab, &dy, Some(&again))),
+            &want,
+            ROUNDING,
+        );
         bench.close(&format!("{rows}x{half} forward again"), &host(&again), &host64(&sglu::forward(&ab)), 0.0);
     }
     let [rows, half] = [32_768, 2816];

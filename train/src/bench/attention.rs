@@ -51,7 +51,7 @@ const BATCHES: usize = 9;
 const BATCH_S: f64 = 0.03;
 
 /// Seconds a call by the host's clock, around batches of calls that end with the device idle: the median.
-fn seconds(device: &Device, mut call: impl FnMut()) -> Result<f64, Error> {
+pub(super) fn seconds(device: &Device, mut call: impl FnMut()) -> Result<f64, Error> {
     let mut batch = |count: usize| -> Result<f64, Error> {
         let begin = Instant::now();
         (0..count).for_each(|_| call());
@@ -124,7 +124,7 @@ pub fn attention(
 }
 
 /// Bytes per second, read and written, of a copy of 1 GiB.
-fn bandwidth(device: &Device) -> Result<f64, Error> {
+pub(super) fn bandwidth(device: &Device) -> Result<f64, Error> {
     let bytes = 1 << 30;
     let buffer = || -> CubeTensor { cuda::of(Tensor::<1>::ones([bytes / 4], device)) };
     let (from, to) = (buffer(), buffer());

@@ -1,9 +1,11 @@
 //! What `fulgurite bench` measures.
 
 mod attention;
+mod ceilings;
 mod generation;
 mod training;
 
 pub use attention::{AttentionShape, AttentionTime, attention};
+pub use ceilings::{Ceilings, ceilings};
 pub use generation::{GenerationTime, generation};
 pub use training::{StepTime, training};

@@ -190,7 +190,12 @@ impl Engine {
             let tried = tune::best(device, stream, bytes, &algorithms, |algorithm, to| {
                 // What is added to in place is scratch as well.
                 let added = if added == out { to } else { added };
-                self.multiply(&Plan { algorithm: *algorithm, ..plan }, [call.alpha, call.beta], [a, b, added, to], stream)
+                self.multiply(
+                    &Plan { algorithm: *algorithm, ..plan },
+                    [call.alpha, call.beta],
+                    [a, b, added, to],
+                    stream,
+                )
             });
             match tried {
                 Ok(best) => plan.algorithm = algorithms[best],
@@ -234,10 +239,7 @@ impl Engine {
     }
 
     /// Descriptors with the library's first choice, and its choices in order.
-    fn make(
-        &self,
-        problem: &Problem,
-    ) -> Result<(Plan, Vec<sys::cublasLtMatmulAlgo_t>), result::CublasError> {
+    fn make(&self, problem: &Problem) -> Result<(Plan, Vec<sys::cublasLtMatmulAlgo_t>), result::CublasError> {
         use sys::cublasLtMatmulDescAttributes_t as Operation;
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
         let [m, n, k] = problem.sizes;

@@ -180,7 +180,8 @@ mod tests {
 
     #[test]
     fn totals_are_by_phase_and_name_and_the_trace_is_json() {
-        let span = |phase, name: &str, begin_us, duration_us| Span { name: name.to_owned(), phase, begin_us, duration_us };
+        let span =
+            |phase, name: &str, begin_us, duration_us| Span { name: name.to_owned(), phase, begin_us, duration_us };
         let spans = [
             span("forward", "norm", 0.0, 10.0),
             span("forward", "product", 10.0, 500.0),

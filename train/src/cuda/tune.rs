@@ -9,8 +9,8 @@
 use std::ffi::c_void;
 
 use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t as Algorithm;
-use cudarc::driver::result::event;
 use cudarc::driver::result as cu;
+use cudarc::driver::result::event;
 use cudarc::driver::sys::{CUdeviceptr, CUevent_flags, CUstream};
 
 use super::{Error, Grid, Kernel, Source};

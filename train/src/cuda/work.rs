@@ -88,7 +88,12 @@ impl Work {
     pub fn near(near: &CubeTensor) -> Self {
         let name = near.client.name();
         assert!(name == "cuda", "CUDA work on a {name} device");
-        Self { device: near.client.service_id().device, buffers: Vec::new(), steps: Vec::new(), phase: profile::current() }
+        Self {
+            device: near.client.service_id().device,
+            buffers: Vec::new(),
+            steps: Vec::new(),
+            phase: profile::current(),
+        }
     }
 
     fn slot(&mut self, tensor: &CubeTensor, access: Access) -> Slot {

@@ -108,13 +108,7 @@ impl Weights {
 
     /// The gradient of the stream before the block from that after it; those of the weights are added
     /// to their sums.
-    pub(super) fn backward(
-        &self,
-        sums: &Gradients,
-        kept: Kept,
-        dy: CubeTensor,
-        documents: &Documents,
-    ) -> CubeTensor {
+    pub(super) fn backward(&self, sums: &Gradients, kept: Kept, dy: CubeTensor, documents: &Documents) -> CubeTensor {
         let products = match kept {
             Kept::Products(products) => products,
             Kept::Input(x) => self.products(x, documents),

@@ -158,8 +158,7 @@ impl Decoder {
         } else {
             let documents = Documents::new(&Sequences::continued(1, ids.len(), offset), &self.device);
             for (block, state) in self.weights.blocks.iter().zip(&self.states) {
-                let mixer =
-                    Mixer { decay: block.decay.clone(), heads: block.heads, documents: documents.clone() };
+                let mixer = Mixer { decay: block.decay.clone(), heads: block.heads, documents: documents.clone() };
                 let before = of_row(state);
                 let after = cuda::empty_like(&before);
                 x = block.forward_with(&x, |projected| {

@@ -10,6 +10,7 @@ use super::{Decoder, Engine, Outcome, Pending, Snapshot, failed};
 use crate::batch::Rows;
 use crate::config::TrainConfig;
 use crate::cuda::{self, Work, profile};
+use crate::generate::Reader;
 use crate::ops::adamw::{FlatAdamW, Settings};
 use crate::ops::attention::gated_cuda::Documents;
 use crate::ops::cross_entropy::Head;
@@ -217,6 +218,11 @@ impl Engine for Mixed {
             losses.push(head.loss(&hidden, &self.weights.head));
         }
         self.summed_losses(&losses)
+    }
+
+    fn reader(&self) -> Box<dyn Reader + '_> {
+        profile::phase("sample");
+        Box::new(self.decoder(1))
     }
 
     fn record(&mut self) {

@@ -16,6 +16,7 @@ pub use mixed::Mixed;
 
 use crate::config::{Precision, TrainConfig};
 use crate::cuda::{self, profile::Span};
+use crate::generate::Reader;
 use crate::ops::is_cuda;
 use crate::parameters::ParameterList;
 use crate::{Batch, Error};
@@ -89,6 +90,9 @@ pub trait Engine {
     /// # Errors
     /// When the device has failed.
     fn snapshot(&mut self) -> Result<Pending, Error>;
+
+    /// A reader with the weights after the last step, that has read nothing.
+    fn reader(&self) -> Box<dyn Reader + '_>;
 
     /// Records from now on what the device does, where that can be told.
     fn record(&mut self) {}

@@ -4,6 +4,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::{Engine, Outcome, Pending, Snapshot};
 use crate::config::TrainConfig;
+use crate::generate::{ModelReader, Reader};
 use crate::optimizer::AdamW;
 use crate::{Batch, Error, Model};
 
@@ -69,5 +70,9 @@ impl Engine for Tape {
         let (taken, skipped) = (self.optimizer.steps(), self.outcome.skipped);
         let snapshot = Snapshot { values: self.model.values(), first, second, taken, skipped };
         Ok(Box::new(move || Ok(snapshot)))
+    }
+
+    fn reader(&self) -> Box<dyn Reader + '_> {
+        Box::new(ModelReader::new(&self.model))
     }
 }

@@ -17,11 +17,8 @@ use crate::parameters::{Parameter, ParameterList};
 
 /// Why a model of these sizes has no form in bf16.
 pub(super) fn check(model: &ModelConfig) -> Result<(), String> {
-    let sizes = [
-        ("decoder_embed_dim", model.decoder_embed_dim),
-        ("hidden_dim", model.hidden_dim),
-        ("glu_dim", model.glu_dim),
-    ];
+    let sizes =
+        [("decoder_embed_dim", model.decoder_embed_dim), ("hidden_dim", model.hidden_dim), ("glu_dim", model.glu_dim)];
     for (key, size) in sizes {
         if !size.is_multiple_of(8) || (!srms_norm::has_kernel(size) && key != "glu_dim") {
             return Err(format!("bf16 needs a multiple of 8 up to 16384, model.{key} is {size}"));
