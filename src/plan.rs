@@ -34,7 +34,7 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
     }
     let signals = recipe.signals.as_ref().map(|_| "signals");
     if let Some(config) = &recipe.exact {
-        stages.extend(dedup::exact_stages(config, &documents, selection.as_deref(), signals));
+        stages.extend(dedup::exact_stages(config, &documents, selection.as_deref(), signals, recipe.base_dir())?);
         selection = Some("exact".into());
     }
     if let Some(config) = &recipe.near {
@@ -44,6 +44,10 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
     if let Some(config) = &recipe.lines {
         stages.extend(dedup::line_stages(config, &documents, selection.as_deref())?);
         (documents, selection) = (dedup::LINES.into(), None);
+    }
+    if let Some(config) = &recipe.substring {
+        stages.extend(dedup::substring_stages(config, &documents, selection.as_deref())?);
+        (documents, selection) = (dedup::SUBSTRING.into(), None);
     }
     if let Some(config) = &recipe.decontaminate {
         let stage = DecontaminateStage::new(config.clone(), &documents, selection.as_deref(), recipe.base_dir())?;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use dedup::{DecontaminateConfig, ExactConfig, LinesConfig, NearConfig};
+use dedup::{DecontaminateConfig, ExactConfig, LinesConfig, NearConfig, SubstringConfig};
 use pipeline::ingest::IngestConfig;
 use pipeline::stages::clean::CleanConfig;
 use pipeline::stages::filter::FilterConfig;
@@ -50,6 +50,9 @@ pub struct Recipe {
     /// Lines and paragraphs that stand in many documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<LinesConfig>,
+    /// Spans that stand earlier in the corpus, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub substring: Option<SubstringConfig>,
     /// Texts of evaluation sets in documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decontaminate: Option<DecontaminateConfig>,

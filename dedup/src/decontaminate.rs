@@ -32,6 +32,7 @@ use pipeline::stage::{RULE, tasks_per_shard};
 use pipeline::{Error, Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::check_room;
 use crate::evaluation::{self, Record};
 use crate::shingles::Shingles;
 
@@ -256,6 +257,9 @@ impl Stage for DecontaminateStage {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        if self.config.action == Action::Mask {
+            check_room(run, Self::NAME, run.shards(&self.documents)?.iter().map(|shard| shard.bytes).sum())?;
+        }
         tasks_per_shard(run, self.selection.as_ref().unwrap_or(&self.documents))
     }
 

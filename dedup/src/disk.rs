@@ -4,10 +4,19 @@ use std::path::Path;
 
 use pipeline::{Error, Result, RunContext};
 
+/// Share of the documents (lines, anchors) that are taken to have a duplicate: an assumption, for a prediction that should
+/// not be too small.
+pub(crate) const EXPECTED_DUPLICATES: f64 = 0.3;
+
 /// Free bytes of the file system of `path`, for this user.
 pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
     let stat = rustix::fs::statvfs(path).map_err(|e| Error::io(path, e.into()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Bytes of text in the shards of a stage of documents, as their footers say.
+pub(crate) fn text_bytes(run: &RunContext, stage: &str) -> Result<u64> {
+    run.shards(stage)?.iter().map(|shard| pipeline::shard::text_bytes(&shard.path)).sum()
 }
 
 /// Refuse to begin a stage that will write `bytes` where there is less room. What it has committed
@@ -24,4 +33,23 @@ pub(crate) fn check_room(run: &RunContext, stage: &str, bytes: u64) -> Result<()
         run.dir().display(),
         free / 1_000_000
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use pipeline::RunOptions;
+
+    use super::*;
+
+    #[test]
+    fn a_stage_that_has_no_room_is_refused_with_the_figures() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunContext::new(dir.path(), RunOptions::new()).unwrap();
+        let free = free_bytes(dir.path()).unwrap();
+        assert!(free > 0);
+        check_room(&run, "near_signatures", free / 2).unwrap();
+        let error = check_room(&run, "near_signatures", 1 << 60).unwrap_err().to_string();
+        assert!(error.contains("stage near_signatures will write about 1152921504606 MB"), "{error}");
+        assert!(error.contains("make room, or give another --run-dir"), "{error}");
+    }
 }

@@ -12,9 +12,13 @@
 //! then expressions, text last. A key is compared among the documents that the keys before it left, so that no
 //! text goes with a document that another text's page displaced.
 //!
+//! `against` puts the hashes of older runs before those of this one: a document goes if an older one has its
+//! hash, as in a joint run. With several keys an older run's hashes of each are taken. Old text is not read.
+//!
 //! Text is read once, by the hashes: 18 bytes a document, and 8 to 16 of the table. Nothing in memory grows with
 //! the corpus.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
@@ -29,11 +33,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::buckets::Buckets;
 use crate::disk::check_room;
-use crate::documents::{Documents, ROW_BYTES, TABLE, put_row};
+use crate::documents::{Documents, ROW_BYTES, TABLE, check_index, put_row};
 use crate::normalise::{Normalise, canonical_url, content_hash};
 use crate::partition::{PARTITION_ROWS, input_number, partitions, stop_if_asked};
+use crate::paths::indices;
 use crate::removals::{MEMBERS, Removals, Similarity};
-use crate::runs::{Record, RunFile, RunWriter, key_range, u64_at};
+use crate::runs::{Pair, Record, RunFile, RunWriter, key_range, u64_at};
 use crate::selection::{Selection, session};
 use crate::survivor::Keep;
 
@@ -61,22 +66,29 @@ pub struct ExactConfig {
     pub by: Vec<Key>,
     /// Which copy survives.
     pub keep: Keep,
+    /// `exact_hashes` directories of older runs, `*` for any part of a name: documents that are equal to one of
+    /// theirs go, too. Relative to the recipe's base directory. With several keys the directories of the other
+    /// keys' hashes stand beside it.
+    pub against: Vec<String>,
 }
 
 impl Default for ExactConfig {
     fn default() -> Self {
-        Self { normalise: Normalise::default(), by: vec![Key::Text], keep: Keep::default() }
+        Self { normalise: Normalise::default(), by: vec![Key::Text], keep: Keep::default(), against: Vec::new() }
     }
 }
 
 /// The stages of exact deduplication of the documents of `selection` (all, if `None`), whose text is
-/// in stage `documents` and whose signals, if there are any, in stage `signals`. The last is called `exact`.
+/// in stage `documents` and whose signals, if there are any, in stage `signals`. The last is called `exact`. Paths of
+/// `against` are relative to `base`.
 pub fn exact_stages(
     config: &ExactConfig,
     documents: &str,
     selection: Option<&str>,
     signals: Option<&str>,
-) -> Vec<Arc<dyn Stage>> {
+    base: &Path,
+) -> Result<Vec<Arc<dyn Stage>>> {
+    let against = indices("exact.against", &config.against, base)?;
     let mut keys: Vec<(String, Key)> = Vec::new();
     if config.by.contains(&Key::Url) {
         keys.push(("exact_url".into(), Key::Url));
@@ -98,10 +110,10 @@ pub fn exact_stages(
     let mut stages = Vec::new();
     let mut selection = selection.map(String::from);
     for (name, key) in keys {
-        stages.extend(chain(&name, key, config, documents, selection.as_deref(), signals));
+        stages.extend(chain(&name, key, config, documents, selection.as_deref(), signals, &against)?);
         selection = Some(name);
     }
-    stages
+    Ok(stages)
 }
 
 /// Hashes, groups, removals and selection by one key.
@@ -112,34 +124,44 @@ fn chain(
     documents: &str,
     selection: Option<&str>,
     signals: Option<&str>,
-) -> [Arc<dyn Stage>; 4] {
+    against: &[PathBuf],
+) -> Result<[Arc<dyn Stage>; 4]> {
     let (hashes, groups, removals) = (format!("{name}_hashes"), format!("{name}_groups"), format!("{name}_removals"));
     let rule = match key {
         Key::Text => "exact_duplicate",
         Key::Url => "same_url",
         Key::Sql(_) => "same_value",
     };
-    [
-        Arc::new(Hashes {
-            name: hashes.clone(),
-            key,
-            normalise: config.normalise,
-            keep: config.keep.clone(),
-            documents: documents.into(),
-            selection: selection.map(Into::into),
-            signals: signals.filter(|_| config.keep.expression().is_some()).map(Into::into),
-        }),
-        Arc::new(Groups { name: groups.clone(), hashes: hashes.clone(), partition_rows: PARTITION_ROWS }),
+    let against: Vec<PathBuf> = against.iter().map(|dir| dir.with_file_name(&hashes)).collect();
+    let first = Hashes {
+        name: hashes.clone(),
+        key,
+        normalise: config.normalise,
+        keep: config.keep.clone(),
+        documents: documents.into(),
+        selection: selection.map(Into::into),
+        signals: signals.filter(|_| config.keep.expression().is_some()).map(Into::into),
+    };
+    let second = Groups {
+        name: groups.clone(),
+        hashes: hashes.clone(),
+        made_by: first.config()?,
+        against: against.clone(),
+        partition_rows: PARTITION_ROWS,
+    };
+    Ok([
+        Arc::new(first),
+        Arc::new(second),
         Arc::new(Removals {
             name: removals.clone(),
             members: groups,
             table: hashes,
             keep: config.keep.clone(),
             similarity: Similarity::One,
-            against: Vec::new(),
+            against,
         }),
         Arc::new(Selection { name: name.into(), rule, selection: selection.unwrap_or(documents).into(), removals }),
-    ]
+    ])
 }
 
 /// The hash of a document of the section.
@@ -282,6 +304,9 @@ impl Stage for Hashes {
 struct Groups {
     name: String,
     hashes: String,
+    /// Configuration of the hashes, which those of older runs must have, too.
+    made_by: serde_json::Value,
+    against: Vec<PathBuf>,
     partition_rows: u64,
 }
 
@@ -300,11 +325,17 @@ impl Stage for Groups {
     }
 
     fn config(&self) -> Result<serde_json::Value> {
-        Ok(serde_json::json!({}))
+        if self.against.is_empty() {
+            return Ok(serde_json::json!({}));
+        }
+        let against = self.against.iter().map(|dir| check_index(dir, &self.made_by)).collect::<Result<Vec<_>>>()?;
+        Ok(serde_json::json!({ "against": against }))
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let documents = Documents::of(run, &self.hashes, &[])?;
+        let documents = Documents::of(run, &self.hashes, &self.against)?;
+        // If all of them are equal.
+        check_room(run, &self.name, documents.len() * (Pair::BYTES + 1) as u64)?;
         if documents.sources.is_empty() {
             return Ok(Vec::new());
         }
@@ -319,7 +350,7 @@ impl Stage for Groups {
         let mut writer = RunWriter::create(task)?;
         let mut buckets = Buckets::new(MEMBERS, false, 2 * self.partition_rows as usize);
         let mut bytes = Vec::new();
-        for source in &Documents::of(&task.run, &self.hashes, &[])?.sources {
+        for source in &Documents::of(&task.run, &self.hashes, &self.against)?.sources {
             stop_if_asked(task)?;
             let file = RunFile::open(&source.path)?;
             for section in file.sections(HASHES) {

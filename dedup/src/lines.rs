@@ -27,6 +27,7 @@ use pipeline::stage::{RULE, tasks_per_shard};
 use pipeline::{Error, Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{EXPECTED_DUPLICATES, check_room, text_bytes};
 use crate::documents::{Documents, digest_of_stage, run_files};
 use crate::normalise::{Normalise, content_hash};
 use crate::partition::{PARTITION_ROWS, input_number, partitions, stop_if_asked};
@@ -270,6 +271,9 @@ impl Record for Hit {
     }
 }
 
+/// Bytes of text under a line, about: rather few, for a prediction that should not be too small.
+const LINE_BYTES: f64 = 40.0;
+
 const KEYS: u32 = 0;
 const HITS: u32 = 0;
 /// Distinct lines of a section of hashes, and hits of a section: 32 MB.
@@ -295,6 +299,8 @@ impl Stage for Hashes {
         Ok(serde_json::json!({ "unit": unit, "normalise": normalise, "min_bytes": min_bytes }))
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let lines = text_bytes(run, &self.input.documents)? as f64 / LINE_BYTES;
+        check_room(run, HASHES, (lines * (LineKey::BYTES + 1) as f64) as u64)?;
         tasks_per_shard(run, self.input.shards())
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
@@ -358,6 +364,7 @@ impl Stage for Counts {
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let lines = crate::documents::sum_of_notes(run, HASHES, "lines");
+        check_room(run, COUNTS, (lines as f64 * EXPECTED_DUPLICATES * (Hit::BYTES + 1) as f64) as u64)?;
         let count = partitions(lines, self.partition_rows);
         let hashes = digest_of_stage(run, HASHES);
         let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "hashes": hashes }) };
@@ -452,6 +459,8 @@ impl Stage for Filter {
         Ok(serde_json::json!(self.input.config))
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let lines = text_bytes(run, &self.input.documents)? as f64 / LINE_BYTES;
+        check_room(run, FILTER, (lines * EXPECTED_DUPLICATES * (Hit::BYTES + 1) as f64) as u64)?;
         let shards: Vec<_> = run.shards(self.input.shards())?.iter().map(|s| s.xxh3).collect();
         Ok(vec![Task { index: 0, inputs: serde_json::json!({ "shards": shards }) }])
     }
@@ -528,6 +537,7 @@ impl Stage for Rewrite {
         Ok(serde_json::json!({}))
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        check_room(run, LINES, run.shards(&self.input.documents)?.iter().map(|shard| shard.bytes).sum())?;
         let decisions = digest_of_stage(run, &self.decisions);
         let mut tasks = tasks_per_shard(run, self.input.shards())?;
         tasks.iter_mut().for_each(|task| task.inputs = serde_json::json!([task.inputs, decisions]));

@@ -186,9 +186,11 @@ pub fn sketch_bytes(permutations: usize) -> usize {
 }
 
 /// Similarity estimated from two sketches of `permutations` permutations: a quarter of the positions that
-/// differ agree by chance.
-pub fn sketch_similarity(a: &[u8], b: &[u8], permutations: usize) -> f64 {
-    let n = permutations.clamp(1, SKETCH_PERMUTATIONS);
+/// differ agree by chance. `agreed` positions are those of a band that the two were chosen for: they agree
+/// whatever the similarity is, and say nothing of it.
+pub fn sketch_similarity(a: &[u8], b: &[u8], permutations: usize, agreed: usize) -> f64 {
+    let all = permutations.clamp(1, SKETCH_PERMUTATIONS);
+    let n = if agreed < all { all - agreed } else { all };
     let differ: u32 = a
         .iter()
         .zip(b)
@@ -199,6 +201,32 @@ pub fn sketch_similarity(a: &[u8], b: &[u8], permutations: usize) -> f64 {
         .sum();
     let agree = 1.0 - f64::from(differ) / n as f64;
     ((agree - 0.25) / 0.75).clamp(0.0, 1.0)
+}
+
+/// Positions of a sketch of `bands` bands of `rows` permutations that belong to `band`.
+pub fn positions_of_band(band: usize, bands: usize, rows: usize) -> usize {
+    let all = (bands * rows).min(SKETCH_PERMUTATIONS);
+    all.min((band + 1) * rows).saturating_sub(band * rows)
+}
+
+/// Probability that the sketches of two documents of Jaccard similarity `similarity` that share a band are as similar as
+/// `threshold`: of the other positions, so many agree (a binomial tail).
+pub fn sketch_probability(similarity: f64, threshold: f64, bands: usize, rows: usize) -> f64 {
+    let all = (bands * rows).clamp(1, SKETCH_PERMUTATIONS);
+    let n = if rows < all { all - rows } else { all };
+    let agree = similarity + (1.0 - similarity) / 4.0;
+    if agree >= 1.0 {
+        return 1.0;
+    }
+    // Of exactly k positions, from none on.
+    let (mut exactly, mut tail) = ((1.0 - agree).powi(n as i32), 0.0);
+    for k in 0..=n {
+        if k as f64 / n as f64 >= 0.25 + 0.75 * threshold {
+            tail += exactly;
+        }
+        exactly *= (n - k) as f64 / (k + 1) as f64 * agree / (1.0 - agree);
+    }
+    f64::min(tail, 1.0)
 }
 
 /// Jaccard similarity of two sorted sets; of two empty ones 1.
@@ -270,7 +298,7 @@ mod tests {
                 for (i, minimum) in signature.iter().take(SKETCH_PERMUTATIONS).enumerate() {
                     prop_assert_eq!(u64::from(sketch[i / 4] >> (2 * (i % 4)) & 3), minimum & 3);
                 }
-                prop_assert_eq!(sketch_similarity(&sketch, &sketch, n), 1.0);
+                prop_assert_eq!(sketch_similarity(&sketch, &sketch, n, 0), 1.0);
             }
         }
 
@@ -307,7 +335,7 @@ mod tests {
                     };
                     let ((k, s), (l, t)) = (side(&first), side(&second));
                     found += u32::from(k.iter().zip(&l).any(|(a, b)| a == b));
-                    estimate += sketch_similarity(&s, &t, 112);
+                    estimate += sketch_similarity(&s, &t, 112, 0);
                 }
                 let n = f64::from(trials);
                 let expected = candidate_probability(similarity, 14, 8);

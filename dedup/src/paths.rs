@@ -5,6 +5,21 @@ use std::path::{Path, PathBuf};
 use globset::Glob;
 use pipeline::{Error, Result};
 
+/// The directories that the patterns of key `key` name, in the order of the recipe, those of a pattern by name.
+pub(crate) fn indices(key: &str, patterns: &[String], base: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for pattern in patterns {
+        let before = found.len();
+        expand(base, pattern, &mut found)?;
+        if found.len() == before {
+            return Err(Error::Recipe(format!("{key}: nothing matches {pattern} in {}", base.display())));
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    found.retain(|dir| seen.insert(dir.clone()));
+    Ok(found)
+}
+
 /// Append what `pattern` matches in `base`, part by part, by name. A part without a match adds nothing.
 pub(crate) fn expand(base: &Path, pattern: &str, found: &mut Vec<PathBuf>) -> Result<()> {
     let (part, rest) = pattern.split_once('/').unwrap_or((pattern, ""));

@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use pipeline::shard::{BATCH_ROWS, ShardWriter, part_name};
 use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
-use crate::documents::{Documents, ROW_BYTES, digest_of_stage, ordinal_of, run_files, sum_of_notes};
+use crate::disk::check_room;
+use crate::documents::{Documents, ROW_BYTES as HEAD_BYTES, digest_of_stage, ordinal_of, run_files, sum_of_notes};
 use crate::minhash::{jaccard, sketch_similarity};
 use crate::near::Sets;
 use crate::partition::{input_number, partitions, stop_if_asked};
@@ -19,6 +20,8 @@ use crate::survivor::Keep;
 
 /// Tag of the members: pairs of the smallest document of a cluster and another of it.
 pub(crate) const MEMBERS: u32 = 0;
+/// Bytes of a row in Parquet, about.
+pub(crate) const ROW_BYTES: f64 = 24.0;
 /// Members of a partition, about.
 const PARTITION_MEMBERS: u64 = 1 << 20;
 /// Members that are worked on at a time.
@@ -101,7 +104,9 @@ impl Stage for Removals {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let count = partitions(sum_of_notes(run, &self.members, "pairs"), PARTITION_MEMBERS);
+        let pairs = sum_of_notes(run, &self.members, "pairs");
+        check_room(run, &self.name, (pairs as f64 * ROW_BYTES) as u64)?;
+        let count = partitions(pairs, PARTITION_MEMBERS);
         let members = digest_of_stage(run, &self.members);
         let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "members": members }) };
         Ok((0..count).map(task).collect())
@@ -191,7 +196,7 @@ impl Removals {
         let mut removals = vec![Removal::default(); n];
         let (width, from) = match &self.similarity {
             Similarity::Sketch { permutations, keep } => {
-                (crate::minhash::sketch_bytes(*permutations), ROW_BYTES + keep.row_bytes())
+                (crate::minhash::sketch_bytes(*permutations), HEAD_BYTES + keep.row_bytes())
             }
             _ => (0, 0),
         };
@@ -213,7 +218,7 @@ impl Removals {
                 for (i, removal) in removals.iter_mut().enumerate() {
                     let (a, b) =
                         (&sketches[i * width..(i + 1) * width], &sketches[(n + i) * width..(n + i + 1) * width]);
-                    removal.similarity = sketch_similarity(a, b, *permutations) as f32;
+                    removal.similarity = sketch_similarity(a, b, *permutations, 0) as f32;
                 }
             }
             Similarity::Exact => {

@@ -6,8 +6,12 @@ use datafusion::prelude::{SessionContext, col, lit};
 use pipeline::document::ordinal;
 use pipeline::{Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
 
+use crate::disk::check_room;
 use crate::functions::udfs;
 use crate::partition::digest_of;
+
+/// Bytes of a document in Parquet, at most about: its id, its ordinal and, if it goes, for whom.
+const ROW_BYTES: u64 = 48;
 
 /// The documents of a shard that are in no removal.
 pub(crate) struct Selection {
@@ -38,6 +42,8 @@ impl Stage for Selection {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let documents: u64 = run.shards(&self.selection)?.iter().map(|shard| shard.rows).sum();
+        check_room(run, &self.name, documents * ROW_BYTES)?;
         let removals = digest_of(&run.shards(&self.removals)?);
         Ok(run
             .shards(&self.selection)?

@@ -15,7 +15,7 @@ use unicode_segmentation::UnicodeSegmentation;
 /// accent does not slow a page down.
 const STRETCH: usize = 512;
 /// Multiplier of the polynomial: odd, its powers are distinct for any practical length.
-const POLYNOMIAL: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const POLYNOMIAL: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Bytes behind the text that a load of eight may touch.
 const PADDING: usize = 8;
 
@@ -44,18 +44,24 @@ impl Shingles {
         &self.hashes
     }
 
-    /// As [`Self::of`], and the bytes of `text` that every word comes from.
-    pub fn with_places(&mut self, text: &str, n: usize, places: &mut Vec<Range<usize>>) -> &[u64] {
-        let Self { lower, words, hashes } = self;
+    /// Hashes of the words of `text`, and the bytes that each comes from.
+    pub(crate) fn words(&mut self, text: &str, places: &mut Vec<Range<usize>>) -> &[u64] {
+        let Self { lower, words, .. } = self;
         words.clear();
         places.clear();
         each_word(text, lower, |hash, place| {
             words.push(hash);
             places.push(place);
         });
-        hashes.clear();
-        roll(words, n, hashes);
-        hashes
+        words
+    }
+
+    /// As [`Self::of`], and the bytes of `text` that every word comes from.
+    pub fn with_places(&mut self, text: &str, n: usize, places: &mut Vec<Range<usize>>) -> &[u64] {
+        self.words(text, places);
+        self.hashes.clear();
+        roll(&self.words, n, &mut self.hashes);
+        &self.hashes
     }
 }
 
@@ -78,7 +84,7 @@ fn roll(words: &[u64], n: usize, hashes: &mut Vec<u64>) {
 
 /// MurmurHash3's finaliser: every bit of the result depends on every bit of `x`.
 #[inline(always)]
-fn mix(mut x: u64) -> u64 {
+pub(crate) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     x = (x ^ (x >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     x ^ (x >> 33)

@@ -109,7 +109,8 @@ async fn exact_equals_brute_force_for_both_policies() {
     for keep in [Keep::Earliest, Keep::Longest] {
         let dir = tempfile::tempdir().unwrap();
         let config = ExactConfig { keep: keep.clone(), ..ExactConfig::default() };
-        let run = run(dir.path(), &corpus, exact_stages(&config, "documents", None, None), 2).await;
+        let run =
+            run(dir.path(), &corpus, exact_stages(&config, "documents", None, None, Path::new(".")).unwrap(), 2).await;
         let (kept, dropped) = outcome(&run, "exact").await;
         let expected = exact_by_hand(&corpus, keep == Keep::Longest);
         assert!(dropped.len() > 30, "{}", dropped.len());
@@ -130,7 +131,8 @@ async fn urls_go_first_and_texts_are_compared_among_what_they_leave() {
     ]];
     let dir = tempfile::tempdir().unwrap();
     let config = ExactConfig { by: vec![Key::Text, Key::Url], ..ExactConfig::default() };
-    let run = run(dir.path(), &corpus, exact_stages(&config, "documents", None, None), 2).await;
+    let run =
+        run(dir.path(), &corpus, exact_stages(&config, "documents", None, None, Path::new(".")).unwrap(), 2).await;
     let at = |i| ordinal(0, record(i));
     let (_, by_url) = outcome(&run, "exact_url").await;
     assert_eq!(by_url, BTreeMap::from([(at(1), ("same_url".into(), at(0), at(0)))]));
@@ -222,7 +224,7 @@ const STAGES: [&str; 9] = [
 ];
 
 fn both() -> Vec<Arc<dyn Stage>> {
-    let mut stages = exact_stages(&ExactConfig::default(), "documents", None, None);
+    let mut stages = exact_stages(&ExactConfig::default(), "documents", None, None, Path::new(".")).unwrap();
     stages.extend(near_stages(&NearConfig::default(), "documents", Some("exact"), None, Path::new(".")).unwrap());
     stages
 }
@@ -409,7 +411,9 @@ async fn survivors_by_expression_and_keys_by_expression() {
         let exact = ExactConfig { keep: keep.clone(), ..ExactConfig::default() };
         let near = NearConfig { keep: keep.clone(), verify: Verify::Sketch, ..NearConfig::default() };
         let near = near_stages(&near, "documents", None, None, Path::new(".")).unwrap();
-        for (stages, last) in [(exact_stages(&exact, "documents", None, None), "exact"), (near, "near")] {
+        for (stages, last) in
+            [(exact_stages(&exact, "documents", None, None, Path::new(".")).unwrap(), "exact"), (near, "near")]
+        {
             let dir = tempfile::tempdir().unwrap();
             let run = run(dir.path(), &corpus, stages, 2).await;
             let (kept, dropped) = outcome(&run, last).await;
@@ -420,7 +424,8 @@ async fn survivors_by_expression_and_keys_by_expression() {
     let dir = tempfile::tempdir().unwrap();
     let by = vec![Key::Sql("nullif(left(url, 1), 'a')".into()), Key::Sql("right(url, 1) in ('3', '9')".into())];
     let config = ExactConfig { by, ..ExactConfig::default() };
-    let run = run(dir.path(), &corpus, exact_stages(&config, "documents", None, None), 1).await;
+    let run =
+        run(dir.path(), &corpus, exact_stages(&config, "documents", None, None, Path::new(".")).unwrap(), 1).await;
     assert_eq!(outcome(&run, "exact_sql").await.1.len(), 0, "all letters differ, and null equals nothing");
     let (_, dropped) = outcome(&run, "exact").await;
     assert_eq!(dropped.keys().copied().collect::<Vec<_>>(), [at(1, 0), at(1, 1)]);
@@ -482,5 +487,64 @@ async fn documents_of_equal_text_are_one_cluster_however_many_and_distinct_ones_
         let (kept, dropped) = outcome(&run, "near").await;
         assert_eq!((kept.len(), dropped.len()), (301, many - 1), "{verify:?}");
         assert!(dropped.values().all(|(_, cluster, survivor)| (*cluster, *survivor) == (0, 0)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_documents_equal_to_those_of_an_index_go_as_in_a_joint_run() {
+    // Two thirds of the pages have a URL of their own, the others one of seven.
+    let corpus: Vec<Vec<Document>> = exact_corpus()
+        .into_iter()
+        .enumerate()
+        .map(|(shard, documents)| {
+            let url = |i: usize| if i % 3 == 0 { format!("http://a.org/{}", i % 7) } else { format!("b/{shard}/{i}") };
+            documents.into_iter().enumerate().map(|(i, (text, _))| (text, Some(url(i)))).collect()
+        })
+        .collect();
+    let (old, new) = corpus.split_at(2);
+    for (keep, by) in [
+        (Keep::Earliest, vec![Key::Text]),
+        (Keep::Longest, vec![Key::Text]),
+        (Keep::Earliest, vec![Key::Url, Key::Text]),
+    ] {
+        let config = ExactConfig { keep, by, ..ExactConfig::default() };
+        let stages = |config: &ExactConfig, base: &Path| exact_stages(config, "documents", None, None, base).unwrap();
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let joint = run(dirs[0].path(), &corpus, stages(&config, Path::new(".")), 2).await;
+        drop(run(&dirs[1].path().join("old-1"), old, stages(&config, Path::new(".")), 2).await);
+        let incremental = ExactConfig { against: vec!["old-*/exact_hashes".into()], ..config.clone() };
+        let second = run(dirs[2].path(), new, stages(&incremental, dirs[1].path()), 2).await;
+        // Shard 0 of the new crawl is shard 2 of the joint run.
+        let shifted = |o: u64| o + (2 << 32);
+        let chains: &[&str] = if config.by.len() == 2 { &["exact_url", "exact"] } else { &["exact"] };
+        for stage in chains {
+            let (_, joint) = outcome(&joint, stage).await;
+            let (_, found) = outcome(&second, stage).await;
+            let expected: Vec<u64> = joint.keys().copied().filter(|o| *o >= 2 << 32).collect();
+            assert!(expected.len() > 5, "{stage}: {}", expected.len());
+            assert_eq!(found.keys().map(|o| shifted(*o)).collect::<Vec<u64>>(), expected, "{stage}, {config:?}");
+            for (gone, (_, _, survivor)) in &found {
+                // The survivor keeps its ordinal in the older index.
+                let wanted = joint[&shifted(*gone)].2;
+                assert_eq!(if wanted >= 2 << 32 { shifted(*survivor) } else { *survivor }, wanted);
+            }
+        }
+        let (kept, _) = outcome(&second, "exact").await;
+        let (joint_kept, _) = outcome(&joint, "exact").await;
+        let expected: Vec<u64> = joint_kept.into_iter().filter(|o| *o >= 2 << 32).collect();
+        assert_eq!(kept.into_iter().map(shifted).collect::<Vec<u64>>(), expected);
+        let other = ExactConfig { normalise: dedup::normalise::Normalise::None, ..incremental.clone() };
+        let error = Runner::new(
+            RunContext::new(tempfile::tempdir().unwrap().path(), RunOptions::new()).unwrap(),
+            std::iter::once(Arc::new(Corpus(new.to_vec())) as Arc<dyn Stage>)
+                .chain(stages(&other, dirs[1].path()))
+                .collect(),
+        )
+        .err()
+        .unwrap();
+        assert!(error.to_string().contains("keys would never meet"), "{error}");
+        let missing = ExactConfig { against: vec!["older/exact_hashes".into()], ..incremental };
+        let error = exact_stages(&missing, "documents", None, None, dirs[1].path()).err().unwrap();
+        assert!(error.to_string().contains("exact.against: nothing matches older/exact_hashes"), "{error}");
     }
 }

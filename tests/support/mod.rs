@@ -98,7 +98,7 @@ pub fn succeed(command: &mut Command) -> Output {
     output
 }
 
-/// Digests of every output of a run: shards, tokenizers, weights; not journals, which hold seconds.
+/// Digests of every output of a run: shards, sorted runs, tokenizers, weights; not journals, which hold seconds.
 pub fn outputs(run: &Path) -> BTreeMap<PathBuf, Digest> {
     let mut found = BTreeMap::new();
     let mut left = vec![run.to_path_buf()];
@@ -110,7 +110,8 @@ pub fn outputs(run: &Path) -> BTreeMap<PathBuf, Digest> {
                 continue;
             }
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            if name.ends_with(".parquet") || name.ends_with(".safetensors") || name == "tokenizer.json" {
+            let kinds = [".parquet", ".runs", ".safetensors"];
+            if kinds.iter().any(|kind| name.ends_with(kind)) || name == "tokenizer.json" {
                 found.insert(path.strip_prefix(run).unwrap().to_path_buf(), Digest::of_file(&path).unwrap());
             }
         }

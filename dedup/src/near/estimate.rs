@@ -2,17 +2,11 @@
 
 use serde::Serialize;
 
-use super::{NearConfig, Verify, pairs, signatures};
-use crate::minhash::candidate_probability;
+use super::{NearConfig, Verify, pairs, sets, signatures};
+use crate::disk::EXPECTED_DUPLICATES;
+use crate::minhash::{candidate_probability, sketch_probability};
 use crate::partition::{PARTITION_ROWS, partitions};
 use crate::runs::{Pair, Record};
-
-/// Share of the documents that are taken to be in pairs: an assumption, for an estimate that should not be too small.
-pub const EXPECTED_DUPLICATES: f64 = 0.3;
-/// Bytes of text under a shingle, about.
-const SHINGLE_BYTES: f64 = 6.0;
-/// Bytes of a row of the removals in Parquet, about.
-const REMOVAL_BYTES: f64 = 24.0;
 
 /// A point of the S-curve.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -21,7 +15,7 @@ pub struct CurvePoint {
     pub similarity: f64,
     /// Probability that they share a band: the expected recall at that similarity.
     pub found: f64,
-    /// The same after verification: nothing below the threshold of an exact one is kept.
+    /// The same after verification: nothing below the threshold of an exact one is kept, and of a sketch what passes.
     pub kept: f64,
 }
 
@@ -68,7 +62,12 @@ pub fn estimate(config: &NearConfig, documents: u64, bytes_per_document: u64) ->
         .map(|twentieth| {
             let similarity = f64::from(twentieth) / 20.0;
             let found = candidate_probability(similarity, bands, rows);
-            let kept = if config.verify == Verify::Exact && similarity < config.threshold { 0.0 } else { found };
+            let passes = match config.verify {
+                Verify::None => 1.0,
+                Verify::Sketch => sketch_probability(similarity, config.threshold, bands, rows),
+                Verify::Exact => f64::from(u8::from(similarity >= config.threshold)),
+            };
+            let kept = found * passes;
             CurvePoint { similarity, found, kept }
         })
         .collect();
@@ -78,15 +77,14 @@ pub fn estimate(config: &NearConfig, documents: u64, bytes_per_document: u64) ->
     let mut disk = vec![("near_signatures", signatures), ("near_pairs", pairs)];
     if config.verify == Verify::Exact {
         // The first of a pair is a candidate, too.
-        let shingles = 2.0 * duplicates * bytes_per_document as f64 / SHINGLE_BYTES;
-        disk.push(("near_sets", (8.0 * shingles) as u64));
+        disk.push(("near_sets", sets::predicted_bytes(2.0 * duplicates, bytes_per_document as f64)));
     }
     let pair = Pair::BYTES as f64;
     if config.verify != Verify::None {
         disk.push(("near_verified", (duplicates * pair) as u64));
     }
     disk.push(("near_clusters", (duplicates * pair) as u64));
-    disk.push(("near_removals", (duplicates * REMOVAL_BYTES) as u64));
+    disk.push(("near_removals", (duplicates * crate::removals::ROW_BYTES) as u64));
     let number = if u32::try_from(documents).is_ok() { 4 } else { 8 };
     Estimate {
         documents,
@@ -116,6 +114,10 @@ mod tests {
         let at = |similarity: f64| plan.curve.iter().find(|p| (p.similarity - similarity).abs() < 1e-9).unwrap();
         assert!((at(0.8).found - 0.92).abs() < 0.01 && at(0.7).kept == 0.0 && at(1.0).kept == 1.0);
         assert!((candidate_probability(plan.half_found_at, 14, 8) - 0.5).abs() < 1e-9, "{}", plan.half_found_at);
+        let sketched = estimate(&NearConfig { verify: Verify::Sketch, ..config.clone() }, 1000, 5000);
+        let kept = |twentieth: usize| sketched.curve[twentieth - 10].kept / sketched.curve[twentieth - 10].found;
+        // At the threshold half of the pairs pass, on either side of it all or none but for the noise of the sketch.
+        assert!((0.4..0.6).contains(&kept(15)) && kept(12) < 0.01 && kept(18) > 0.99 && kept(20) == 1.0);
         // 14 keys of 10 bytes, 8 bytes and a sketch of 28.
         assert!((176.0..=182.0).contains(&plan.signature_bytes_per_document));
         assert_eq!(plan.union_find_bytes, 400_000_000);

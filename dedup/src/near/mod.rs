@@ -27,7 +27,7 @@ use pipeline::{Error, Result, Stage};
 use serde::{Deserialize, Serialize};
 
 use crate::minhash::{MinHash, Mode, sketch_bytes};
-use crate::paths::expand;
+use crate::paths::indices;
 use crate::removals::{Removals, Similarity};
 use crate::selection::Selection;
 use crate::survivor::Keep;
@@ -163,21 +163,6 @@ impl NearConfig {
         }
         value
     }
-
-    /// The directories of `against`, in the order of the recipe, those of a pattern by name.
-    pub(crate) fn indices(&self, base: &Path) -> Result<Vec<PathBuf>> {
-        let mut found = Vec::new();
-        for pattern in &self.against {
-            let before = found.len();
-            expand(base, pattern, &mut found)?;
-            if found.len() == before {
-                return Err(Error::Recipe(format!("near.against: nothing matches {pattern} in {}", base.display())));
-            }
-        }
-        let mut seen = std::collections::BTreeSet::new();
-        found.retain(|dir| seen.insert(dir.clone()));
-        Ok(found)
-    }
 }
 
 /// The stages of near-duplicate removal among the documents of `selection` (all, if `None`), whose
@@ -191,7 +176,7 @@ pub fn near_stages(
     base: &Path,
 ) -> Result<Vec<Arc<dyn Stage>>> {
     config.check()?;
-    let against = config.indices(base)?;
+    let against = indices("near.against", &config.against, base)?;
     let signatures = signatures::Signatures {
         config: config.clone(),
         documents: documents.into(),

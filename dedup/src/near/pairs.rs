@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
-use super::estimate::EXPECTED_DUPLICATES;
 use super::signatures::BandKey;
 use super::{NearConfig, PAIRS, SIGNATURES, Verify};
 use crate::buckets::Buckets;
-use crate::disk::check_room;
+use crate::disk::{EXPECTED_DUPLICATES, check_room};
 use crate::documents::{Documents, check_index};
 use crate::partition::{PARTITION_ROWS, input_number, partitions, stop_if_asked};
 use crate::runs::{Pair, Record, RunFile, RunWriter, key_range};

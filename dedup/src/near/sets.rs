@@ -13,7 +13,8 @@ use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::{NearConfig, PAIRS, SETS, SIGNATURES};
 use crate::buckets::{CANDIDATES, Number};
-use crate::documents::{Documents, digest_of_stage, run_files};
+use crate::disk::{check_room, text_bytes};
+use crate::documents::{Documents, digest_of_stage, run_files, sum_of_notes};
 use crate::minhash::Scratch;
 use crate::runs::{NUMBER_BYTES, Record, RunFile, RunWriter, number_at, put_number, run_name, u32_at};
 
@@ -48,6 +49,14 @@ impl Record for Place {
     }
 }
 
+/// Bytes of text under a shingle, about.
+const SHINGLE_BYTES: f64 = 6.0;
+
+/// Bytes of the sets of `documents` documents of `bytes` bytes of text each, about.
+pub(crate) fn predicted_bytes(documents: f64, bytes: f64) -> u64 {
+    (documents * (8.0 * bytes / SHINGLE_BYTES + Place::BYTES as f64)) as u64
+}
+
 /// The sets of a document shard.
 pub(super) struct SetStage {
     pub(super) config: NearConfig,
@@ -76,6 +85,12 @@ impl Stage for SetStage {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let documents: u64 =
+            run.shards(self.selection.as_ref().unwrap_or(&self.documents))?.iter().map(|s| s.rows).sum();
+        let texts: u64 = run.shards(&self.documents)?.iter().map(|s| s.rows).sum();
+        let bytes = text_bytes(run, &self.documents)? as f64 / texts.max(1) as f64;
+        let candidates = documents.min(sum_of_notes(run, PAIRS, "pairs"));
+        check_room(run, SETS, predicted_bytes(candidates as f64, bytes))?;
         let pairs = digest_of_stage(run, PAIRS);
         let mut tasks = tasks_per_shard(run, self.selection.as_ref().unwrap_or(&self.documents))?;
         for task in &mut tasks {

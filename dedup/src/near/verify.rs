@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::{NearConfig, PAIRS, SETS, SIGNATURES, Sets, VERIFIED, Verify};
+use crate::disk::check_room;
 use crate::documents::{Documents, ROW_BYTES, digest_of_stage, run_files, sum_of_notes};
-use crate::minhash::{jaccard, sketch_similarity};
+use crate::minhash::{jaccard, positions_of_band, sketch_similarity};
 use crate::partition::{input_number, partitions, stop_if_asked};
 use crate::runs::{Buffered, Pair, Record, RunFile, RunWriter, key_range};
 
@@ -36,7 +37,7 @@ impl Stage for Verified {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -51,7 +52,10 @@ impl Stage for Verified {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let count = partitions(sum_of_notes(run, PAIRS, "pairs"), PARTITION_PAIRS);
+        let pairs = sum_of_notes(run, PAIRS, "pairs");
+        // If all of them are similar, and each is in one band alone.
+        check_room(run, VERIFIED, pairs * Pair::BYTES as u64)?;
+        let count = partitions(pairs, PARTITION_PAIRS);
         let pairs = digest_of_stage(run, PAIRS);
         let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "pairs": pairs }) };
         Ok((0..count).map(task).collect())
@@ -154,7 +158,8 @@ fn verify(group: &[(u64, u128)], judge: &mut Judge<'_>, mut similar: impl FnMut(
         }
         for j in i + 1..group.len() {
             let (a, b) = (find(&mut parents, i as u32), find(&mut parents, j as u32));
-            if a != b && group[i].1 & group[j].1 != 0 && judge.similar(group[i].0, group[j].0)? {
+            let shared = group[i].1 & group[j].1;
+            if a != b && shared != 0 && judge.similar(group[i].0, group[j].0, shared.trailing_zeros())? {
                 parents[b.max(a) as usize] = a.min(b);
                 sets -= 1;
                 similar(group[i].0.min(group[j].0), group[i].0.max(group[j].0))?;
@@ -177,7 +182,8 @@ struct Judge<'d> {
 }
 
 impl Judge<'_> {
-    fn similar(&mut self, a: u64, b: u64) -> Result<bool> {
+    /// Of two documents that share `band`.
+    fn similar(&mut self, a: u64, b: u64, band: u32) -> Result<bool> {
         self.compared += 1;
         let similarity = match &mut self.sets {
             Some(sets) => {
@@ -189,7 +195,10 @@ impl Judge<'_> {
                 jaccard(&self.set, &self.other)
             }
             None => match (self.sketches.get(&a), self.sketches.get(&b)) {
-                (Some(a), Some(b)) => sketch_similarity(a, b, self.config.permutations()),
+                (Some(a), Some(b)) => {
+                    let (bands, rows) = (self.config.bands as usize, self.config.rows as usize);
+                    sketch_similarity(a, b, bands * rows, positions_of_band(band as usize, bands, rows))
+                }
                 _ => 0.0,
             },
         };

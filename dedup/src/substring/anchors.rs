@@ -1,0 +1,209 @@
+//! Stages `substring_anchors` and `substring_candidates`: anchors that the corpus has more than once.
+
+use async_trait::async_trait;
+use pipeline::stage::tasks_per_shard;
+use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
+
+use super::windows::Finder;
+use super::{ANCHORS, CANDIDATES, Input, Measure, Sizes, SubstringConfig};
+use crate::disk::{EXPECTED_DUPLICATES, check_room, text_bytes};
+use crate::documents::{Documents, digest_of_stage, run_files, sum_of_notes};
+use crate::partition::{input_number, partitions, stop_if_asked};
+use crate::runs::{Record, RunFile, RunWriter, key_range, u32_at, u64_at};
+
+/// An anchor of a section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Anchor {
+    hash: u64,
+    /// It stands there more than once.
+    more: bool,
+}
+
+impl Record for Anchor {
+    const BYTES: usize = 9;
+    const KEY_BITS: u32 = 64;
+    fn key(&self) -> u64 {
+        self.hash
+    }
+    fn put(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.hash.to_le_bytes());
+        bytes[8] = u8::from(self.more);
+    }
+    fn get(bytes: &[u8]) -> Self {
+        Self { hash: u64_at(bytes, 0), more: bytes[8] != 0 }
+    }
+}
+
+/// An anchor of a shard that the corpus has more than once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    shard: u32,
+    hash: u64,
+}
+
+impl Record for Candidate {
+    const BYTES: usize = 12;
+    const KEY_BITS: u32 = 32;
+    fn key(&self) -> u64 {
+        u64::from(self.shard)
+    }
+    fn put(&self, bytes: &mut [u8]) {
+        bytes[..4].copy_from_slice(&self.shard.to_le_bytes());
+        bytes[4..12].copy_from_slice(&self.hash.to_le_bytes());
+    }
+    fn get(bytes: &[u8]) -> Self {
+        Self { shard: u32_at(bytes, 0), hash: u64_at(bytes, 4) }
+    }
+}
+
+/// The one tag of the runs of these stages.
+const TAG: u32 = 0;
+/// Bytes of text under a word, about, so that disk is rather over- than underestimated.
+const WORD_BYTES: f64 = 4.0;
+
+/// Words of half a window, about.
+pub(super) fn half_words(config: &SubstringConfig) -> f64 {
+    let words = f64::from(config.length) / if config.measure == Measure::Bytes { WORD_BYTES } else { 1.0 };
+    (words / 2.0).max(1.0)
+}
+
+/// Bytes of the anchors of `text` bytes of text, about: the density of minimizers is 2 / (w + 1).
+fn predicted_bytes(config: &SubstringConfig, text: u64) -> u64 {
+    (text as f64 / WORD_BYTES * 2.0 / (half_words(config) + 1.0) * (Anchor::BYTES as f64 + 0.25)) as u64
+}
+
+/// The anchors of a document shard.
+pub(super) struct Anchors {
+    pub(super) input: Input,
+    pub(super) sizes: Sizes,
+}
+
+#[async_trait]
+impl Stage for Anchors {
+    fn name(&self) -> &str {
+        ANCHORS
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        self.input.stages()
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!(self.input.config))
+    }
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let text = text_bytes(run, &self.input.documents)?;
+        check_room(run, ANCHORS, predicted_bytes(&self.input.config, text))?;
+        tasks_per_shard(run, self.input.shards())
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let mut writer = RunWriter::create(task)?;
+        let (mut finder, mut hashes, mut written) = (Finder::default(), Vec::new(), 0);
+        let mut flush = |hashes: &mut Vec<u64>, writer: &mut RunWriter| {
+            hashes.sort_unstable();
+            let one = |same: &[u64]| Anchor { hash: same[0], more: same.len() > 1 };
+            let mut anchors: Vec<Anchor> = hashes.chunk_by(|a, b| a == b).map(one).collect();
+            hashes.clear();
+            written += anchors.len();
+            writer.records(TAG, 0, &mut anchors)
+        };
+        let documents = self
+            .input
+            .each_document(task, |_, text| {
+                finder.set(text, &self.input.config);
+                let places = finder.windows().chunk_by(|a, b| a.anchor == b.anchor);
+                hashes.extend(places.map(|windows| finder.anchor(&windows[0])));
+                if hashes.len() >= self.sizes.section { flush(&mut hashes, &mut writer) } else { Ok(()) }
+            })
+            .await?;
+        flush(&mut hashes, &mut writer)?;
+        Ok(TaskReport {
+            files: vec![writer.finish(documents)?],
+            rows_read: documents,
+            rows_kept: documents,
+            notes: serde_json::json!({ "anchors": written }),
+            ..TaskReport::default()
+        })
+    }
+}
+
+/// The anchors of a partition that stand in two places.
+pub(super) struct Candidates {
+    pub(super) sizes: Sizes,
+}
+
+#[async_trait]
+impl Stage for Candidates {
+    fn name(&self) -> &str {
+        CANDIDATES
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        vec![ANCHORS.into()]
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({}))
+    }
+    async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
+        let anchors = sum_of_notes(run, ANCHORS, "anchors");
+        check_room(run, CANDIDATES, (anchors as f64 * EXPECTED_DUPLICATES * (Candidate::BYTES + 1) as f64) as u64)?;
+        let count = partitions(anchors, self.sizes.partition);
+        let digest = digest_of_stage(run, ANCHORS);
+        let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "anchors": digest }) };
+        Ok((0..count).map(task).collect())
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let (first, last) = key_range(task.index(), input_number(&task.task, "partitions")?, Anchor::KEY_BITS);
+        let mut writer = RunWriter::create(task)?;
+        let (mut anchors, mut bytes) = (Vec::new(), Vec::new());
+        for source in &Documents::of(&task.run, ANCHORS, &[])?.sources {
+            stop_if_asked(task)?;
+            let file = RunFile::open(&source.path)?;
+            for section in file.sections(TAG) {
+                file.range::<Anchor>(section, first, last, &mut bytes, |anchor| {
+                    anchors.push((anchor.hash, source.shard, anchor.more));
+                })?;
+            }
+        }
+        anchors.sort_unstable();
+        let (mut candidates, mut written) = (Vec::new(), 0);
+        for anchor in anchors.chunk_by(|a, b| a.0 == b.0) {
+            if anchor.len() == 1 && !anchor[0].2 {
+                continue;
+            }
+            let shards = anchor.chunk_by(|a, b| a.1 == b.1);
+            candidates.extend(shards.map(|shard| Candidate { shard: shard[0].1, hash: shard[0].0 }));
+            if candidates.len() >= self.sizes.section {
+                written += candidates.len() as u64;
+                writer.records(TAG, 0, &mut candidates)?;
+                candidates.clear();
+            }
+        }
+        written += candidates.len() as u64;
+        writer.records(TAG, 0, &mut candidates)?;
+        Ok(TaskReport {
+            files: vec![writer.finish(written)?],
+            rows_read: written,
+            rows_kept: written,
+            notes: serde_json::json!({ "candidates": written }),
+            ..TaskReport::default()
+        })
+    }
+}
+
+/// The anchors of shard `shard` that the corpus has more than once, sorted.
+pub(super) fn candidates(run: &RunContext, shard: u32) -> Result<Vec<u64>> {
+    let (mut hashes, mut bytes) = (Vec::new(), Vec::new());
+    for path in run_files(run, CANDIDATES) {
+        let file = RunFile::open(&path)?;
+        for section in file.sections(TAG) {
+            let shard = u64::from(shard);
+            file.range::<Candidate>(section, shard, shard, &mut bytes, |candidate| hashes.push(candidate.hash))?;
+        }
+    }
+    hashes.sort_unstable();
+    Ok(hashes)
+}
