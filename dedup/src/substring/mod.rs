@@ -53,8 +53,6 @@ use crate::partition::PARTITION_ROWS;
 mod anchors;
 mod cut;
 mod repeats;
-#[cfg(test)]
-mod tests;
 mod windows;
 
 /// Name of the last stage, whose kept shards are documents.
@@ -98,7 +96,7 @@ pub fn substring_stages(
     documents: &str,
     selection: Option<&str>,
 ) -> Result<Vec<Arc<dyn Stage>>> {
-    stages(config, documents, selection, Sizes { partition: PARTITION_ROWS, section: SECTION_RECORDS })
+    substring_stages_cut(config, documents, selection, PARTITION_ROWS, SECTION_RECORDS)
 }
 
 /// Records of a section, about: 32 MB.
@@ -113,12 +111,17 @@ struct Sizes {
     section: usize,
 }
 
-fn stages(
+/// As [`substring_stages`], with partitions and sections of other sizes: what tests vary to show that no result depends
+/// on them.
+#[doc(hidden)]
+pub fn substring_stages_cut(
     config: &SubstringConfig,
     documents: &str,
     selection: Option<&str>,
-    sizes: Sizes,
+    partition: u64,
+    section: usize,
 ) -> Result<Vec<Arc<dyn Stage>>> {
+    let sizes = Sizes { partition, section };
     if config.length == 0 {
         return Err(Error::setting("substring.length", "must be at least 1"));
     }

@@ -1,18 +1,28 @@
-//! The stages against a search by hand.
+//! Removal of repeated spans through the runner, against a search by hand.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use dedup::shingles::Shingles;
+use dedup::{Measure, SUBSTRING, SubstringConfig, substring_stages_cut};
 use pipeline::RunContext;
 use pipeline::document::ordinal;
 use proptest::prelude::*;
 
-use super::{Measure, SUBSTRING, Sizes, SubstringConfig, stages};
-use crate::shingles::Shingles;
-
-#[path = "../../tests/support/mod.rs"]
 mod support;
 use support::{Document, plain, record, run, table, text};
+
+/// How work is cut: records of a partition, and of a section.
+#[derive(Clone, Copy)]
+struct Sizes {
+    partition: u64,
+    section: usize,
+}
+
+fn stages(config: &SubstringConfig, sizes: Sizes) -> pipeline::Result<Vec<Arc<dyn pipeline::Stage>>> {
+    substring_stages_cut(config, "documents", None, sizes.partition, sizes.section)
+}
 
 /// A cut: ordinal, start, text, ordinal and start of where it stands first.
 type Cut = (u64, usize, String, u64, usize);
@@ -25,7 +35,7 @@ fn by_hand(corpus: &[Vec<Document>], config: &SubstringConfig) -> (BTreeMap<u64,
         for (i, (text, _)) in documents.iter().enumerate() {
             let ordinal = ordinal(shard as u32, record(i));
             let mut places = Vec::new();
-            let words = Shingles::default().words(text, &mut places).to_vec();
+            let words = Shingles::default().with_places(text, 1, &mut places).to_vec();
             let mut gone: Vec<Option<(u64, usize)>> = vec![None; text.len()];
             for first in 0..words.len() {
                 let long = |end: &usize| {
@@ -92,7 +102,7 @@ async fn with(
     threads: usize,
 ) -> (BTreeMap<u64, String>, Vec<Cut>) {
     let dir = tempfile::tempdir().unwrap();
-    let run = run(dir.path(), corpus, stages(config, "documents", None, sizes).unwrap(), threads).await;
+    let run = run(dir.path(), corpus, stages(config, sizes).unwrap(), threads).await;
     outcome(&run).await
 }
 
@@ -159,7 +169,7 @@ async fn files_are_the_same_bytes_for_any_number_of_threads_and_after_a_loss() {
     let corpus = corpus();
     let names = ["substring_anchors", "substring_candidates", "substring_windows", "substring_repeats", SUBSTRING];
     let sizes = Sizes { partition: 300, section: 200 };
-    let all = || stages(&SubstringConfig::default(), "documents", None, sizes).unwrap();
+    let all = || stages(&SubstringConfig::default(), sizes).unwrap();
     let files = |run: &RunContext| {
         let mut files = BTreeMap::new();
         for name in names {
@@ -200,8 +210,5 @@ async fn a_text_that_repeats_itself_keeps_the_first_round_and_cuts_stand_at_bord
     let (left, cuts) = with(&corpus, &config, Sizes { partition: 100, section: 50 }, 2).await;
     assert_eq!(left[&ordinal(1, 0)], "丙丁");
     assert_eq!(cuts[0].2, same);
-    assert!(
-        stages(&SubstringConfig { length: 0, ..config }, "documents", None, Sizes { partition: 1, section: 1 })
-            .is_err()
-    );
+    assert!(stages(&SubstringConfig { length: 0, ..config }, Sizes { partition: 1, section: 1 }).is_err());
 }
