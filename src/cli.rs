@@ -62,8 +62,13 @@ pub enum Command {
     Status(Status),
     /// Ask a question about a run's shards and signals
     Sql(Sql),
-    /// What each rule and each dedup step removed
+    /// What each rule and each dedup step removed, as a table and as one HTML file
     Report(Report),
+    /// Look at random documents in a browser and mark what should have been kept or dropped
+    Review(Review),
+    /// Train text classifiers to use as signals
+    #[command(subcommand)]
+    Classifier(Classifier),
     /// Deduplication, before it runs
     #[command(subcommand)]
     Dedup(Dedup),
@@ -181,7 +186,100 @@ pub struct Sql {
 pub struct Report {
     /// The run directory
     pub run: PathBuf,
-    /// Print as JSON
+    /// Form of the report: html is written to a file, json and md are printed [default: html]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<ReportFormat>,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+    /// Write the report here [default for html: RUN/report.html]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Form of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// One file for a browser.
+    Html,
+    /// One JSON object.
+    Json,
+    /// Markdown.
+    Md,
+}
+
+/// `fulgurite review`
+#[derive(Debug, Args)]
+pub struct Review {
+    /// The run directory
+    pub run: PathBuf,
+    /// Show what this stage dropped [default: what any stage dropped]
+    #[arg(long, value_name = "STAGE")]
+    pub stage: Option<String>,
+    /// Show dropped documents of every rule, or kept ones of every source
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = ReviewBy::Rule)]
+    pub by: ReviewBy,
+    /// Documents of each rule or source
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub documents: usize,
+    /// Seed of the choice
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Port on the loopback interface; 0 for a free one
+    #[arg(long, default_value_t = 8765)]
+    pub port: u16,
+    /// Print the precision of each rule from the marks so far, and end
+    #[arg(long)]
+    pub summary: bool,
+    /// With --summary: print as JSON
+    #[arg(long, requires = "summary")]
+    pub json: bool,
+}
+
+/// What a review goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReviewBy {
+    /// Dropped documents, rule by rule.
+    Rule,
+    /// Kept documents, source by source.
+    Source,
+}
+
+/// `fulgurite classifier`
+#[derive(Debug, Subcommand)]
+pub enum Classifier {
+    /// Train a classifier from good and bad examples
+    Train(ClassifierTrain),
+}
+
+/// `fulgurite classifier train`
+#[derive(Debug, Args)]
+pub struct ClassifierTrain {
+    /// Files, directories or globs of positive examples (JSONL, Parquet, WARC, text)
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub positive: Vec<String>,
+    /// Files, directories or globs of negative examples
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    pub negative: Vec<String>,
+    /// Where the model goes
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Field of a record that holds the text
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub field: String,
+    /// Words of the longest n-grams
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub ngrams: usize,
+    /// 2^N weights of 4 bytes
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub bits: u32,
+    /// Passes over the examples
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub epochs: u32,
+    /// Seed of the order and of the examples held out
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print the figures as JSON
     #[arg(long)]
     pub json: bool,
 }

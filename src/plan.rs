@@ -7,7 +7,9 @@ use pipeline::stages::clean::CleanStage;
 use pipeline::stages::curate::CurateStage;
 use pipeline::stages::filter::FilterStage;
 use pipeline::stages::ingest::IngestStage;
+use pipeline::stages::mix;
 use pipeline::stages::signals::SignalsStage;
+use pipeline::stages::urls::UrlsStage;
 use pipeline::{Result, Stage};
 use train::TrainStage;
 use train::device::DeviceChoice;
@@ -21,15 +23,19 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
     let mut documents = "ingest".to_string();
     // The last stage whose shards say which documents are still in.
     let mut selection: Option<String> = None;
+    if let Some(config) = &recipe.urls {
+        stages.push(Arc::new(UrlsStage::new(documents.clone(), config, recipe.base_dir())?));
+        selection = Some(UrlsStage::NAME.into());
+    }
     if let Some(config) = &recipe.clean {
-        stages.push(Arc::new(CleanStage::new(config.clone(), documents.clone())));
+        stages.push(Arc::new(CleanStage::new(config.clone(), documents.clone(), selection.take())?));
         documents = "clean".into();
     }
     if let Some(config) = &recipe.signals {
-        stages.push(Arc::new(SignalsStage::new(documents.clone(), None, config.clone())));
+        stages.push(Arc::new(SignalsStage::new(documents.clone(), selection.clone(), config, recipe.base_dir())?));
     }
-    if let Some(config) = &recipe.filter {
-        stages.push(Arc::new(FilterStage::new("signals", config)?));
+    if let (Some(config), Some(signals)) = (&recipe.filter, &recipe.signals) {
+        stages.push(Arc::new(FilterStage::new("signals", config, signals)?));
         selection = Some("filter".into());
     }
     let signals = recipe.signals.as_ref().map(|_| "signals");
@@ -56,6 +62,11 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
             Action::Drop => selection = Some(DecontaminateStage::NAME.into()),
             Action::Mask => (documents, selection) = (DecontaminateStage::NAME.into(), None),
         }
+    }
+    if let Some(config) = &recipe.mix {
+        let sources: Vec<String> = recipe.ingest.inputs.iter().map(|input| input.source.clone()).collect();
+        stages.extend(mix::mix_stages(config, &documents, selection.as_deref(), &sources)?);
+        selection = Some(mix::NAME.into());
     }
     stages.push(Arc::new(CurateStage::new(documents, selection)));
     if let Some(config) = &recipe.tokenize {

@@ -7,7 +7,9 @@ use dedup::{DecontaminateConfig, ExactConfig, LinesConfig, NearConfig, Substring
 use pipeline::ingest::IngestConfig;
 use pipeline::stages::clean::CleanConfig;
 use pipeline::stages::filter::FilterConfig;
+use pipeline::stages::mix::MixConfig;
 use pipeline::stages::signals::SignalsConfig;
+use pipeline::urls::UrlsConfig;
 use serde::{Deserialize, Serialize};
 use tokenize::TokenizeConfig;
 use train::TrainConfig;
@@ -32,6 +34,9 @@ pub struct Recipe {
     pub base_dir: Option<PathBuf>,
     /// Raw files to documents.
     pub ingest: IngestConfig,
+    /// Addresses to verdicts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urls: Option<UrlsConfig>,
     /// Text to cleaner text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clean: Option<CleanConfig>,
@@ -56,6 +61,9 @@ pub struct Recipe {
     /// Texts of evaluation sets in documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decontaminate: Option<DecontaminateConfig>,
+    /// How much of what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mix: Option<MixConfig>,
     /// Curated documents to token shards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenize: Option<TokenizeConfig>,

@@ -66,7 +66,7 @@ fn questions_have_answers(run: &Path, curated: u64) {
     assert!(String::from_utf8_lossy(&error.stderr).contains("tables: ingest"));
 
     let report = json(succeed(fulgurite().arg("report").arg(run).arg("--json")));
-    let stages: Vec<&str> = report.as_array().unwrap().iter().map(|r| r["stage"].as_str().unwrap()).collect();
+    let stages: Vec<&str> = report["rules"].as_array().unwrap().iter().map(|r| r["stage"].as_str().unwrap()).collect();
     assert!(["filter", "exact", "near"].iter().all(|s| stages.contains(s)), "{stages:?}");
     let report = String::from_utf8(succeed(fulgurite().arg("report").arg(run)).stdout).unwrap();
     assert!(report.contains("near_duplicate"), "{report}");

@@ -6,21 +6,28 @@
 //! the stage's journal. Everything can be killed at any moment and continued.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod classify;
 pub mod digest;
 pub mod document;
 mod error;
 pub mod event;
 pub mod ingest;
+pub mod language;
 pub mod manifest;
+pub mod normalise;
+pub mod pii;
 pub mod report;
+pub mod review;
 pub mod run;
 mod runner;
 pub mod shard;
+mod shared;
 pub mod signals;
 pub mod sql;
 pub mod stage;
 pub mod stages;
 pub mod status;
+pub mod urls;
 
 pub use error::{Error, Result, Severity};
 pub use event::{Event, Observer};

@@ -92,8 +92,8 @@ async fn run_stages(
     let run = RunContext::new(dir, options)?;
     let stages: Vec<Arc<dyn Stage>> = vec![
         Arc::new(Documents { shards: shards.to_vec() }),
-        Arc::new(SignalsStage::new("documents", None, SignalsConfig::default())),
-        Arc::new(FilterStage::new("signals", config)?),
+        Arc::new(SignalsStage::new("documents", None, &SignalsConfig::default(), Path::new("."))?),
+        Arc::new(FilterStage::new("signals", config, &SignalsConfig::default())?),
     ];
     let runner = Runner::new(run, stages)?;
     let plan = runner.plan()?.into_iter().map(|stage| stage.status).collect();
@@ -138,7 +138,7 @@ async fn signals_are_the_columns_of_every_row() {
     for (index, texts) in shards.iter().enumerate() {
         let batch = read(&part(dir.path(), "signals", index as u32)).await;
         assert_eq!(batch.num_rows(), texts.len());
-        assert_eq!(batch.num_columns(), 2 + SIGNALS.len());
+        assert_eq!(batch.num_columns(), 2 + SIGNALS.len() + 3, "and three of the language");
         assert_eq!(ordinals(&batch), (0..texts.len() as u32).map(|n| ordinal(index as u32, n)).collect::<Vec<_>>());
         let mut scratch = Scratch::default();
         for (row, text) in texts.iter().enumerate() {
@@ -165,6 +165,7 @@ async fn dropped_documents_say_why() {
             RuleConfig { name: "mine".into(), drop_when: "word_count > 107 AND symbol_ratio >= 0.0".into() },
             RuleConfig { name: "two_lines".into(), drop_when: "1 < line_count".into() },
         ],
+        ..FilterConfig::default()
     };
     let curly = format!("{} {{ }}", good(2));
     let long = format!("{}After that, not one of them could remember what all this was for.", good(3));
@@ -274,12 +275,12 @@ fn a_recipe_is_read_strictly() {
          [[rules]]\nname = \"short\"\ndrop_when = \"word_count < 80 AND symbol_ratio > 0.05\"",
     )
     .unwrap();
-    let rules = config.resolve().unwrap();
+    let rules = config.resolve(&SignalsConfig::default()).unwrap();
     assert_eq!(rules[0].drop_when, "non_symbol_word_count < 80");
     assert_eq!(rules[23].name, "short");
     assert!(toml::from_str::<FilterConfig>("profile = [\"gopher\"]").is_err());
     assert!(toml::from_str::<FilterConfig>("[[rules]]\nname = \"x\"\ndrop = \"y\"").is_err());
     assert!(toml::from_str::<SignalsConfig>("x = 1").is_err());
     let config: FilterConfig = toml::from_str("profiles = [\"gophers\"]").unwrap();
-    assert!(config.resolve().unwrap_err().to_string().contains("did you mean \"gopher\"?"));
+    assert!(config.resolve(&SignalsConfig::default()).unwrap_err().to_string().contains("did you mean \"gopher\"?"));
 }

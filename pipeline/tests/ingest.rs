@@ -222,7 +222,7 @@ async fn cleaned_and_selected_documents_are_curated_in_order() {
     let run = dir.path().join("run");
     let stages: Vec<Arc<dyn Stage>> = vec![
         ingest(dir.path(), config(10)),
-        Arc::new(CleanStage::new(CleanConfig::default(), "ingest")),
+        Arc::new(CleanStage::new(CleanConfig { c4_lines: true, ..CleanConfig::default() }, "ingest", None).unwrap()),
         Arc::new(EveryThird),
         Arc::new(CurateStage::new("clean", Some("third".into()))),
     ];

@@ -8,6 +8,7 @@ use crate::cli::{Cli, Command};
 use crate::exit::Usage;
 
 mod bench;
+mod classifier;
 mod completions;
 mod dedup;
 mod doctor;
@@ -16,6 +17,7 @@ mod export;
 mod generate;
 mod inspect;
 mod report;
+mod review;
 mod run;
 mod sql;
 mod stats;
@@ -36,6 +38,8 @@ pub fn dispatch(cli: Cli) -> Result<()> {
         Command::Status(args) => status::status(args),
         Command::Sql(args) => sql::sql(args),
         Command::Report(args) => report::report(args),
+        Command::Review(args) => review::review(args),
+        Command::Classifier(what) => classifier::classifier(what),
         Command::Dedup(args) => dedup::dedup(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Stats(args) => stats::stats(args),

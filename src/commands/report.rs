@@ -1,23 +1,48 @@
 //! `fulgurite report`
 
-use anyhow::Result;
+use std::path::PathBuf;
 
-use crate::cli::Report;
+use anyhow::{Context, Result};
+use pipeline::report::{Report as Facts, RuleReport};
+
+use crate::cli::{Report, ReportFormat};
 use crate::commands::existing;
 use crate::output::{self, thousands};
 
-/// Print what each rule dropped.
+mod html;
+mod markdown;
+
+/// Print what each rule dropped and write the report of the run, or print it in another form.
 pub fn report(args: &Report) -> Result<()> {
-    let rules = pipeline::report::rules(existing(&args.run)?)?;
-    if args.json {
-        return output::json(&rules);
-    }
-    if rules.is_empty() {
-        return Ok(output::line("nothing was dropped")?);
-    }
-    let number = |n: Option<f64>| {
-        n.map_or("-".into(), |n| format!("{n:.4}").trim_end_matches('0').trim_end_matches('.').to_string())
+    let run = existing(&args.run)?;
+    let facts = pipeline::report::report(run)?;
+    let format = args.format.unwrap_or(if args.json { ReportFormat::Json } else { ReportFormat::Html });
+    let text = match format {
+        ReportFormat::Html => html::page(&facts),
+        ReportFormat::Json => serde_json::to_string_pretty(&facts)?,
+        ReportFormat::Md => markdown::page(&facts),
     };
+    let path = match (&args.output, format) {
+        (Some(path), _) => path.clone(),
+        (None, ReportFormat::Html) => run.join("report.html"),
+        (None, _) => return Ok(output::line(text)?),
+    };
+    write(&path, &text)?;
+    output::line(table(&facts.rules))?;
+    output::note(format!("the whole report: {}", path.display()));
+    Ok(())
+}
+
+fn write(path: &PathBuf, text: &str) -> Result<()> {
+    std::fs::write(path, text)
+        .with_context(|| format!("{} cannot be written; name another file with --output", path.display()))
+}
+
+/// The rules as a table.
+fn table(rules: &[RuleReport]) -> String {
+    if rules.is_empty() {
+        return "nothing was dropped".into();
+    }
     let mut rows = vec![["stage", "rule", "dropped", "share", "threshold", "median value"].map(String::from).to_vec()];
     rows.extend(rules.iter().map(|r| {
         vec![
@@ -25,9 +50,28 @@ pub fn report(args: &Report) -> Result<()> {
             r.rule.clone(),
             thousands(r.dropped),
             format!("{:.2}%", r.share * 100.0),
-            number(r.threshold),
-            number(r.median_value),
+            r.threshold.map_or("-".into(), number),
+            r.median_value.map_or("-".into(), number),
         ]
     }));
-    Ok(output::line(output::table(&rows))?)
+    output::table(&rows)
+}
+
+/// A number with as many digits as say something.
+fn number(value: f64) -> String {
+    if value.abs() >= 10_000.0 {
+        return thousands(value.abs().round() as u64);
+    }
+    format!("{value:.4}").trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+/// A fraction as people read it.
+fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 { "–".into() } else { format!("{:.2}%", 100.0 * part as f64 / whole as f64) }
+}
+
+/// Documents at the start and at the end of the curation.
+fn ends(facts: &Facts) -> (u64, u64) {
+    let first = facts.funnel.first().map_or(0, |stage| stage.documents);
+    (first, facts.funnel.last().map_or(first, |stage| stage.documents))
 }

@@ -2,15 +2,17 @@
 
 use std::borrow::Cow;
 
-use encoding_rs::{Encoding, UTF_8, WINDOWS_1252};
+use encoding_rs::{Encoding, UTF_8};
 
 /// How far into a page a declaration of its encoding is looked for.
 const PRESCAN_BYTES: usize = 4096;
+/// How much of a page without a declaration is looked at.
+const DETECT_BYTES: usize = 256 << 10;
 
 /// Decode a page. In this order: a byte order mark; UTF-8 if the bytes are valid UTF-8 beyond ASCII,
 /// which text in another encoding practically never is; the charset of the HTTP header; the one that
-/// the page declares; UTF-8; windows-1252. A page that claims UTF-8 and has more broken sequences than
-/// whole ones is read as windows-1252.
+/// the page declares; UTF-8; what the bytes look like to Firefox's detector. A page that claims UTF-8 and has more
+/// broken sequences than whole ones is judged by its bytes too.
 pub(super) fn decode<'a>(bytes: &'a [u8], http_charset: Option<&str>) -> Cow<'a, str> {
     if let Some((encoding, length)) = Encoding::for_bom(bytes) {
         return encoding.decode_without_bom_handling(&bytes[length..]).0;
@@ -25,8 +27,15 @@ pub(super) fn decode<'a>(bytes: &'a [u8], http_charset: Option<&str>) -> Cow<'a,
         (_, Some(encoding)) if encoding != UTF_8 => encoding.decode_without_bom_handling(bytes).0,
         (Ok(text), _) => Cow::Borrowed(text),
         (Err(_), Some(_)) if mostly_utf8(bytes) => String::from_utf8_lossy(bytes),
-        (Err(_), _) => WINDOWS_1252.decode_without_bom_handling(bytes).0,
+        (Err(_), _) => detected(bytes).decode_without_bom_handling(bytes).0,
     }
+}
+
+/// The legacy encoding that the bytes look like. The beginning tells it, and the detector is linear but not fast.
+fn detected(bytes: &[u8]) -> &'static Encoding {
+    let mut detector = chardetng::EncodingDetector::new();
+    detector.feed(&bytes[..bytes.len().min(DETECT_BYTES)], true);
+    detector.guess(None, false)
 }
 
 /// Whether most of what is beyond ASCII is whole UTF-8 sequences.
@@ -67,6 +76,39 @@ fn label(rest: &[u8]) -> Option<&'static Encoding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_declares_is_told_from_the_bytes() {
+        for (encoding, text) in [
+            (encoding_rs::WINDOWS_1251, "Все люди рождаются свободными и равными в своем достоинстве и правах."),
+            (
+                encoding_rs::SHIFT_JIS,
+                "すべての人間は、生れながらにして自由であり、かつ、尊厳と権利とについて平等である。",
+            ),
+            (encoding_rs::EUC_KR, "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다."),
+            (
+                encoding_rs::GBK,
+                "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。",
+            ),
+            (
+                encoding_rs::BIG5,
+                "人人生而自由，在尊嚴和權利上一律平等。他們賦有理性和良心，並應以兄弟關係的精神相對待。",
+            ),
+            (
+                encoding_rs::WINDOWS_1253,
+                "Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.",
+            ),
+            (
+                encoding_rs::ISO_8859_2,
+                "Wszyscy ludzie rodzą się wolni i równi pod względem swej godności i swych praw.",
+            ),
+        ] {
+            let page = format!("<html><body><p>{text}</p></body></html>");
+            let (bytes, _, unmappable) = encoding.encode(&page);
+            assert!(!unmappable);
+            assert_eq!(decode(&bytes, None), page, "{}", encoding.name());
+        }
+    }
 
     #[test]
     fn the_right_encoding_is_found() {

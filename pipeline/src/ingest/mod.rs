@@ -11,6 +11,7 @@ mod bytes;
 mod charset;
 pub mod config;
 pub mod extract;
+mod formulas;
 mod http;
 mod json;
 mod lines;
@@ -24,6 +25,7 @@ pub mod splits;
 #[cfg(test)]
 mod tests;
 mod text;
+mod texts;
 mod warc;
 mod window;
 
@@ -31,3 +33,4 @@ pub use config::{FieldMapping, IngestConfig, InputConfig, InputFormat};
 pub use listing::{Compression, FileFormat, InputFile, Listing};
 pub use rows::Reason;
 pub use splits::Split;
+pub use texts::for_each_text;

@@ -56,6 +56,22 @@ impl C4Lines {
     }
 }
 
+/// Whether C4 removes this line, which is trimmed and not blank.
+pub fn c4_removes(line: &str) -> bool {
+    let (count, phrases) = look(line);
+    !C4Lines::default().count(line, count, phrases)
+}
+
+fn look(line: &str) -> (usize, Phrases) {
+    let mut phrases = Phrases::default();
+    let mut count = 0;
+    words::scan(line, |word| {
+        phrases.observe(line.as_bytes(), &word);
+        count += 1;
+    });
+    (count, phrases)
+}
+
 /// Appends to `out` the lines of `text` that C4 keeps, trimmed and joined by `\n`, and counts all of them.
 pub fn c4_clean(text: &str, out: &mut String) -> C4Lines {
     let mut counts = C4Lines::default();
@@ -63,12 +79,7 @@ pub fn c4_clean(text: &str, out: &mut String) -> C4Lines {
         if line.is_empty() {
             return;
         }
-        let mut phrases = Phrases::default();
-        let mut count = 0;
-        words::scan(line, |word| {
-            phrases.observe(line.as_bytes(), &word);
-            count += 1;
-        });
+        let (count, phrases) = look(line);
         if counts.count(line, count, phrases) {
             if counts.kept > 1 {
                 out.push('\n');

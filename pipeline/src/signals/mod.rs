@@ -7,21 +7,31 @@
 //! differ from other systems.
 //!
 //! Conventions: a character is a Unicode scalar value; a word is a maximal run of characters that are
-//! not Unicode white space; a line is trimmed of white space and not blank; a fraction of nothing is 0.
+//! not Unicode white space (in scripts without spaces, a piece of such a run); a line is trimmed of white space and not blank; a fraction of nothing is 0.
 //! Fractions lie in [0, 1], ratios are per word and may exceed 1. White space at the ends of a text and
 //! of its lines changes no signal but `char_count` and `byte_count`.
 
 mod c4;
+mod compression;
+pub mod document;
+mod entropy;
 mod lines;
 #[cfg(test)]
 mod naive;
 pub mod profiles;
+mod refinedweb;
 mod repetition;
+mod stop_words;
 pub mod udf;
 mod words;
 
-pub use c4::{C4Lines, MIN_WORDS_PER_LINE, c4_clean};
+pub use c4::{C4Lines, MIN_WORDS_PER_LINE, c4_clean, c4_removes};
+pub use document::{ClassifierConfig, DocumentSignals, SignalsConfig};
+pub use refinedweb::{COUNTERS, LineFault, RefinedWebLine, refinedweb_line};
+pub use stop_words::StopWords;
 
+use compression::Compression;
+use refinedweb::LineShape;
 use repetition::Repetition;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -199,6 +209,58 @@ signals! {
         "lines of <= 30 characters / line_count", "FineWeb section 3.6";
     newline_ratio: Float64, "Newlines per word.",
         "newlines between the first and the last line / word_count", "FineWeb section 3.6";
+    sentence_count: Int64, "Number of sentences.",
+        "words ending in . ? ! that are no abbreviation, plus one for a rest of a line", "RedPajama-v2";
+    stop_word_fraction: Float64, "Fraction of words that are stop words of the language.",
+        "words of the language's list, in lower case or capitalised, without ASCII punctuation at their ends / word_count",
+        "RedPajama-v2";
+    unique_word_fraction: Float64, "Fraction of words that are different from each other.",
+        "distinct words / word_count", "RedPajama-v2";
+    word_entropy: Float64, "Entropy of the distribution of words in nats.",
+        "-sum over distinct words of p ln p, p = occurrences / word_count", "RedPajama-v2";
+    all_caps_word_fraction: Float64, "Fraction of words in capital letters.",
+        "words with an upper-case and no lower-case character / word_count", "RedPajama-v2";
+    curly_bracket_fraction: Float64, "Fraction of characters that are curly brackets.",
+        "count of '{' and '}' / characters of all words", "RedPajama-v2";
+    uppercase_char_fraction: Float64, "Fraction of characters that are upper-case letters.",
+        "characters of Unicode Uppercase / characters of all words", "RedPajama-v2";
+    digit_char_fraction: Float64, "Fraction of characters that are numbers.",
+        "characters of category Nd, Nl, No / characters of all words", "RedPajama-v2";
+    symbol_char_fraction: Float64, "Fraction of characters that are neither letters nor numbers.",
+        "characters that are not alphanumeric / characters of all words", "";
+    javascript_line_count: Int64, "Number of lines that speak of JavaScript.",
+        "lines with 'javascript' in any ASCII case", "RedPajama-v2";
+    mean_any_word_length: Float64, "Mean length of all words, in characters.",
+        "characters of all words / word_count", "MassiveText, RefinedWeb";
+    covered_5gram_char_fraction: Float64, "Fraction of characters in 5-grams of words that occur more than once.",
+        "characters of words in any such 5-gram, each once / characters of all words", "MassiveText table A1";
+    covered_6gram_char_fraction: Float64, "Fraction of characters in 6-grams of words that occur more than once.",
+        "characters of words in any such 6-gram, each once / characters of all words", "MassiveText table A1";
+    covered_7gram_char_fraction: Float64, "Fraction of characters in 7-grams of words that occur more than once.",
+        "characters of words in any such 7-gram, each once / characters of all words", "MassiveText table A1";
+    covered_8gram_char_fraction: Float64, "Fraction of characters in 8-grams of words that occur more than once.",
+        "characters of words in any such 8-gram, each once / characters of all words", "MassiveText table A1";
+    covered_9gram_char_fraction: Float64, "Fraction of characters in 9-grams of words that occur more than once.",
+        "characters of words in any such 9-gram, each once / characters of all words", "MassiveText table A1";
+    covered_10gram_char_fraction: Float64, "Fraction of characters in 10-grams of words that occur more than once.",
+        "characters of words in any such 10-gram, each once / characters of all words", "MassiveText table A1";
+    refinedweb_uppercase_line_count: Int64, "Number of lines RefinedWeb removes for capital letters.",
+        "lines with more than half of their characters of Unicode Uppercase", "RefinedWeb G.2, DCLM";
+    refinedweb_numeric_line_count: Int64, "Number of lines RefinedWeb removes for being numbers.",
+        "of the other lines, those of numbers alone", "RefinedWeb G.2, DCLM";
+    refinedweb_counter_line_count: Int64, "Number of lines RefinedWeb removes for being counters.",
+        "of the other lines, those like '3 likes'", "RefinedWeb G.2, DCLM";
+    refinedweb_one_word_line_count: Int64, "Number of lines RefinedWeb removes for having one word.",
+        "of the other lines, those of fewer than 2 words", "RefinedWeb G.2, DCLM";
+    refinedweb_cut_line_count: Int64, "Number of lines RefinedWeb cuts words of a page's frame from.",
+        "of the other lines, those of at most 10 words with 'items in cart', beginning 'sign-in' or ending 'read more...'",
+        "RefinedWeb G.2, DCLM";
+    refinedweb_removed_word_fraction: Float64, "Fraction of words in what RefinedWeb removes and cuts.",
+        "words that the line rules take away / word_count", "RefinedWeb G.2, DCLM";
+    byte_entropy: Float64, "Entropy of the distribution of bytes in bits.",
+        "-sum over byte values of p log2 p, over the text without white space at its ends", "";
+    compression_ratio: Float64, "Size under compression per byte of text.",
+        "bytes of a zstd frame of level 1 / bytes, of the text without white space at its ends, at most 1", "";
 }
 
 /// Memory that [`compute`] keeps from document to document: after the first few, no allocation. A document
@@ -206,12 +268,24 @@ signals! {
 #[derive(Debug, Default)]
 pub struct Scratch {
     repetition: Repetition,
+    compression: Compression,
 }
 
-/// All signals of `text`. Linear time; a function of the text alone.
+/// All signals of `text` in English. Linear time; a function of the text alone.
 pub fn compute(text: &str, scratch: &mut Scratch) -> Signals {
-    let repetition = &mut scratch.repetition;
+    compute_in(text, StopWords::of(None), scratch)
+}
+
+/// All signals of `text` in the language of `stop_words`, on which `stop_word_count` and `stop_word_fraction` depend.
+pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> Signals {
+    let Scratch { repetition, compression } = scratch;
     repetition.clear();
+    let mut characters = CharacterCounts::default();
+    let mut all_sentences = 0u64;
+    let mut all_caps_words = 0u64;
+    let mut listed_words = 0u64;
+    let mut javascript_lines = 0u64;
+    let mut refinedweb = RefinedWebCounts::default();
     let mut word_count = 0u64;
     let mut non_symbol_words = 0u64;
     let mut non_symbol_chars = 0u64;
@@ -219,7 +293,7 @@ pub fn compute(text: &str, scratch: &mut Scratch) -> Signals {
     let mut max_word_length = 0;
     let mut hashes = 0;
     let mut ellipses = 0;
-    let mut stop_words = 0u8;
+    let mut gopher_words = 0u8;
     let mut bullet_lines = 0u64;
     let mut ellipsis_lines = 0u64;
     let mut terminal_lines = 0u64;
@@ -246,25 +320,39 @@ pub fn compute(text: &str, scratch: &mut Scratch) -> Signals {
         let mut sentence_open = false;
         let mut words_of_line = 0usize;
         let bytes = line.as_bytes();
-        let continuation = words::scan(line, |word| {
+        let scan = words::scan(line, |word| {
             let word_bytes = &bytes[word.start..word.end];
             let chars = word.chars();
             words_of_line += 1;
-            repetition.push_word(xxh3_64(word_bytes), chars);
+            let hash = xxh3_64(word_bytes);
+            repetition.push_word(hash, chars);
             max_word_length = max_word_length.max(chars);
             if word.class & words::ALPHANUMERIC != 0 {
                 non_symbol_words += 1;
                 non_symbol_chars += chars as u64;
             }
             alpha_words += u64::from(word.class & words::ALPHABETIC);
+            all_caps_words += u64::from(word.class & (words::UPPER | words::LOWER) == words::UPPER);
             hashes += words::hash_signs(word_bytes, word.class);
             ellipses += words::ellipses(word_bytes, &word);
-            stop_words |= words::stop_word(word_bytes);
+            let (gopher_word, listed) = stop_words.look_up(word_bytes, hash);
+            gopher_words |= gopher_word;
+            listed_words += u64::from(listed);
             phrases.observe(bytes, &word);
             sentence_open = !words::ends_sentence(&line[word.start..word.end]);
             sentences += u64::from(!sentence_open);
         });
-        let chars = line.len() - continuation;
+        let chars = line.len() - scan.continuation;
+        let ascii = words::ascii_counts(bytes);
+        let upper = ascii.upper + scan.upper;
+        let numbers = ascii.digits + scan.numbers;
+        characters.alphanumeric += (ascii.alphanumeric + scan.alphanumeric) as u64;
+        characters.upper += upper as u64;
+        characters.numbers += numbers as u64;
+        characters.curly += ascii.curly as u64;
+        refinedweb.add(line, LineShape { words: words_of_line, characters: chars, upper, numbers });
+        all_sentences += sentences + u64::from(sentence_open);
+        javascript_lines += u64::from(phrases.javascript);
         word_count += words_of_line as u64;
         repetition.push_line(xxh3_64(bytes), chars, after_blank);
         after_blank = false;
@@ -289,6 +377,8 @@ pub fn compute(text: &str, scratch: &mut Scratch) -> Signals {
     let inner_newlines = newlines_to_first_line.map_or(0, |first| newlines_to_last_line - first);
     let top = ngrams.top.map(|chars| ratio(chars.min(word_chars), word_chars));
     let duplicate = ngrams.duplicate.map(|chars| ratio(chars, word_chars));
+    let covered = ngrams.covered.map(|chars| ratio(chars, word_chars));
+    let content = text.trim().as_bytes();
 
     Signals {
         byte_count: text.len() as i64,
@@ -303,7 +393,7 @@ pub fn compute(text: &str, scratch: &mut Scratch) -> Signals {
         ellipsis_ratio: ratio(ellipses, word_count),
         symbol_ratio: ratio(hashes + ellipses, word_count),
         alpha_word_fraction: ratio(alpha_words, word_count),
-        stop_word_count: i64::from(stop_words.count_ones()),
+        stop_word_count: i64::from(gopher_words.count_ones()),
         bullet_line_fraction: ratio(bullet_lines, line_count),
         ellipsis_line_fraction: ratio(ellipsis_lines, line_count),
         duplicate_line_fraction: ratio(duplicate_lines.units, line_count),
@@ -330,7 +420,84 @@ pub fn compute(text: &str, scratch: &mut Scratch) -> Signals {
         terminal_line_fraction: ratio(terminal_lines, line_count),
         short_line_fraction: ratio(short_lines, line_count),
         newline_ratio: ratio(inner_newlines, word_count),
+        sentence_count: all_sentences as i64,
+        stop_word_fraction: ratio(listed_words, word_count),
+        unique_word_fraction: ratio(ngrams.distinct_words, word_count),
+        word_entropy: word_entropy(word_count, ngrams.count_logs),
+        all_caps_word_fraction: ratio(all_caps_words, word_count),
+        curly_bracket_fraction: ratio(characters.curly, word_chars),
+        uppercase_char_fraction: ratio(characters.upper, word_chars),
+        digit_char_fraction: ratio(characters.numbers, word_chars),
+        symbol_char_fraction: ratio(word_chars - characters.alphanumeric, word_chars),
+        javascript_line_count: javascript_lines as i64,
+        mean_any_word_length: ratio(word_chars, word_count),
+        covered_5gram_char_fraction: covered[0],
+        covered_6gram_char_fraction: covered[1],
+        covered_7gram_char_fraction: covered[2],
+        covered_8gram_char_fraction: covered[3],
+        covered_9gram_char_fraction: covered[4],
+        covered_10gram_char_fraction: covered[5],
+        refinedweb_uppercase_line_count: refinedweb.uppercase as i64,
+        refinedweb_numeric_line_count: refinedweb.numeric as i64,
+        refinedweb_counter_line_count: refinedweb.counters as i64,
+        refinedweb_one_word_line_count: refinedweb.one_word as i64,
+        refinedweb_cut_line_count: refinedweb.cut as i64,
+        refinedweb_removed_word_fraction: ratio(refinedweb.removed_words, word_count),
+        byte_entropy: entropy::of_bytes(content),
+        compression_ratio: compression.ratio(content),
     }
+}
+
+/// Characters of all words, by what they are.
+#[derive(Default)]
+struct CharacterCounts {
+    alphanumeric: u64,
+    upper: u64,
+    numbers: u64,
+    curly: u64,
+}
+
+/// Lines that RefinedWeb removes or cuts.
+#[derive(Default)]
+struct RefinedWebCounts {
+    uppercase: u64,
+    numeric: u64,
+    counters: u64,
+    one_word: u64,
+    cut: u64,
+    removed_words: u64,
+}
+
+impl RefinedWebCounts {
+    fn add(&mut self, line: &str, shape: LineShape) {
+        let counter = match refinedweb::judge(line, shape) {
+            RefinedWebLine::Kept => return,
+            RefinedWebLine::Cut { before, after } => {
+                let left = word_count(format!("{before}{after}").as_str());
+                self.removed_words += shape.words.saturating_sub(left) as u64;
+                self.cut += 1;
+                return;
+            }
+            RefinedWebLine::Removed(LineFault::Uppercase) => &mut self.uppercase,
+            RefinedWebLine::Removed(LineFault::Numeric) => &mut self.numeric,
+            RefinedWebLine::Removed(LineFault::Counter) => &mut self.counters,
+            RefinedWebLine::Removed(LineFault::OneWord) => &mut self.one_word,
+        };
+        *counter += 1;
+        self.removed_words += shape.words as u64;
+    }
+}
+
+/// Number of words of a line.
+fn word_count(line: &str) -> usize {
+    let mut count = 0;
+    words::scan(line, |_| count += 1);
+    count
+}
+
+/// ln N − (Σ c ln c) / N, which is −Σ p ln p.
+fn word_entropy(words: u64, count_logs: f64) -> f64 {
+    if words == 0 { 0.0 } else { ((words as f64).ln() - count_logs / words as f64).max(0.0) }
 }
 
 /// A fraction of nothing is 0.

@@ -47,10 +47,68 @@ fn duplicate(words: &[String], n: usize) -> f64 {
     fraction(found, chars(words))
 }
 
+/// The words of a text: what white space parts, and in scripts without spaces the pieces of that, symbols with what
+/// stands before them.
+fn words_of(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for run in text.split_whitespace() {
+        if !run.chars().any(words::is_unspaced) {
+            words.push(run.to_owned());
+            continue;
+        }
+        for (number, piece) in unicode_segmentation::UnicodeSegmentation::split_word_bounds(run).enumerate() {
+            match words.last_mut() {
+                Some(word) if number > 0 && !piece.chars().any(char::is_alphanumeric) => word.push_str(piece),
+                _ => words.push(piece.to_owned()),
+            }
+        }
+    }
+    words
+}
+
+/// Words in any n-gram that occurs more than once.
+fn covered(words: &[String], n: usize) -> f64 {
+    let mut counts: HashMap<&[String], usize> = HashMap::new();
+    for gram in words.windows(n) {
+        *counts.entry(gram).or_default() += 1;
+    }
+    let mut marked = vec![false; words.len()];
+    for (at, gram) in words.windows(n).enumerate() {
+        if counts[gram] > 1 {
+            marked[at..at + n].fill(true);
+        }
+    }
+    let found: usize = words.iter().zip(&marked).filter(|(_, m)| **m).map(|(w, _)| w.chars().count()).sum();
+    fraction(found, chars(words))
+}
+
+/// The entropy of the words, summed in the order of their first occurrence.
+fn word_entropy(words: &[String]) -> f64 {
+    let mut counts: Vec<(&String, usize)> = Vec::new();
+    for word in words {
+        match counts.iter_mut().find(|(w, _)| *w == word) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((word, 1)),
+        }
+    }
+    -counts.iter().map(|(_, c)| *c as f64 / words.len() as f64).map(|p| p * p.ln()).sum::<f64>()
+}
+
+fn byte_entropy(text: &str) -> f64 {
+    let bytes = text.trim().as_bytes();
+    let of = |value: u8| bytes.iter().filter(|b| **b == value).count() as f64 / bytes.len() as f64;
+    -(0..=255).map(of).filter(|p| *p > 0.0).map(|p| p * p.log2()).sum::<f64>()
+}
+
+/// A word without ASCII punctuation at its ends.
+fn core(word: &str) -> &str {
+    word.trim_matches(|c: char| c.is_ascii() && !c.is_ascii_alphanumeric())
+}
+
 fn sentences(line: &str) -> usize {
     let mut count = 0;
     let mut open = false;
-    for word in line.split_whitespace() {
+    for word in &words_of(line) {
         open = !words::ends_sentence(word);
         count += usize::from(!open);
     }
@@ -58,7 +116,7 @@ fn sentences(line: &str) -> usize {
 }
 
 fn twin(text: &str) -> Signals {
-    let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+    let words: Vec<String> = words_of(text);
     let raw_lines: Vec<&str> = text.split('\n').map(str::trim).collect();
     let lines: Vec<String> = raw_lines.iter().filter(|l| !l.is_empty()).map(|l| (*l).to_owned()).collect();
     let paragraphs: Vec<Vec<String>> = raw_lines
@@ -84,7 +142,7 @@ fn twin(text: &str) -> Signals {
         let lower = line.to_ascii_lowercase();
         if !line.ends_with(['.', '?', '!', '"']) || line.ends_with("...") {
             c4.no_terminal_mark += 1;
-        } else if line.split_whitespace().count() < 3 {
+        } else if words_of(line).len() < 3 {
             c4.too_few_words += 1;
         } else if lower.contains("javascript") {
             c4.javascript += 1;
@@ -99,6 +157,27 @@ fn twin(text: &str) -> Signals {
     let mut cleaned = String::new();
     assert_eq!(c4_clean(text, &mut cleaned), c4);
     assert_eq!(cleaned, c4_text.join("\n"));
+
+    let mut refined = [0usize; 5];
+    let mut refined_words = 0;
+    for line in &lines {
+        let before = words_of(line).len();
+        let (which, after) = match refinedweb_line(line) {
+            RefinedWebLine::Kept => continue,
+            RefinedWebLine::Removed(LineFault::Uppercase) => (0, 0),
+            RefinedWebLine::Removed(LineFault::Numeric) => (1, 0),
+            RefinedWebLine::Removed(LineFault::Counter) => (2, 0),
+            RefinedWebLine::Removed(LineFault::OneWord) => (3, 0),
+            RefinedWebLine::Cut { before, after } => (4, words_of(&format!("{before}{after}")).len()),
+        };
+        refined[which] += 1;
+        refined_words += before - after.min(before);
+    }
+    let all = chars(&words);
+    let count_chars = |f: &dyn Fn(char) -> bool| words.iter().flat_map(|w| w.chars()).filter(|c| f(*c)).count();
+    let upper_only = |w: &str| w.chars().any(char::is_uppercase) && !w.chars().any(char::is_lowercase);
+    let listed =
+        |w: &str| [w, core(w)].iter().any(|w| StopWords::of(None).look_up(w.as_bytes(), xxh3_64(w.as_bytes())).1);
 
     let inner = text.trim().matches('\n').count();
     Signals {
@@ -141,12 +220,45 @@ fn twin(text: &str) -> Signals {
         terminal_line_fraction: fraction(count_lines(&lines::ends_with_terminal_mark), lines.len()),
         short_line_fraction: fraction(count_lines(&|l| l.chars().count() <= 30), lines.len()),
         newline_ratio: fraction(inner, words.len()),
+        sentence_count: lines.iter().map(|l| sentences(l)).sum::<usize>() as i64,
+        stop_word_fraction: fraction(count_words(&listed), words.len()),
+        unique_word_fraction: fraction(words.iter().collect::<HashSet<_>>().len(), words.len()),
+        word_entropy: word_entropy(&words),
+        all_caps_word_fraction: fraction(count_words(&upper_only), words.len()),
+        curly_bracket_fraction: fraction(count_chars(&|c| c == '{' || c == '}'), all),
+        uppercase_char_fraction: fraction(count_chars(&char::is_uppercase), all),
+        digit_char_fraction: fraction(count_chars(&char::is_numeric), all),
+        symbol_char_fraction: fraction(count_chars(&|c| !c.is_alphanumeric()), all),
+        javascript_line_count: count_lines(&|l| l.to_ascii_lowercase().contains("javascript")) as i64,
+        mean_any_word_length: fraction(all, words.len()),
+        covered_5gram_char_fraction: covered(&words, 5),
+        covered_6gram_char_fraction: covered(&words, 6),
+        covered_7gram_char_fraction: covered(&words, 7),
+        covered_8gram_char_fraction: covered(&words, 8),
+        covered_9gram_char_fraction: covered(&words, 9),
+        covered_10gram_char_fraction: covered(&words, 10),
+        refinedweb_uppercase_line_count: refined[0] as i64,
+        refinedweb_numeric_line_count: refined[1] as i64,
+        refinedweb_counter_line_count: refined[2] as i64,
+        refinedweb_one_word_line_count: refined[3] as i64,
+        refinedweb_cut_line_count: refined[4] as i64,
+        refinedweb_removed_word_fraction: fraction(refined_words, words.len()),
+        byte_entropy: byte_entropy(text),
+        compression_ratio: Compression::default().ratio(text.trim().as_bytes()),
     }
 }
 
 fn check(text: &str, scratch: &mut Scratch) {
     let signals = compute(text, scratch);
-    assert_eq!(signals, twin(text), "{text:?}");
+    let mut expected = twin(text);
+    // The two sum in another order.
+    for (found, expected) in
+        [(signals.word_entropy, &mut expected.word_entropy), (signals.byte_entropy, &mut expected.byte_entropy)]
+    {
+        assert!((found - *expected).abs() < 1e-9, "{found} and {expected} for {text:?}");
+        *expected = found;
+    }
+    assert_eq!(signals, expected, "{text:?}");
     for (signal, value) in SIGNALS.iter().zip(signals.values()) {
         match value {
             Value::Float64(x) if signal.name.ends_with("_fraction") => {
@@ -205,6 +317,12 @@ fn repetitive() -> impl Strategy<Value = String> {
         "Lorem",
         "ipsum",
         "—",
+        "ABC",
+        "5",
+        "likes",
+        "我们。",
+        "テスト",
+        "ที่",
         "🙂",
         "।",
     ]);
@@ -288,6 +406,12 @@ fn equals_the_twin_on_edges() {
         "ab c a bc ab c a bc ab c a bc",
     ] {
         check(text, &mut scratch);
+    }
+    for language in [Some("de"), Some("xx")] {
+        let stop_words = StopWords::of(language);
+        let found = compute_in("Die Katze und the dog", stop_words, &mut scratch);
+        assert_eq!(found.stop_word_fraction, if language == Some("de") { 0.4 } else { 0.0 });
+        assert_eq!(found.stop_word_count, i64::from(language == Some("de")));
     }
     for long in
         ["x".repeat(1 << 20), "é".repeat(1 << 19), "\n".repeat(1 << 20), " ".repeat(1 << 20), ".".repeat(1 << 20)]

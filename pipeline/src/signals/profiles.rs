@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::utils::datafusion_strsim::levenshtein;
 use datafusion::common::{Column, DFSchema, DataFusionError, ScalarValue, SchemaError};
 use datafusion::logical_expr::{BinaryExpr, Expr, Operator, Volatility};
 use datafusion::prelude::SessionContext;
+use serde::{Deserialize, Serialize};
 
-use super::{SIGNALS, udf};
+use super::document::LANGUAGE;
 
 /// How a rule compares its signal with its threshold to drop a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,18 @@ pub struct Rule {
     pub comparison: Option<Comparison>,
     /// The number it is compared with; none where there is no comparison.
     pub threshold: Option<f64>,
+    /// SQL for the number where it depends on the language of the document.
+    pub threshold_sql: Option<String>,
+}
+
+/// What is different for documents of one language.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LanguageRules {
+    /// Thresholds, by name of the rule.
+    pub thresholds: BTreeMap<String, f64>,
+    /// Rules that do not apply.
+    pub off: Vec<String>,
 }
 
 /// Why rules cannot be used.
@@ -109,6 +122,12 @@ pub enum RuleError {
         /// Its predicate.
         drop_when: String,
     },
+    /// A language code that cannot be one.
+    #[error("\"{code}\" is no language code; documents have codes such as en, de, zh or ceb")]
+    Language {
+        /// The code.
+        code: String,
+    },
     /// A threshold is not a finite number.
     #[error("threshold of rule \"{name}\" must be a finite number, not {value}")]
     NotFinite {
@@ -130,8 +149,10 @@ pub enum RuleError {
         name: String,
     },
     /// A predicate names a column that is no signal.
-    #[error("rule \"{rule}\": unknown signal \"{column}\"{} in: {drop_when}", suggest(column, &signal_names()))]
+    #[error("rule \"{rule}\": unknown signal \"{column}\"{} in: {drop_when}", suggest(column, known))]
     UnknownSignal {
+        /// Names of the signals.
+        known: Vec<String>,
         /// Name of the rule.
         rule: String,
         /// The column.
@@ -152,7 +173,8 @@ pub enum RuleError {
 }
 
 /// Names of the profiles.
-pub const PROFILES: &[&str] = &["gopher", "gopher_quality", "gopher_repetition", "c4", "fineweb"];
+pub const PROFILES: &[&str] =
+    &["gopher", "gopher_quality", "gopher_repetition", "c4", "fineweb", "massiveweb", "refinedweb"];
 
 /// The rules of a profile in order, with the published thresholds.
 pub fn profile(name: &str) -> Result<Vec<Rule>, RuleError> {
@@ -162,6 +184,8 @@ pub fn profile(name: &str) -> Result<Vec<Rule>, RuleError> {
         "gopher_repetition" => &[GOPHER_REPETITION],
         "c4" => &[C4],
         "fineweb" => &[FINEWEB],
+        "massiveweb" => &[MASSIVEWEB],
+        "refinedweb" => &[MASSIVEWEB, REFINEDWEB],
         _ => return Err(RuleError::UnknownProfile { name: name.into() }),
     };
     Ok(tables.concat().into_iter().map(Published::rule).collect())
@@ -173,6 +197,8 @@ pub fn resolve<'a>(
     profiles: impl IntoIterator<Item = &'a str>,
     thresholds: &BTreeMap<String, f64>,
     own: impl IntoIterator<Item = (&'a str, &'a str)>,
+    languages: &BTreeMap<String, LanguageRules>,
+    schema: &SchemaRef,
 ) -> Result<Vec<Rule>, RuleError> {
     let mut rules: Vec<Rule> = Vec::new();
     for name in profiles {
@@ -197,8 +223,9 @@ pub fn resolve<'a>(
         rule.threshold = Some(*value);
     }
     for (name, drop_when) in own {
-        rules.push(own_rule(name, drop_when)?);
+        rules.push(own_rule(name, drop_when, schema)?);
     }
+    by_language(&mut rules, languages)?;
     let mut names = HashSet::new();
     match rules.iter().find(|rule| !names.insert(&rule.name)) {
         Some(twice) => Err(RuleError::Twice { name: twice.name.clone() }),
@@ -206,29 +233,75 @@ pub fn resolve<'a>(
     }
 }
 
+/// Rewrites the rules that are different for some languages: their thresholds become a CASE over the language. A
+/// threshold of null, where a rule is off, drops nothing.
+fn by_language(rules: &mut [Rule], languages: &BTreeMap<String, LanguageRules>) -> Result<(), RuleError> {
+    let known: Vec<String> = rules.iter().map(|rule| rule.name.clone()).collect();
+    for name in languages.values().flat_map(|l| l.thresholds.keys().chain(&l.off)) {
+        if !known.contains(name) {
+            return Err(RuleError::UnknownRule { name: name.clone(), known });
+        }
+    }
+    if let Some(wrong) = languages.keys().find(|code| !code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')) {
+        return Err(RuleError::Language { code: wrong.clone() });
+    }
+    for rule in rules {
+        let mut cases = String::new();
+        for (code, of) in languages {
+            let number = of.thresholds.get(&rule.name);
+            if let Some(value) = number.filter(|value| !value.is_finite()) {
+                return Err(RuleError::NotFinite { name: rule.name.clone(), value: *value });
+            }
+            if of.off.contains(&rule.name) {
+                cases.push_str(&format!(" WHEN '{code}' THEN NULL"));
+            } else if let Some(value) = number {
+                cases.push_str(&format!(" WHEN '{code}' THEN {value:?}"));
+            }
+        }
+        if cases.is_empty() {
+            continue;
+        }
+        match (&rule.signal, rule.comparison, rule.threshold) {
+            (Some(signal), Some(comparison), Some(threshold)) => {
+                let number = format!("CASE {LANGUAGE}{cases} ELSE {threshold:?} END");
+                rule.drop_when = format!("{signal} {comparison} {number}");
+                rule.threshold_sql = Some(number);
+            }
+            _ if languages.values().any(|of| of.thresholds.contains_key(&rule.name)) => {
+                return Err(RuleError::NoThreshold { name: rule.name.clone(), drop_when: rule.drop_when.clone() });
+            }
+            _ => rule.drop_when = format!("CASE {LANGUAGE}{cases} ELSE ({}) END", rule.drop_when),
+        }
+    }
+    Ok(())
+}
+
 /// A rule of the recipe. Its value and threshold are known when the predicate is a Boolean signal or
 /// `column comparison number` (or that with the sides exchanged).
-pub fn own_rule(name: &str, drop_when: &str) -> Result<Rule, RuleError> {
+pub fn own_rule(name: &str, drop_when: &str, schema: &SchemaRef) -> Result<Rule, RuleError> {
     let fits = name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
     if !fits {
         return Err(RuleError::Name { name: name.into() });
     }
-    let predicate = plan(name, drop_when)?;
+    let predicate = plan(name, drop_when, schema)?;
     let (signal, comparison, threshold) = match simple(&predicate) {
         Some((signal, comparison, threshold)) => (Some(signal), comparison, threshold),
         None => (None, None, None),
     };
-    Ok(Rule { name: name.into(), drop_when: drop_when.into(), signal, comparison, threshold })
+    Ok(Rule { name: name.into(), drop_when: drop_when.into(), signal, comparison, threshold, threshold_sql: None })
 }
 
 /// Parses a predicate and plans it against the signals: their names, their types, a Boolean result.
-fn plan(rule: &str, drop_when: &str) -> Result<Expr, RuleError> {
+fn plan(rule: &str, drop_when: &str, columns: &SchemaRef) -> Result<Expr, RuleError> {
     let failed = |error: DataFusionError| match error.find_root() {
         DataFusionError::SchemaError(schema_error, _) => match schema_error.as_ref() {
-            SchemaError::FieldNotFound { field, .. } => {
-                RuleError::UnknownSignal { rule: rule.into(), column: field.name().into(), drop_when: drop_when.into() }
-            }
+            SchemaError::FieldNotFound { field, .. } => RuleError::UnknownSignal {
+                rule: rule.into(),
+                column: field.name().into(),
+                drop_when: drop_when.into(),
+                known: columns.fields().iter().map(|field| field.name().clone()).collect(),
+            },
             other => RuleError::Predicate { rule: rule.into(), drop_when: drop_when.into(), reason: other.to_string() },
         },
         other => {
@@ -236,14 +309,14 @@ fn plan(rule: &str, drop_when: &str) -> Result<Expr, RuleError> {
         }
     };
     let session = SessionContext::new();
-    let schema = DFSchema::try_from(udf::schema()).map_err(failed)?;
+    let schema = DFSchema::try_from(columns.clone()).map_err(failed)?;
     let predicate = session.parse_sql_expr(drop_when, &schema).map_err(failed)?;
     // SQL would turn the number into text and compare letter by letter.
-    if predicate.exists(|expr| Ok(is_text(expr))).map_err(failed)? {
+    if compares_numbers_with_text(&predicate).map_err(failed)? {
         return Err(RuleError::Predicate {
             rule: rule.into(),
             drop_when: drop_when.into(),
-            reason: "signals are numbers and truth values, not text".into(),
+            reason: format!("signals but {LANGUAGE} are numbers and truth values, not text"),
         });
     }
     // What a rule decides must be the same tomorrow and after a crash.
@@ -268,7 +341,7 @@ fn plan(rule: &str, drop_when: &str) -> Result<Expr, RuleError> {
         });
     }
     let physical = session.create_physical_expr(predicate.clone(), &schema).map_err(failed)?;
-    match physical.data_type(&udf::schema()).map_err(failed)? {
+    match physical.data_type(columns).map_err(failed)? {
         DataType::Boolean => Ok(predicate),
         other => Err(RuleError::Predicate {
             rule: rule.into(),
@@ -300,6 +373,26 @@ fn is_text(expr: &Expr) -> bool {
     matches!(expr, Expr::Literal(value, _) if value.data_type().is_string())
 }
 
+/// Whether a text stands anywhere but beside the one signal that is a text.
+fn compares_numbers_with_text(predicate: &Expr) -> Result<bool, DataFusionError> {
+    let is_language = |expr: &Expr| matches!(expr, Expr::Column(column) if column.name == LANGUAGE);
+    let mut texts = 0usize;
+    let mut beside_language = 0usize;
+    predicate.apply(|expr| {
+        texts += usize::from(is_text(expr));
+        beside_language += match expr {
+            Expr::BinaryExpr(BinaryExpr { left, right, .. }) => {
+                usize::from(is_language(left) && is_text(right)) + usize::from(is_language(right) && is_text(left))
+            }
+            Expr::InList(list) if is_language(&list.expr) => list.list.iter().filter(|e| is_text(e)).count(),
+            Expr::Like(like) if is_language(&like.expr) => usize::from(is_text(&like.pattern)),
+            _ => 0,
+        };
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(texts > beside_language)
+}
+
 fn literal(expr: &Expr) -> Option<f64> {
     match expr {
         Expr::Literal(value, _) => match value.cast_to(&DataType::Float64) {
@@ -309,10 +402,6 @@ fn literal(expr: &Expr) -> Option<f64> {
         Expr::Negative(inner) => literal(inner).map(|number| -number),
         _ => None,
     }
-}
-
-fn signal_names() -> Vec<&'static str> {
-    SIGNALS.iter().map(|signal| signal.name).collect()
 }
 
 /// `, did you mean "x"?` for the nearest known name, when one is near.
@@ -342,6 +431,7 @@ impl Published {
                 signal: Some(signal.into()),
                 comparison: Some(comparison),
                 threshold: Some(threshold),
+                threshold_sql: None,
             },
             Self::Is(name, signal) => Rule {
                 name: name.into(),
@@ -349,6 +439,7 @@ impl Published {
                 signal: Some(signal.into()),
                 comparison: None,
                 threshold: None,
+                threshold_sql: None,
             },
         }
     }
@@ -403,16 +494,124 @@ const FINEWEB: &[Published] = &[
     Compare("fineweb_newlines", "newline_ratio", Greater, 0.3),
 ];
 
+/// Rae et al. 2021, A.1.1 and table A1, to the letter: all words are words, and repeated n-grams count wherever they
+/// stand, their first occurrence included. `gopher` has the same rules as later systems read them.
+const MASSIVEWEB: &[Published] = &[
+    Compare("massiveweb_too_few_words", "word_count", Less, 50.0),
+    Compare("massiveweb_too_many_words", "word_count", Greater, 100_000.0),
+    Compare("massiveweb_short_words", "mean_any_word_length", Less, 3.0),
+    Compare("massiveweb_long_words", "mean_any_word_length", Greater, 10.0),
+    Compare("massiveweb_hashes", "hash_ratio", Greater, 0.1),
+    Compare("massiveweb_ellipses", "ellipsis_ratio", Greater, 0.1),
+    Compare("massiveweb_bullet_lines", "bullet_line_fraction", Greater, 0.9),
+    Compare("massiveweb_ellipsis_lines", "ellipsis_line_fraction", Greater, 0.3),
+    Compare("massiveweb_alphabetic_words", "alpha_word_fraction", Less, 0.8),
+    Compare("massiveweb_stop_words", "stop_word_count", Less, 2.0),
+    Compare("massiveweb_duplicate_lines", "duplicate_line_fraction", Greater, 0.3),
+    Compare("massiveweb_duplicate_paragraphs", "duplicate_paragraph_fraction", Greater, 0.3),
+    Compare("massiveweb_duplicate_line_chars", "duplicate_line_char_fraction", Greater, 0.2),
+    Compare("massiveweb_duplicate_paragraph_chars", "duplicate_paragraph_char_fraction", Greater, 0.2),
+    Compare("massiveweb_top_2gram", "top_2gram_char_fraction", Greater, 0.2),
+    Compare("massiveweb_top_3gram", "top_3gram_char_fraction", Greater, 0.18),
+    Compare("massiveweb_top_4gram", "top_4gram_char_fraction", Greater, 0.16),
+    Compare("massiveweb_repeated_5grams", "covered_5gram_char_fraction", Greater, 0.15),
+    Compare("massiveweb_repeated_6grams", "covered_6gram_char_fraction", Greater, 0.14),
+    Compare("massiveweb_repeated_7grams", "covered_7gram_char_fraction", Greater, 0.13),
+    Compare("massiveweb_repeated_8grams", "covered_8gram_char_fraction", Greater, 0.12),
+    Compare("massiveweb_repeated_9grams", "covered_9gram_char_fraction", Greater, 0.11),
+    Compare("massiveweb_repeated_10grams", "covered_10gram_char_fraction", Greater, 0.1),
+];
+
+/// Penedo et al. 2023 (RefinedWeb), G.2: the document goes when its line rules take away too much. The rule on lines
+/// rewrites the text and is the part `refinedweb_lines` of the stage `clean`.
+const REFINEDWEB: &[Published] =
+    &[Compare("refinedweb_removed_words", "refinedweb_removed_word_fraction", Greater, 0.05)];
+
 #[cfg(test)]
 mod tests {
+    use super::super::SignalsConfig;
     use super::*;
 
     fn message(error: RuleError) -> String {
         error.to_string()
     }
 
+    fn schema() -> SchemaRef {
+        SignalsConfig::default().schema()
+    }
+
     fn own(drop_when: &str) -> Result<Rule, RuleError> {
-        own_rule("mine", drop_when)
+        own_rule("mine", drop_when, &schema())
+    }
+
+    fn resolved(
+        profiles: &[&str],
+        thresholds: &BTreeMap<String, f64>,
+        own: &[(&str, &str)],
+        languages: &BTreeMap<String, LanguageRules>,
+    ) -> Result<Vec<Rule>, RuleError> {
+        resolve(profiles.iter().copied(), thresholds, own.iter().copied(), languages, &schema())
+    }
+
+    #[test]
+    fn rules_are_different_by_language() {
+        let languages = BTreeMap::from([
+            (
+                "de".to_owned(),
+                LanguageRules { thresholds: BTreeMap::from([("gopher_long_words".into(), 14.0)]), off: vec![] },
+            ),
+            (
+                "zh".to_owned(),
+                LanguageRules {
+                    thresholds: BTreeMap::new(),
+                    off: vec!["gopher_short_words".into(), "gopher_long_words".into(), "mine".into()],
+                },
+            ),
+        ]);
+        let rules = resolved(&["gopher_quality"], &BTreeMap::new(), &[("mine", "word_count < line_count")], &languages)
+            .unwrap();
+        let of = |name: &str| rules.iter().find(|r| r.name == name).unwrap();
+        assert_eq!(
+            of("gopher_long_words").drop_when,
+            "mean_word_length > CASE language WHEN 'de' THEN 14.0 WHEN 'zh' THEN NULL ELSE 10.0 END"
+        );
+        assert_eq!(
+            of("gopher_short_words").threshold_sql.as_deref(),
+            Some("CASE language WHEN 'zh' THEN NULL ELSE 3.0 END")
+        );
+        assert_eq!(of("mine").drop_when, "CASE language WHEN 'zh' THEN NULL ELSE (word_count < line_count) END");
+        assert_eq!(of("gopher_hashes").threshold_sql, None);
+        let wrong = BTreeMap::from([(
+            "de".to_owned(),
+            LanguageRules { off: vec!["gopher_shrt_words".into()], ..LanguageRules::default() },
+        )]);
+        assert!(
+            message(resolved(&["gopher"], &BTreeMap::new(), &[], &wrong).unwrap_err())
+                .contains("did you mean \"gopher_short_words\"?")
+        );
+        let wrong = BTreeMap::from([("d'e".to_owned(), LanguageRules::default())]);
+        assert!(matches!(resolved(&["gopher"], &BTreeMap::new(), &[], &wrong), Err(RuleError::Language { .. })));
+    }
+
+    #[test]
+    fn languages_are_text_and_nothing_else_is() {
+        for good in [
+            "language = 'de'",
+            "language IN ('de', 'fr') AND word_count < 3",
+            "'en' <> language",
+            "language LIKE 'z%'",
+            "language IS NULL",
+        ] {
+            assert!(own(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "word_count < '80'",
+            "language = 'de' AND word_count < '80'",
+            "word_count IN ('1')",
+            "language_score > 'x'",
+        ] {
+            assert!(own(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -421,7 +620,7 @@ mod tests {
             let rules = profile(name).unwrap();
             assert!(!rules.is_empty());
             for rule in rules {
-                assert_eq!(own_rule(&rule.name, &rule.drop_when).unwrap(), rule);
+                assert_eq!(own_rule(&rule.name, &rule.drop_when, &schema()).unwrap(), rule);
             }
         }
         let gopher: Vec<_> = profile("gopher").unwrap();
@@ -433,7 +632,7 @@ mod tests {
     #[test]
     fn profiles_overlap_and_thresholds_are_replaced() {
         let thresholds = BTreeMap::from([("gopher_hashes".into(), 0.25), ("gopher_stop_words".into(), 1.0)]);
-        let rules = resolve(["gopher_quality", "gopher"], &thresholds, []).unwrap();
+        let rules = resolved(&["gopher_quality", "gopher"], &thresholds, &[], &BTreeMap::new()).unwrap();
         assert_eq!(rules.len(), 23);
         assert_eq!(rules[4].drop_when, "hash_ratio > 0.25");
         assert_eq!(rules[4].threshold, Some(0.25));
@@ -442,7 +641,9 @@ mod tests {
 
     #[test]
     fn thresholds_must_fit_a_rule() {
-        let with = |name: &str, value| resolve(["c4"], &BTreeMap::from([(name.into(), value)]), []).unwrap_err();
+        let with = |name: &str, value| {
+            resolved(&["c4"], &BTreeMap::from([(name.into(), value)]), &[], &BTreeMap::new()).unwrap_err()
+        };
         assert_eq!(
             message(with("c4_to_few_sentences", 3.0)),
             "threshold for unknown rule \"c4_to_few_sentences\", did you mean \"c4_too_few_sentences\"?"
@@ -460,7 +661,7 @@ mod tests {
         assert_eq!(
             message(profile("fine_web").unwrap_err()),
             "unknown profile \"fine_web\", did you mean \"fineweb\"?; \
-             profiles are gopher, gopher_quality, gopher_repetition, c4, fineweb"
+             profiles are gopher, gopher_quality, gopher_repetition, c4, fineweb, massiveweb, refinedweb"
         );
         assert!(message(profile("xyz").unwrap_err()).starts_with("unknown profile \"xyz\"; profiles are"));
     }
@@ -518,9 +719,12 @@ mod tests {
     #[test]
     fn names_are_checked() {
         for name in ["", "Upper", "with space", "1st", "comma,name", "_x"] {
-            assert_eq!(own_rule(name, "word_count < 1"), Err(RuleError::Name { name: name.into() }));
+            assert_eq!(own_rule(name, "word_count < 1", &schema()), Err(RuleError::Name { name: name.into() }));
         }
         let twice = [("c4_lorem_ipsum", "word_count < 1")];
-        assert_eq!(resolve(["c4"], &BTreeMap::new(), twice), Err(RuleError::Twice { name: "c4_lorem_ipsum".into() }));
+        assert_eq!(
+            resolved(&["c4"], &BTreeMap::new(), &twice, &BTreeMap::new()),
+            Err(RuleError::Twice { name: "c4_lorem_ipsum".into() })
+        );
     }
 }

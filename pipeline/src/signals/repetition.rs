@@ -5,6 +5,8 @@
 //! its (n-1)-grams repeat, so each level looks at the repeated positions of the level before alone; in
 //! prose few positions get past the 3-grams. The counts are those of a walk over all n-grams.
 
+use std::sync::LazyLock;
+
 /// Numbers distinct keys in order of first occurrence and counts them: an open-addressing table that is
 /// kept from document to document.
 #[derive(Debug, Default)]
@@ -119,6 +121,12 @@ pub(super) struct NgramChars {
     /// For n = 5 to 10: characters of the n-grams that a walk from the left finds again;
     /// behind such an n-gram the walk goes on after its last word.
     pub duplicate: [u64; 6],
+    /// For n = 5 to 10: characters of the words that stand in any n-gram that occurs more than once.
+    pub covered: [u64; 6],
+    /// Number of different words.
+    pub distinct_words: u64,
+    /// Sum of c · ln c over the different words, which occur c times.
+    pub count_logs: f64,
 }
 
 impl Repetition {
@@ -194,6 +202,9 @@ impl Repetition {
     pub fn ngram_chars(&mut self) -> NgramChars {
         let mut found = NgramChars::default();
         self.number_words();
+        found.distinct_words = self.numbering.entries.len() as u64;
+        found.count_logs = self.numbering.entries.iter().map(|entry| count_log(entry.count)).sum();
+        self.keep_repeated();
         for n in 2..=10 {
             self.lengthen();
             if n <= 4 {
@@ -202,11 +213,14 @@ impl Repetition {
                 found.duplicate[n - 5] = self.duplicate_chars(n);
             }
             self.keep_repeated();
+            if n > 4 {
+                found.covered[n - 5] = self.covered_chars(n);
+            }
         }
         found
     }
 
-    /// Level 1: the words that occur more than once.
+    /// Level 1: the words.
     fn number_words(&mut self) {
         self.numbering.reset(self.words.len());
         self.grams.clear();
@@ -214,7 +228,6 @@ impl Repetition {
             let number = self.numbering.number(*hash);
             self.grams.push(Gram { position: position as u32, number });
         }
-        self.keep_repeated();
     }
 
     /// From n-grams to (n+1)-grams, in place: wherever two neighbouring positions both hold a repeated
@@ -272,6 +285,18 @@ impl Repetition {
         u64::from(best.0) * self.chars(best.1, n)
     }
 
+    /// Characters of the words in repeated n-grams, each once; of the n-grams that are left by [`Self::keep_repeated`].
+    fn covered_chars(&self, n: usize) -> u64 {
+        let mut chars = 0;
+        let mut end = 0;
+        for gram in &self.grams {
+            let from = gram.position.max(end);
+            end = gram.position + n as u32;
+            chars += self.ends[end as usize] - self.ends[from as usize];
+        }
+        chars
+    }
+
     fn duplicate_chars(&mut self, n: usize) -> u64 {
         let mut chars = 0;
         let mut next = 0;
@@ -290,6 +315,16 @@ impl Repetition {
             }
         }
         chars
+    }
+}
+
+/// c · ln c, looked up for the counts that nearly all words have.
+fn count_log(count: u32) -> f64 {
+    static LOGS: LazyLock<[f64; 256]> =
+        LazyLock::new(|| std::array::from_fn(|c| if c < 2 { 0.0 } else { c as f64 * (c as f64).ln() }));
+    match LOGS.get(count as usize) {
+        Some(log) => *log,
+        None => f64::from(count) * f64::from(count).ln(),
     }
 }
 
@@ -333,8 +368,10 @@ mod tests {
         assert_eq!(of("one two three four five").0.top, [6, 11, 15]);
         // Of two 2-grams that occur twice, the first counts.
         assert_eq!(of("a b cc dd a b cc dd").0.top[0], 4);
-        assert_eq!(of("one").0, NgramChars::default());
+        assert_eq!(of("one").0, NgramChars { distinct_words: 1, ..NgramChars::default() });
         assert_eq!(of("").0, NgramChars::default());
+        let counts = of("a b a c a b").0;
+        assert_eq!((counts.distinct_words, counts.count_logs), (3, 3.0 * 3f64.ln() + 2.0 * 2f64.ln()));
     }
 
     #[test]
@@ -346,6 +383,13 @@ mod tests {
         // Ten words twice: the walk finds 5-grams at 10 and 15, and one n-gram of each other length but 10.
         assert_eq!(of("a b c d e f g h i j a b c d e f g h i j").0.duplicate, [10, 6, 7, 8, 9, 10]);
         assert_eq!(of("a b c d e f g h i j k").0.duplicate, [0; 6]);
+    }
+
+    #[test]
+    fn every_word_of_a_repeated_ngram_is_covered_once() {
+        assert_eq!(of("a a a a a a a a a a").0.covered, [10, 10, 10, 10, 10, 0]);
+        assert_eq!(of("a b c d e a b c d e").0.covered, [10, 0, 0, 0, 0, 0]);
+        assert_eq!(of("a b c d e f x a b c d e f y").0.covered, [12, 12, 0, 0, 0, 0]);
     }
 
     #[test]

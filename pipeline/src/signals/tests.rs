@@ -131,6 +131,50 @@ fn c4() {
 }
 
 #[test]
+fn redpajama() {
+    expect!("The cat. The CAT, AND {dogs} 42", sentence_count: 2, unique_word_fraction: 6.0 / 7.0,
+        all_caps_word_fraction: 2.0 / 7.0, // CAT, AND
+        stop_word_fraction: 2.0 / 7.0, // The, The
+        curly_bracket_fraction: 2.0 / 25.0, uppercase_char_fraction: 8.0 / 25.0, digit_char_fraction: 2.0 / 25.0,
+        symbol_char_fraction: 4.0 / 25.0, mean_any_word_length: 25.0 / 7.0);
+    expect!("a b a b", word_entropy: 2f64.ln(), unique_word_fraction: 0.5, byte_entropy: 
+        // a, b twice each, three spaces: of 7
+        7f64.log2() - (2.0 * 2.0 + 3.0 * 3f64.log2()) / 7.0);
+    expect!("word", word_entropy: 0.0, unique_word_fraction: 1.0, compression_ratio: 1.0);
+    expect!("Use JavaScript!\njavascript\nno", javascript_line_count: 2);
+    expect!("ÄÖ ü１", uppercase_char_fraction: 2.0 / 4.0, digit_char_fraction: 1.0 / 4.0, all_caps_word_fraction: 0.5);
+    expect!("--- !!!", symbol_char_fraction: 1.0, sentence_count: 1);
+}
+
+#[test]
+fn massiveweb() {
+    // "a b c d e" stands twice: all ten of eleven one-letter words are covered, the walk finds five.
+    expect!("a b c d e x a b c d e", covered_5gram_char_fraction: 10.0 / 11.0, duplicate_5gram_char_fraction: 5.0 / 11.0,
+        covered_6gram_char_fraction: 0.0);
+    expect!("-- ab -- cdef", mean_any_word_length: 10.0 / 4.0, mean_word_length: 3.0);
+}
+
+#[test]
+fn refinedweb() {
+    let text = "SHOUTING LINE HERE\n12345\n3 likes\nword\nSign-in to read on\nA line that stays as it is.";
+    expect!(text, refinedweb_uppercase_line_count: 1, refinedweb_numeric_line_count: 1, refinedweb_counter_line_count: 1,
+        refinedweb_one_word_line_count: 1, refinedweb_cut_line_count: 1,
+        refinedweb_removed_word_fraction: (3.0 + 1.0 + 2.0 + 1.0 + 1.0) / 18.0);
+    expect!("", refinedweb_removed_word_fraction: 0.0);
+}
+
+#[test]
+fn a_line_of_ten_megabytes() {
+    let text = "seven words stand here again and again ".repeat(260_000);
+    expect!(&text, line_count: 1, word_count: 7 * 260_000, max_word_length: 5, terminal_line_fraction: 0.0,
+        refinedweb_removed_word_fraction: 0.0, covered_10gram_char_fraction: 1.0);
+    assert!(of(&text).compression_ratio < 0.01);
+    let symbols = "#".repeat(10 << 20);
+    expect!(&symbols, word_count: 1, non_symbol_word_count: 0, hash_ratio: (10 << 20) as f64, symbol_char_fraction: 1.0,
+        refinedweb_one_word_line_count: 1, byte_entropy: 0.0);
+}
+
+#[test]
 fn the_page_of_signals_has_every_column_and_rule() {
     let page = include_str!("../../../docs/SIGNALS.md");
     for signal in &SIGNALS {

@@ -14,7 +14,7 @@ use datafusion::common::{exec_err, utils::take_function_args};
 use datafusion::error::Result;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 
-use super::{Kind, SIGNALS, Scratch, Value, c4_clean as clean, compute};
+use super::{Kind, SIGNALS, Scratch, StopWords, Value, c4_clean as clean, compute_in};
 
 /// Columns of the signals, in the order of [`SIGNALS`]. A signal is null where the text is.
 pub fn fields() -> Fields {
@@ -75,7 +75,8 @@ impl ScalarUDFImpl for SignalsFunction {
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let mut columns = Columns::new(args.number_rows);
         let mut scratch = Scratch::default();
-        for_each_text(&args, |text| columns.push(text, &mut scratch))?;
+        let english = StopWords::of(None);
+        for_each_text(&args, |text| columns.push(text, english, &mut scratch))?;
         Ok(ColumnarValue::Array(Arc::new(columns.finish()?)))
     }
 }
@@ -131,7 +132,7 @@ fn for_each_text(args: &ScalarFunctionArgs, visit: impl FnMut(Option<&str>)) -> 
 }
 
 /// The signals of many documents, column by column.
-struct Columns {
+pub(super) struct Columns {
     builders: Vec<Builder>,
     validity: NullBufferBuilder,
 }
@@ -143,7 +144,7 @@ enum Builder {
 }
 
 impl Columns {
-    fn new(rows: usize) -> Self {
+    pub fn new(rows: usize) -> Self {
         let builder = |kind| match kind {
             Kind::Int64 => Builder::Int64(Int64Builder::with_capacity(rows)),
             Kind::Float64 => Builder::Float64(Float64Builder::with_capacity(rows)),
@@ -156,7 +157,7 @@ impl Columns {
     }
 
     /// Below a null struct stand nulls too: a field that is taken out of the struct must not show a value.
-    fn push(&mut self, text: Option<&str>, scratch: &mut Scratch) {
+    pub fn push(&mut self, text: Option<&str>, stop_words: &StopWords, scratch: &mut Scratch) {
         self.validity.append(text.is_some());
         let Some(text) = text else {
             for builder in &mut self.builders {
@@ -168,7 +169,7 @@ impl Columns {
             }
             return;
         };
-        for (builder, value) in self.builders.iter_mut().zip(compute(text, scratch).values()) {
+        for (builder, value) in self.builders.iter_mut().zip(compute_in(text, stop_words, scratch).values()) {
             match (builder, value) {
                 (Builder::Int64(builder), Value::Int64(value)) => builder.append_value(value),
                 (Builder::Float64(builder), Value::Float64(value)) => builder.append_value(value),
@@ -179,16 +180,20 @@ impl Columns {
         }
     }
 
-    fn finish(mut self) -> Result<StructArray> {
-        let columns: Vec<ArrayRef> = self
-            .builders
+    /// One array for each signal.
+    pub fn finish_columns(&mut self) -> Vec<ArrayRef> {
+        self.builders
             .iter_mut()
             .map(|builder| match builder {
                 Builder::Int64(builder) => Arc::new(builder.finish()) as ArrayRef,
                 Builder::Float64(builder) => Arc::new(builder.finish()),
                 Builder::Boolean(builder) => Arc::new(builder.finish()),
             })
-            .collect();
+            .collect()
+    }
+
+    fn finish(mut self) -> Result<StructArray> {
+        let columns = self.finish_columns();
         Ok(StructArray::try_new(fields(), columns, self.validity.finish())?)
     }
 }

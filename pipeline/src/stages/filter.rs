@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::run::RunContext;
-use crate::signals::profiles::{self, Rule, RuleError};
+use crate::signals::SignalsConfig;
+use crate::signals::profiles::{self, LanguageRules, Rule, RuleError};
 use crate::stage::{Output, RULE, RowsRead, Stage, Task, TaskContext, TaskReport, tasks_per_shard};
 
 /// Columns of the kept shards.
@@ -33,6 +34,9 @@ pub struct FilterConfig {
     pub thresholds: BTreeMap<String, f64>,
     /// Rules of the recipe, after those of the profiles.
     pub rules: Vec<RuleConfig>,
+    /// What is different for a language, by its code: thresholds, and rules that are off.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub languages: BTreeMap<String, LanguageRules>,
 }
 
 impl Default for FilterConfig {
@@ -41,6 +45,7 @@ impl Default for FilterConfig {
             profiles: ["gopher", "c4", "fineweb"].map(String::from).into(),
             thresholds: BTreeMap::new(),
             rules: Vec::new(),
+            languages: BTreeMap::new(),
         }
     }
 }
@@ -56,14 +61,15 @@ pub struct RuleConfig {
 }
 
 impl FilterConfig {
-    /// The rules in the order of evaluation, every predicate planned against the signals.
+    /// The rules in the order of evaluation, every predicate planned against the columns that `signals` gives.
     ///
     /// # Errors
     /// [`Error::Setting`] for an unknown profile, rule or signal, with a suggestion, and for a
     /// predicate that is not SQL or not Boolean.
-    pub fn resolve(&self) -> Result<Vec<Rule>> {
+    pub fn resolve(&self, signals: &SignalsConfig) -> Result<Vec<Rule>> {
         let own = self.rules.iter().map(|rule| (rule.name.as_str(), rule.drop_when.as_str()));
-        profiles::resolve(self.profiles.iter().map(String::as_str), &self.thresholds, own)
+        let profiles = self.profiles.iter().map(String::as_str);
+        profiles::resolve(profiles, &self.thresholds, own, &self.languages, &signals.schema())
             .map_err(|error| Error::setting(self.key_of(&error), error.to_string()))
     }
 }
@@ -75,11 +81,25 @@ impl FilterConfig {
             Some(number) => format!("filter.rules.{number}.{key}"),
             None => "filter.profiles".into(),
         };
+        // An error of a language's rules, whose names and numbers stand in no other place.
+        let of_language = |name: &str| {
+            self.languages.iter().find_map(|(code, of)| {
+                let key = if of.thresholds.contains_key(name) && !self.thresholds.contains_key(name) {
+                    format!("thresholds.{name}")
+                } else {
+                    format!("off.{}", of.off.iter().position(|off| off == name)?)
+                };
+                Some(format!("filter.languages.{code}.{key}"))
+            })
+        };
         match error {
             RuleError::UnknownProfile { .. } => "filter.profiles".into(),
+            RuleError::Language { code } => format!("filter.languages.{code}"),
             RuleError::UnknownRule { name, .. }
             | RuleError::NoThreshold { name, .. }
-            | RuleError::NotFinite { name, .. } => format!("filter.thresholds.{name}"),
+            | RuleError::NotFinite { name, .. } => {
+                of_language(name).unwrap_or_else(|| format!("filter.thresholds.{name}"))
+            }
             RuleError::Name { name } | RuleError::Twice { name } => rule(name, "name"),
             RuleError::UnknownSignal { rule: name, .. } | RuleError::Predicate { rule: name, .. } => {
                 rule(name, "drop_when")
@@ -96,12 +116,12 @@ pub struct FilterStage {
 }
 
 impl FilterStage {
-    /// Over the shards of stage `signals`.
+    /// Over the shards of stage `signals`, which has the columns of `columns`.
     ///
     /// # Errors
     /// As [`FilterConfig::resolve`].
-    pub fn new(signals: impl Into<String>, config: &FilterConfig) -> Result<Self> {
-        Ok(Self { signals: signals.into(), rules: config.resolve()? })
+    pub fn new(signals: impl Into<String>, config: &FilterConfig, columns: &SignalsConfig) -> Result<Self> {
+        Ok(Self { signals: signals.into(), rules: config.resolve(columns)? })
     }
 
     /// The rules in the order of evaluation.
@@ -129,7 +149,14 @@ impl Stage for FilterStage {
         let rules: Vec<_> = self
             .rules
             .iter()
-            .map(|rule| serde_json::json!({ "name": rule.name, "drop_when": rule.drop_when }))
+            .map(|rule| {
+                serde_json::json!({
+                    "name": rule.name,
+                    "drop_when": rule.drop_when,
+                    "signal": rule.signal,
+                    "threshold": rule.threshold,
+                })
+            })
             .collect();
         Ok(serde_json::json!({ "signals": self.signals, "rules": rules }))
     }
@@ -157,6 +184,10 @@ fn with_verdicts(signals: DataFrame, rules: &[Rule]) -> Result<DataFrame> {
     columns.extend(reported.into_iter().map(ident));
     for (number, rule) in rules.iter().enumerate() {
         columns.push(signals.parse_sql_expr(&rule.drop_when)?.is_true().alias(verdict(number)));
+        if let Some(sql) = &rule.threshold_sql {
+            let threshold = cast(signals.parse_sql_expr(sql)?, DataType::Float64);
+            columns.push(threshold.alias(format!("threshold of {}", rule.name)));
+        }
     }
     let name_of = |rule: &Rule| lit(ScalarValue::Utf8View(Some(rule.name.clone())));
     let first = |null: ScalarValue, of: &dyn Fn(&Rule) -> Expr| {
@@ -168,7 +199,18 @@ fn with_verdicts(signals: DataFrame, rules: &[Rule]) -> Result<DataFrame> {
         Some(signal) => cast(ident(signal), DataType::Float64),
         None => lit(no_number.clone()),
     });
-    let threshold = first(no_number.clone(), &|rule| lit(ScalarValue::Float64(rule.threshold)));
+    let mut thresholds = Vec::with_capacity(rules.len());
+    for rule in rules {
+        thresholds.push(match &rule.threshold_sql {
+            // Only as a name of a column: it is computed below, where the language is still there.
+            Some(_) => ident(format!("threshold of {}", rule.name)),
+            None => lit(ScalarValue::Float64(rule.threshold)),
+        });
+    }
+    let threshold = first_true(
+        thresholds.into_iter().enumerate().map(|(number, threshold)| (ident(verdict(number)), threshold)),
+        no_number.clone(),
+    );
     let names = rules.iter().enumerate().map(|(number, rule)| {
         first_true([(ident(verdict(number)), name_of(rule))].into_iter(), ScalarValue::Utf8View(None))
     });

@@ -4,4 +4,6 @@ pub mod clean;
 pub mod curate;
 pub mod filter;
 pub mod ingest;
+pub mod mix;
 pub mod signals;
+pub mod urls;

@@ -1,31 +1,41 @@
 //! Stage `signals`: the quality signals of every document, as columns.
 
+use std::path::Path;
+
 use async_trait::async_trait;
 use datafusion::prelude::{DataFrame, col, ident};
-use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::run::RunContext;
-use crate::signals::{SIGNALS, udf};
+use crate::shared::Shared;
+use crate::signals::document::{self, DocumentSignals};
 use crate::stage::{Output, RowsRead, Stage, Task, TaskContext, TaskReport, tasks_per_shard};
 
-/// Settings of the stage. There are none: every signal is computed, whichever rules ask for it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SignalsConfig {}
+pub use crate::signals::document::{ClassifierConfig, SignalsConfig};
 
 /// Computes all signals of the documents: one shard of `id`, `ordinal` and the columns of
-/// [`SIGNALS`] for every shard of documents, same rows, same order. Every row is kept; the text is not written.
+/// [`SignalsConfig::schema`] for every shard of documents, same rows, same order. Every row is kept; the text is not
+/// written.
 pub struct SignalsStage {
     documents: String,
     selection: Option<String>,
-    config: SignalsConfig,
+    signals: Shared<DocumentSignals>,
 }
 
 impl SignalsStage {
-    /// Over the shards of stage `documents`; of their rows those that stage `selection` kept, or all.
-    pub fn new(documents: impl Into<String>, selection: Option<String>, config: SignalsConfig) -> Self {
-        Self { documents: documents.into(), selection, config }
+    /// Over the shards of stage `documents`; of their rows those that stage `selection` kept, or all. Paths of models
+    /// are relative to `base_dir`.
+    ///
+    /// # Errors
+    /// As [`DocumentSignals::load`].
+    pub fn new(
+        documents: impl Into<String>,
+        selection: Option<String>,
+        config: &SignalsConfig,
+        base_dir: &Path,
+    ) -> Result<Self> {
+        let signals = Shared::new(DocumentSignals::load(config, base_dir)?);
+        Ok(Self { documents: documents.into(), selection, signals })
     }
 }
 
@@ -37,7 +47,7 @@ impl Stage for SignalsStage {
 
     /// Raise it when a formula changes.
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -48,12 +58,12 @@ impl Stage for SignalsStage {
 
     fn config(&self) -> Result<serde_json::Value> {
         // Names of the columns: a new signal makes the stage stale though no formula changed.
-        let columns: Vec<&str> = SIGNALS.iter().map(|signal| signal.name).collect();
         Ok(serde_json::json!({
             "documents": self.documents,
             "selection": self.selection,
-            "columns": columns,
-            "settings": serde_json::to_value(&self.config).unwrap_or_default(),
+            "columns": self.signals.config().columns(),
+            "settings": serde_json::to_value(self.signals.config()).unwrap_or_default(),
+            "models": self.signals.digests(),
         }))
     }
 
@@ -66,23 +76,22 @@ impl Stage for SignalsStage {
         let index = task.index();
         let read = task.run.shard(self.selection.as_deref().unwrap_or(&self.documents), index)?;
         let documents = task.read_selected(&session, &self.documents, self.selection.as_deref(), index).await?;
-        let kept = columns();
-        task.write(with_signals(documents)?, Output { kept: &kept, dropped: &[] }, RowsRead::Known(read.rows)).await
+        let columns = self.signals.config().columns();
+        let kept: Vec<&str> = ["id", "ordinal"].into_iter().chain(columns.iter().map(String::as_str)).collect();
+        let signals = self.with_signals(documents, &columns)?;
+        task.write(signals, Output { kept: &kept, dropped: &[] }, RowsRead::Known(read.rows)).await
     }
 }
 
-/// Columns of the stage's shards.
-fn columns() -> Vec<&'static str> {
-    ["id", "ordinal"].into_iter().chain(SIGNALS.iter().map(|signal| signal.name)).collect()
-}
-
-/// From `id`, `ordinal`, `text` to `id`, `ordinal` and the signals.
-fn with_signals(documents: DataFrame) -> Result<DataFrame> {
-    const STRUCT: &str = "signals";
-    let computed = udf::signals().call(vec![col("text")]).alias(STRUCT);
-    // Unnesting, unlike a projection of the fields, is nothing that the optimiser could merge with the
-    // projection below it: the function runs once per text.
-    let spread = documents.select(vec![col("id"), col("ordinal"), computed])?.unnest_columns(&[STRUCT])?;
-    let signals = SIGNALS.iter().map(|signal| ident(format!("{STRUCT}.{}", signal.name)).alias(signal.name));
-    Ok(spread.select([col("id"), col("ordinal")].into_iter().chain(signals).collect::<Vec<_>>())?)
+impl SignalsStage {
+    /// From `id`, `ordinal`, `text`, `language` to `id`, `ordinal` and the signals.
+    fn with_signals(&self, documents: DataFrame, columns: &[String]) -> Result<DataFrame> {
+        const STRUCT: &str = "signals";
+        let computed = document::function(self.signals.clone()).call(vec![col("text"), col("language")]).alias(STRUCT);
+        // Unnesting, unlike a projection of the fields, is nothing that the optimiser could merge with the
+        // projection below it: the function runs once per text.
+        let spread = documents.select(vec![col("id"), col("ordinal"), computed])?.unnest_columns(&[STRUCT])?;
+        let signals = columns.iter().map(|name| ident(format!("{STRUCT}.{name}")).alias(name));
+        Ok(spread.select([col("id"), col("ordinal")].into_iter().chain(signals).collect::<Vec<_>>())?)
+    }
 }

@@ -1,0 +1,188 @@
+//! Documents to look at: dropped ones of each rule, and those that were kept, chosen by hash.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::shards::{columns, files, integers, numbers, present, read, read_rows, texts};
+use crate::error::Result;
+use crate::status::StageSummary;
+
+/// Stages whose dropped rows are documents of the stage that they read.
+const DECIDING: [&str; 8] = ["urls", "clean", "filter", "exact", "near", "lines", "decontaminate", "mix"];
+/// Stages that write documents; the text before and after cleaning is that of the last one that has the document.
+const DOCUMENTS: [&str; 3] = ["curate", "clean", "ingest"];
+
+/// A document to look at.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Sample {
+    /// Its place in the run.
+    pub ordinal: u64,
+    /// Where it comes from.
+    pub source: String,
+    /// Its address, where it has one.
+    pub url: Option<String>,
+    /// The stage that dropped it; none for one that was kept.
+    pub stage: Option<String>,
+    /// The rule that dropped it.
+    pub rule: Option<String>,
+    /// The value that the rule met.
+    pub value: Option<f64>,
+    /// The rule's threshold.
+    pub threshold: Option<f64>,
+    /// What else the stage says of it.
+    pub detail: Option<String>,
+    /// The beginning of its text.
+    pub text: String,
+    /// Characters of the whole text.
+    pub chars: u64,
+}
+
+/// A document that was picked, before its text is read.
+#[derive(Clone, Debug, PartialEq)]
+struct Pick {
+    hash: u64,
+    task: u32,
+    ordinal: u64,
+    stage: Option<String>,
+    rule: Option<String>,
+    value: Option<f64>,
+    threshold: Option<f64>,
+    detail: Option<String>,
+}
+
+/// The smallest hashes of each group, at most `most`.
+struct Lowest {
+    most: usize,
+    groups: BTreeMap<String, Vec<Pick>>,
+}
+
+impl Lowest {
+    fn new(most: usize) -> Self {
+        Self { most, groups: BTreeMap::new() }
+    }
+
+    fn add(&mut self, group: &str, pick: Pick) {
+        if !self.groups.contains_key(group) {
+            self.groups.insert(group.to_owned(), Vec::new());
+        }
+        let Some(picks) = self.groups.get_mut(group) else { return };
+        let at = picks.partition_point(|p| (p.hash, p.ordinal) < (pick.hash, pick.ordinal));
+        if at < self.most {
+            picks.insert(at, pick);
+            picks.truncate(self.most);
+        }
+    }
+}
+
+/// Up to `most` documents that each rule dropped, with `chars` characters of their text.
+pub fn by_rule(run_dir: &Path, stages: &[StageSummary], most: usize, chars: usize, seed: u64) -> Result<Vec<Sample>> {
+    let mut samples = Vec::new();
+    for stage in present(stages, &DECIDING) {
+        let mut lowest = Lowest::new(most);
+        for (task, path) in files(run_dir, stage, true)? {
+            let names = columns(&path)?;
+            let has = |name: &str| names.iter().any(|n| n == name);
+            if !has("ordinal") || !has("rule") {
+                continue;
+            }
+            let mut wanted = vec!["ordinal", "rule"];
+            wanted.extend(["value", "threshold", "detail", "similarity"].into_iter().filter(|name| has(name)));
+            let rows = read(&path, &wanted)?;
+            let ordinals = integers(&rows, &path, "ordinal")?;
+            let rules = texts(&rows, &path, "rule")?;
+            let optional = |name: &str| if has(name) { numbers(&rows, &path, name).map(Some) } else { Ok(None) };
+            let (values, thresholds, similarity) =
+                (optional("value")?, optional("threshold")?, optional("similarity")?);
+            let details = if has("detail") { Some(texts(&rows, &path, "detail")?) } else { None };
+            for (row, ordinal) in ordinals.into_iter().enumerate() {
+                let number = |column: &Option<Vec<f64>>| column.as_ref().map(|c| c[row]).filter(|v| v.is_finite());
+                let rule = rules[row].clone().unwrap_or_default();
+                let pick = Pick {
+                    hash: xxh3_64_with_seed(&ordinal.to_le_bytes(), seed),
+                    task,
+                    ordinal,
+                    stage: Some(stage.to_owned()),
+                    rule: Some(rule.clone()),
+                    value: number(&values).or(number(&similarity)),
+                    threshold: number(&thresholds),
+                    detail: details.as_ref().and_then(|d| d[row].clone()),
+                };
+                lowest.add(&rule, pick);
+            }
+        }
+        samples.extend(with_texts(run_dir, stages, lowest, chars)?);
+    }
+    Ok(samples)
+}
+
+/// Up to `most` documents of each source that were kept to the end of the curation.
+pub fn by_source(run_dir: &Path, stages: &[StageSummary], most: usize, chars: usize, seed: u64) -> Result<Vec<Sample>> {
+    let mut lowest = Lowest::new(most);
+    let last =
+        present(stages, &["curate", "mix", "decontaminate", "lines", "near", "exact", "filter", "clean", "ingest"]);
+    let Some(last) = last.first() else { return Ok(Vec::new()) };
+    let ingested: HashMap<u32, PathBuf> = files(run_dir, "ingest", false)?.into_iter().collect();
+    for (task, path) in files(run_dir, last, false)? {
+        let Some(documents) = ingested.get(&task) else { continue };
+        let rows = read(documents, &["ordinal", "source"])?;
+        let sources: HashMap<u64, Option<String>> =
+            integers(&rows, documents, "ordinal")?.into_iter().zip(texts(&rows, documents, "source")?).collect();
+        for ordinal in integers(&read(&path, &["ordinal"])?, &path, "ordinal")? {
+            let source = sources.get(&ordinal).cloned().flatten().unwrap_or_default();
+            let pick = Pick {
+                hash: xxh3_64_with_seed(&ordinal.to_le_bytes(), seed),
+                task,
+                ordinal,
+                stage: None,
+                rule: None,
+                value: None,
+                threshold: None,
+                detail: None,
+            };
+            lowest.add(&source, pick);
+        }
+    }
+    with_texts(run_dir, stages, lowest, chars)
+}
+
+/// Reads the texts of what was picked, shard by shard.
+fn with_texts(run_dir: &Path, stages: &[StageSummary], lowest: Lowest, chars: usize) -> Result<Vec<Sample>> {
+    let picks: Vec<Pick> = lowest.groups.into_values().flatten().collect();
+    let mut left: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    picks.iter().for_each(|pick| left.entry(pick.task).or_default().push(pick.ordinal));
+    let mut found: HashMap<u64, (String, Option<String>, String)> = HashMap::new();
+    for stage in present(stages, &DOCUMENTS) {
+        let shards: HashMap<u32, PathBuf> = files(run_dir, stage, false)?.into_iter().collect();
+        for (task, ordinals) in &mut left {
+            let Some(path) = shards.get(task).filter(|_| !ordinals.is_empty()) else { continue };
+            let rows = read_rows(path, &["ordinal", "source", "url", "text"], ordinals)?;
+            let (sources, urls) = (texts(&rows, path, "source")?, texts(&rows, path, "url")?);
+            let bodies = texts(&rows, path, "text")?;
+            for (row, ordinal) in integers(&rows, path, "ordinal")?.into_iter().enumerate() {
+                let of = |column: &[Option<String>]| column[row].clone();
+                found.insert(ordinal, (of(&sources).unwrap_or_default(), of(&urls), of(&bodies).unwrap_or_default()));
+            }
+            ordinals.retain(|ordinal| !found.contains_key(ordinal));
+        }
+    }
+    let mut samples = Vec::with_capacity(picks.len());
+    for pick in picks {
+        let Some((source, url, text)) = found.get(&pick.ordinal) else { continue };
+        samples.push(Sample {
+            ordinal: pick.ordinal,
+            source: source.clone(),
+            url: url.clone(),
+            stage: pick.stage,
+            rule: pick.rule,
+            value: pick.value,
+            threshold: pick.threshold,
+            detail: pick.detail,
+            text: text.chars().take(chars).collect(),
+            chars: text.chars().count() as u64,
+        });
+    }
+    Ok(samples)
+}

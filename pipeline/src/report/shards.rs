@@ -1,0 +1,88 @@
+//! Reading columns of shards with Polars.
+
+use std::path::{Path, PathBuf};
+
+use polars::prelude::{Column, DataFrame, DataType, LazyFrame, PlRefPath, PolarsError, ScanArgsParquet, col};
+
+use crate::error::{Error, Result};
+use crate::manifest::Journal;
+use crate::status::StageSummary;
+
+/// The committed files of a stage that hold rows, by number of their task: kept ones, or those below `dropped/`.
+pub(super) fn files(run_dir: &Path, stage: &str, dropped: bool) -> Result<Vec<(u32, PathBuf)>> {
+    let dir = run_dir.join(stage);
+    let mut files = Vec::new();
+    for (task, entry) in Journal::read(&dir)? {
+        for file in entry.files {
+            let parquet = file.path.extension().is_some_and(|e| e == "parquet");
+            let place = file.path.parent().is_some_and(|p| p.as_os_str() == if dropped { "dropped" } else { "" });
+            if parquet && place && file.rows > 0 {
+                files.push((task, dir.join(file.path)));
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Some columns of a shard.
+pub(super) fn read(path: &Path, columns: &[&str]) -> Result<DataFrame> {
+    let paths = vec![PlRefPath::new(path.to_string_lossy())].into();
+    LazyFrame::scan_parquet_files(paths, ScanArgsParquet::default())
+        .and_then(|rows| rows.select(columns.iter().map(|name| col(*name)).collect::<Vec<_>>()).collect())
+        .map_err(|e| fault(path, e))
+}
+
+/// Names of a shard's columns.
+pub(super) fn columns(path: &Path) -> Result<Vec<String>> {
+    let paths = vec![PlRefPath::new(path.to_string_lossy())].into();
+    LazyFrame::scan_parquet_files(paths, ScanArgsParquet::default())
+        .and_then(|mut rows| rows.collect_schema())
+        .map(|schema| schema.iter_names().map(ToString::to_string).collect())
+        .map_err(|e| fault(path, e))
+}
+
+/// The rows whose ordinal is one of `ordinals`.
+pub(super) fn read_rows(path: &Path, columns: &[&str], ordinals: &[u64]) -> Result<DataFrame> {
+    let wanted = ordinals.iter().map(|n| col("ordinal").eq(polars::prelude::lit(*n)));
+    let Some(wanted) = wanted.reduce(|a, b| a.or(b)) else { return read(path, columns).map(|rows| rows.head(Some(0))) };
+    let paths = vec![PlRefPath::new(path.to_string_lossy())].into();
+    LazyFrame::scan_parquet_files(paths, ScanArgsParquet::default())
+        .and_then(|rows| {
+            rows.filter(wanted).select(columns.iter().map(|name| col(*name)).collect::<Vec<_>>()).collect()
+        })
+        .map_err(|e| fault(path, e))
+}
+
+pub(super) fn fault(path: &Path, error: PolarsError) -> Error {
+    Error::Corrupt { path: path.into(), reason: error.to_string() }
+}
+
+fn column<'f>(frame: &'f DataFrame, path: &Path, name: &str) -> Result<&'f Column> {
+    frame.column(name).map_err(|e| fault(path, e))
+}
+
+/// A column of unsigned integers.
+pub(super) fn integers(frame: &DataFrame, path: &Path, name: &str) -> Result<Vec<u64>> {
+    let cast = column(frame, path, name)?.cast(&DataType::UInt64).map_err(|e| fault(path, e))?;
+    let values = cast.u64().map_err(|e| fault(path, e))?;
+    Ok(values.iter().map(Option::unwrap_or_default).collect())
+}
+
+/// A column of numbers or truth values (0 and 1), NaN for null.
+pub(super) fn numbers(frame: &DataFrame, path: &Path, name: &str) -> Result<Vec<f64>> {
+    let cast = column(frame, path, name)?.cast(&DataType::Float64).map_err(|e| fault(path, e))?;
+    let values = cast.f64().map_err(|e| fault(path, e))?;
+    Ok(values.iter().map(|value| value.unwrap_or(f64::NAN)).collect())
+}
+
+/// A column of texts.
+pub(super) fn texts(frame: &DataFrame, path: &Path, name: &str) -> Result<Vec<Option<String>>> {
+    let cast = column(frame, path, name)?.cast(&DataType::String).map_err(|e| fault(path, e))?;
+    let values = cast.str().map_err(|e| fault(path, e))?;
+    Ok((0..frame.height()).map(|row| values.get(row).map(str::to_owned)).collect())
+}
+
+/// Stages of `order` that the run has, whose shards are one to one with those of `ingest` and hold ordinals.
+pub(super) fn present<'s>(stages: &[StageSummary], order: &[&'s str]) -> Vec<&'s str> {
+    order.iter().copied().filter(|name| stages.iter().any(|s| s.stage == *name && s.done > 0)).collect()
+}

@@ -1,0 +1,70 @@
+//! `fulgurite review`
+
+use anyhow::{Context, Result};
+use pipeline::report::{Sample, by_rule, by_source};
+use pipeline::review::{Marks, Precision, precision};
+use pipeline::status::summaries;
+
+use crate::cli::{Review, ReviewBy};
+use crate::commands::existing;
+use crate::exit::Usage;
+use crate::output;
+
+mod server;
+
+/// Characters of a document that are shown.
+const SHOWN_CHARS: usize = 12_000;
+
+/// Serve a page to mark documents on, or print what the marks say.
+pub fn review(args: &Review) -> Result<()> {
+    let run = existing(&args.run)?;
+    let stages = summaries(run)?;
+    if args.summary {
+        let found = precision(&Marks::read(run)?);
+        return if args.json { output::json(&found) } else { Ok(output::line(table(&found))?) };
+    }
+    let mut samples = match args.by {
+        ReviewBy::Rule => by_rule(run, &stages, args.documents, SHOWN_CHARS, args.seed)?,
+        ReviewBy::Source => by_source(run, &stages, args.documents, SHOWN_CHARS, args.seed)?,
+    };
+    if let Some(stage) = &args.stage {
+        if stages.iter().all(|s| s.stage != *stage) {
+            let names: Vec<&str> = stages.iter().map(|s| s.stage.as_str()).collect();
+            return Err(Usage(format!("the run has no stage \"{stage}\"; it has {}", names.join(", "))).into());
+        }
+        samples.retain(|sample: &Sample| sample.stage.as_deref() == Some(stage));
+    }
+    if samples.is_empty() {
+        return Ok(output::line("there is no document to review")?);
+    }
+    let count = samples.len();
+    let server = server::Server::bind(args.port, samples, Marks::open(run)?)
+        .with_context(|| format!("port {} of the loopback interface; choose another with --port", args.port))?;
+    output::line(format!("http://{}/", server.address()))?;
+    output::note(format!("{count} documents; marks go to {}; stop with Ctrl-C", Marks::path(run).display()));
+    server.serve();
+    Ok(())
+}
+
+/// The figures as a table.
+fn table(found: &[Precision]) -> String {
+    if found.is_empty() {
+        return "no document has been marked; `fulgurite review RUN` serves a page to do it on".into();
+    }
+    let mut rows = vec![["rule", "drop", "keep", "unsure", "precision", "95% interval"].map(String::from).to_vec()];
+    rows.extend(found.iter().map(|p| {
+        let name = match (&p.rule, &p.source) {
+            (Some(rule), _) => rule.clone(),
+            (None, source) => format!("kept, {}", source.as_deref().unwrap_or("any source")),
+        };
+        vec![
+            name,
+            p.drop.to_string(),
+            p.keep.to_string(),
+            p.unsure.to_string(),
+            p.precision.map_or("-".into(), |p| format!("{p:.3}")),
+            p.interval.map_or("-".into(), |(low, high)| format!("{low:.3} to {high:.3}")),
+        ]
+    }));
+    output::table(&rows)
+}
