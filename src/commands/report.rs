@@ -1,6 +1,6 @@
 //! `fulgurite report`
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use pipeline::report::{Report as Facts, RuleReport};
@@ -33,7 +33,7 @@ pub fn report(args: &Report) -> Result<()> {
     Ok(())
 }
 
-fn write(path: &PathBuf, text: &str) -> Result<()> {
+fn write(path: &Path, text: &str) -> Result<()> {
     std::fs::write(path, text)
         .with_context(|| format!("{} cannot be written; name another file with --output", path.display()))
 }
@@ -60,7 +60,8 @@ fn table(rules: &[RuleReport]) -> String {
 /// A number with as many digits as say something.
 fn number(value: f64) -> String {
     if value.abs() >= 10_000.0 {
-        return thousands(value.abs().round() as u64);
+        let sign = if value < 0.0 { "-" } else { "" };
+        return format!("{sign}{}", thousands(value.abs().round() as u64));
     }
     format!("{value:.4}").trim_end_matches('0').trim_end_matches('.').to_string()
 }

@@ -32,7 +32,7 @@ pub fn review(args: &Review) -> Result<()> {
             let names: Vec<&str> = stages.iter().map(|s| s.stage.as_str()).collect();
             return Err(Usage(format!("the run has no stage \"{stage}\"; it has {}", names.join(", "))).into());
         }
-        samples.retain(|sample: &Sample| sample.stage.as_deref() == Some(stage));
+        samples.retain(|sample: &Sample| sample.stage.as_deref() == Some(stage.as_str()));
     }
     if samples.is_empty() {
         return Ok(output::line("there is no document to review")?);
