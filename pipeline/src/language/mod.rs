@@ -135,11 +135,13 @@ mod tests {
         ] {
             assert_eq!(of(text).language.as_deref(), Some(code));
         }
-        let mixed = format!("{english}\n{english}\n\nshort\n{german}");
+        let more = "They have reason and conscience, and nobody should be held in slavery or be treated as less than others. \
+                    Everyone has the right to life, to liberty and to the security of their person.";
+        let mixed = format!("{english}\n{more}\n\nshort\n{german}");
         let found = of(&mixed);
         assert_eq!(found.language.as_deref(), Some("en"));
-        let expected =
-            2.0 * english.chars().count() as f64 / (2 * english.chars().count() + german.chars().count()) as f64;
+        let chars = [english, more, german].map(|text| text.chars().count() as f64);
+        let expected = (chars[0] + chars[1]) / chars.iter().sum::<f64>();
         assert_eq!(found.paragraph_fraction, Some(expected));
         assert_eq!(of(""), DocumentLanguage::default());
         assert_eq!(of("12 34 !!"), DocumentLanguage::default());
