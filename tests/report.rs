@@ -1,5 +1,5 @@
 //! `fulgurite report`, `review` and `classifier` as processes over a small run.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 mod support;
 
