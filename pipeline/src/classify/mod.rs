@@ -24,6 +24,8 @@ pub struct ModelError {
 }
 
 /// A model that gives a text one probability.
+// One stands in a stage, not many: the size of the larger form is of no account.
+#[allow(clippy::large_enum_variant)]
 pub enum Classifier {
     /// Trained by `fulgurite classifier train`.
     Linear(Linear),

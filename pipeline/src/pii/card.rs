@@ -74,5 +74,5 @@ fn luhn(digits: &[u8]) -> bool {
             single => single,
         })
         .sum();
-    sum % 10 == 0 && digits.iter().any(|d| *d != digits[0])
+    sum.is_multiple_of(10) && digits.iter().any(|d| *d != digits[0])
 }
