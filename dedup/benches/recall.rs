@@ -87,7 +87,7 @@ fn table(mode: Mode, texts: &[String], seeds: u32) {
         met.sort_unstable();
         // The first band they share.
         met.dedup_by_key(|met| met.0);
-        let mut hits = vec![0u32; BINS];
+        let mut hits = [0u32; BINS];
         for (pair, band) in met {
             let at = by_pair.get(&pair);
             // Below 0.5 the similarity is not in the gold: below the threshold it is all the same.

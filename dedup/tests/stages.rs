@@ -497,7 +497,9 @@ async fn new_documents_equal_to_those_of_an_index_go_as_in_a_joint_run() {
         .into_iter()
         .enumerate()
         .map(|(shard, documents)| {
-            let url = |i: usize| if i % 3 == 0 { format!("http://a.org/{}", i % 7) } else { format!("b/{shard}/{i}") };
+            let url = |i: usize| {
+                if i.is_multiple_of(3) { format!("http://a.org/{}", i % 7) } else { format!("b/{shard}/{i}") }
+            };
             documents.into_iter().enumerate().map(|(i, (text, _))| (text, Some(url(i)))).collect()
         })
         .collect();

@@ -51,7 +51,7 @@ fn add(sum: &GradientSum, dy: &CubeTensor, x: &CubeTensor) {
 #[derive(Debug)]
 pub(super) enum Kept {
     /// All that is not cheap to make again.
-    Products(Products),
+    Products(Box<Products>),
     /// What it began with; the forward is made again.
     Input(CubeTensor),
 }
@@ -91,7 +91,7 @@ impl Weights {
     pub(super) fn forward(&self, x: CubeTensor, documents: &Documents, again: bool) -> (CubeTensor, Kept) {
         let products = self.products(x, documents);
         let y = linear::forward(&sglu::forward(&products.factors), &self.down, Some(&products.middle));
-        let kept = if again { Kept::Input(products.x) } else { Kept::Products(products) };
+        let kept = if again { Kept::Input(products.x) } else { Kept::Products(Box::new(products)) };
         (y, kept)
     }
 
@@ -110,7 +110,7 @@ impl Weights {
     /// to their sums.
     pub(super) fn backward(&self, sums: &Gradients, kept: Kept, dy: CubeTensor, documents: &Documents) -> CubeTensor {
         let products = match kept {
-            Kept::Products(products) => products,
+            Kept::Products(products) => *products,
             Kept::Input(x) => self.products(x, documents),
         };
         let Products { x, projected, attended, middle, factors } = products;
