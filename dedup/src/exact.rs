@@ -18,15 +18,18 @@
 //! Text is read once, by the hashes: 18 bytes a document, and 8 to 16 of the table. Nothing in memory grows with
 //! the corpus.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float64Type, UInt64Type};
+use arrow::datatypes::{DataType, Float64Type, SchemaRef, UInt64Type};
 use async_trait::async_trait;
+use datafusion::dataframe::DataFrame;
 use datafusion::prelude::col;
 use futures::StreamExt;
+use pipeline::document::SCHEMA;
 use pipeline::stage::tasks_per_shard;
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
@@ -39,7 +42,7 @@ use crate::partition::{PARTITION_ROWS, input_number, partitions, stop_if_asked};
 use crate::paths::indices;
 use crate::removals::{MEMBERS, Removals, Similarity};
 use crate::runs::{Pair, Record, RunFile, RunWriter, key_range, u64_at};
-use crate::selection::{Selection, session};
+use crate::selection::{Selection, no_rows, planning_session, session};
 use crate::survivor::Keep;
 
 /// What makes two documents the same.
@@ -53,6 +56,18 @@ pub enum Key {
     /// The value of a SQL expression over the columns of a document, as a string; documents where it is null
     /// are all different.
     Sql(String),
+}
+
+impl Key {
+    /// `documents` with what is compared as a column `key`.
+    fn with_key(&self, documents: DataFrame) -> datafusion::error::Result<DataFrame> {
+        let key = match self {
+            Self::Text => col("text"),
+            Self::Url => col("url"),
+            Self::Sql(expression) => documents.parse_sql_expr(&format!("cast(({expression}) as varchar)"))?,
+        };
+        documents.with_column("key", key)
+    }
 }
 
 /// Exact deduplication in a recipe.
@@ -81,6 +96,10 @@ impl Default for ExactConfig {
 /// The stages of exact deduplication of the documents of `selection` (all, if `None`), whose text is
 /// in stage `documents` and whose signals, if there are any, in stage `signals`. The last is called `exact`. Paths of
 /// `against` are relative to `base`.
+///
+/// # Errors
+/// [`Error::Setting`] for an expression of `by` that cannot be planned over the columns of a document;
+/// [`Error::Recipe`] for a path of `against` that nothing matches.
 pub fn exact_stages(
     config: &ExactConfig,
     documents: &str,
@@ -89,6 +108,13 @@ pub fn exact_stages(
     base: &Path,
 ) -> Result<Vec<Arc<dyn Stage>>> {
     let against = indices("exact.against", &config.against, base)?;
+    for (number, key) in config.by.iter().enumerate().filter(|(_, key)| matches!(key, Key::Sql(_))) {
+        // Planned over no rows, to find out before any work what is wrong with it.
+        let planned = no_rows(&planning_session(), &SCHEMA).and_then(|documents| key.with_key(documents));
+        planned
+            .and_then(DataFrame::into_optimized_plan)
+            .map_err(|e| Error::setting(format!("exact.by.{number}.sql"), e.strip_backtrace()))?;
+    }
     let mut keys: Vec<(String, Key)> = Vec::new();
     if config.by.contains(&Key::Url) {
         keys.push(("exact_url".into(), Key::Url));
@@ -225,6 +251,10 @@ impl Stage for Hashes {
         Ok(serde_json::json!({ "key": self.key, "normalise": normalise, "keep": keep }))
     }
 
+    fn check_settings(&self, schemas: &BTreeMap<String, SchemaRef>) -> Result<()> {
+        self.keep.check("exact", self.signals.as_deref(), schemas)
+    }
+
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let input = self.selection.as_ref().unwrap_or(&self.documents);
         let documents: u64 = run.shards(input)?.iter().map(|s| s.rows).sum();
@@ -237,15 +267,7 @@ impl Stage for Hashes {
         let expected = task.run.shard(input, task.index())?.rows;
         let session = session(task);
         let documents = task.read_selected(&session, &self.documents, self.selection.as_deref(), task.index()).await?;
-        let documents = match &self.key {
-            Key::Text => documents.with_column("key", col("text"))?,
-            Key::Url => documents.with_column("key", col("url"))?,
-            Key::Sql(expression) => {
-                let refuse = |e| Error::Recipe(format!("exact.by: {expression}: {e}"));
-                let key = documents.parse_sql_expr(&format!("cast(({expression}) as varchar)")).map_err(refuse)?;
-                documents.with_column("key", key).map_err(refuse)?
-            }
-        };
+        let documents = self.key.with_key(documents)?;
         let rows = self.keep.with_value(task, &session, documents, self.signals.as_deref()).await?;
         let columns = ["ordinal", "text", "value", "key"].map(col).to_vec();
         let mut stream = rows.select(columns)?.execute_stream().await?;

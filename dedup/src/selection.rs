@@ -1,5 +1,7 @@
 //! The last stage of a deduplication: which documents stay.
 
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::dataframe::DataFrame;
 use datafusion::prelude::{SessionContext, col, lit};
@@ -86,9 +88,22 @@ impl Stage for Selection {
 
 /// The task's session, with our functions.
 pub(crate) fn session(task: &TaskContext) -> SessionContext {
-    let session = task.session();
+    with_functions(task.session())
+}
+
+/// A session to plan expressions of a recipe with, before any work: the same functions, over [`no_rows`].
+pub(crate) fn planning_session() -> SessionContext {
+    with_functions(SessionContext::new())
+}
+
+fn with_functions(session: SessionContext) -> SessionContext {
     udfs().into_iter().for_each(|udf| session.register_udf(udf));
     session
+}
+
+/// A table of `schema` without rows.
+pub(crate) fn no_rows(session: &SessionContext, schema: &SchemaRef) -> datafusion::error::Result<DataFrame> {
+    session.read_batch(RecordBatch::new_empty(schema.clone()))
 }
 
 /// Make `rows` a table of the session.

@@ -1,13 +1,19 @@
 //! Which copy of a document survives.
 
+use std::collections::BTreeMap;
+
+use arrow::datatypes::SchemaRef;
 use datafusion::dataframe::DataFrame;
+use datafusion::error::Result as PlanResult;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::{SessionContext, col, ident};
+use pipeline::document::SCHEMA;
 use pipeline::{Error, Result, TaskContext};
 use serde::{Deserialize, Serialize};
 
 use crate::documents::ROW_BYTES;
 use crate::runs::{u32_at, u64_at};
-use crate::selection::register;
+use crate::selection::{no_rows, planning_session};
 
 /// Survivor policy: a total order of the members of a cluster, whatever order they were found in. Among
 /// equals the smallest ordinal survives.
@@ -58,6 +64,39 @@ impl Keep {
         }
     }
 
+    /// Refuses an expression that cannot be planned over the columns of a document and those of stage `signals`, as far
+    /// as `schemas` tell them. The policy is key `keep` of the recipe's table `table`.
+    pub(crate) fn check(
+        &self,
+        table: &str,
+        signals: Option<&str>,
+        schemas: &BTreeMap<String, SchemaRef>,
+    ) -> Result<()> {
+        let policy = match self {
+            Self::Highest(_) => "highest",
+            Self::Lowest(_) => "lowest",
+            Self::Earliest | Self::Longest => return Ok(()),
+        };
+        let columns = signals.and_then(|stage| schemas.get(stage));
+        if signals.is_some() && columns.is_none() {
+            // Signals of a stage that does not tell its columns: only its shards will.
+            return Ok(());
+        }
+        // Planning over tables in memory waits for nothing.
+        match futures::executor::block_on(self.plan(columns)) {
+            Ok(_) => Ok(()),
+            Err(e) => Err(Error::setting(format!("{table}.keep.{policy}"), e.strip_backtrace())),
+        }
+    }
+
+    /// The plan of [`Self::with_value`] over no rows.
+    async fn plan(&self, signals: Option<&SchemaRef>) -> PlanResult<LogicalPlan> {
+        let session = planning_session();
+        let documents = no_rows(&session, &SCHEMA)?;
+        let signals = signals.map(|schema| no_rows(&session, schema)).transpose()?;
+        self.value_of(&session, documents, signals).await?.into_optimized_plan()
+    }
+
     /// `documents` with the value of the expression as a column `value`, null without one; in order.
     pub(crate) async fn with_value(
         &self,
@@ -66,23 +105,34 @@ impl Keep {
         documents: DataFrame,
         signals: Option<&str>,
     ) -> Result<DataFrame> {
-        register(session, "documents", documents)?;
+        let signals = match signals.filter(|_| self.expression().is_some()) {
+            None => None,
+            Some(stage) => Some(task.read(session, stage, task.index()).await?),
+        };
+        let refuse = |e| Error::Recipe(format!("keep: {}: {e}", self.expression().unwrap_or_default()));
+        self.value_of(session, documents, signals).await.map_err(refuse)
+    }
+
+    async fn value_of(
+        &self,
+        session: &SessionContext,
+        documents: DataFrame,
+        signals: Option<DataFrame>,
+    ) -> PlanResult<DataFrame> {
+        session.register_table("documents", documents.into_view())?;
         let value = self.expression().map_or("null".into(), |e| format!("({e})"));
-        let from = match signals.filter(|_| self.expression().is_some()) {
+        let from = match signals {
             None => "documents",
-            Some(stage) => {
-                let rows = task.read(session, stage, task.index()).await?;
+            Some(rows) => {
                 let names: Vec<String> = rows.schema().fields().iter().map(|f| f.name().clone()).collect();
                 let columns = names.iter().filter(|n| *n != "id" && *n != "ordinal").map(ident);
                 let columns: Vec<_> = columns.chain([col("ordinal").alias("signals_of")]).collect();
-                register(session, "signals", rows.select(columns)?)?;
+                session.register_table("signals", rows.select(columns)?.into_view())?;
                 // The signals, few bytes a document, are the build side; the text streams past in order.
                 "signals right join documents on signals_of = ordinal"
             }
         };
-        let sql = format!("select documents.*, cast({value} as double) as value from {from}");
-        let refuse = |e| Error::Recipe(format!("keep: {value}: {e}"));
-        session.sql(&sql).await.map_err(refuse)
+        session.sql(&format!("select documents.*, cast({value} as double) as value from {from}")).await
     }
 }
 

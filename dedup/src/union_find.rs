@@ -1,11 +1,15 @@
 //! Disjoint sets whose representative is the smallest member, whatever the order of the unions and
 //! whoever makes them.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::MmapMut;
 use pipeline::{Error, Result};
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::{Errno, retry_on_intr};
 
 /// The parent of an element in memory that threads share: 32 bits while there are few enough
 /// elements, 64 beyond. Every bit pattern is a value.
@@ -102,7 +106,7 @@ impl<C: Cell> Cells<C> {
         let fail = |e| Error::io(dir.join("parents"), e);
         std::fs::create_dir_all(dir).map_err(fail)?;
         let file = tempfile::tempfile_in(dir).map_err(fail)?;
-        file.set_len(bytes as u64).map_err(fail)?;
+        allocate(&file, bytes as u64).map_err(fail)?;
         // SAFETY: the file has no name, so that no other process can change or cut it.
         let map = unsafe { MmapMut::map_mut(&file) }.map_err(fail)?;
         Ok(Self::File { map, len })
@@ -115,6 +119,16 @@ impl<C: Cell> Cells<C> {
             // is an integer, of which every bit pattern is a value.
             Self::File { map, len } => unsafe { std::slice::from_raw_parts_mut(map.as_mut_ptr().cast(), *len) },
         }
+    }
+}
+
+/// Makes the empty `file` one of `bytes` zeroes that have their room on the disk. A hole would do for the map, but a
+/// write to one that finds the disk full ends the process (SIGBUS) instead of failing.
+fn allocate(mut file: &File, bytes: u64) -> io::Result<()> {
+    match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, bytes)) {
+        // Not every file system can reserve room.
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => io::copy(&mut io::repeat(0).take(bytes), &mut file).map(|_| ()),
+        result => result.map_err(io::Error::from),
     }
 }
 
@@ -165,6 +179,16 @@ mod tests {
             let turned: Vec<_> = shuffled.iter().map(|&(a, b)| (b, a)).collect();
             prop_assert_eq!(&representatives(file, &turned), &expected);
         }
+    }
+
+    #[test]
+    fn a_file_of_cells_has_its_room_on_the_disk() {
+        use std::os::unix::fs::MetadataExt;
+        let file = tempfile::tempfile().unwrap();
+        allocate(&file, 1 << 20).unwrap();
+        let found = file.metadata().unwrap();
+        assert_eq!(found.len(), 1 << 20);
+        assert!(512 * found.blocks() >= 1 << 20, "{} blocks", found.blocks());
     }
 
     #[test]

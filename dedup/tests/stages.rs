@@ -12,7 +12,8 @@ use dedup::{ExactConfig, Keep, Key, Mode, NearConfig, Verify, exact_stages, near
 use pipeline::document::ordinal;
 use pipeline::shard::part_name;
 use pipeline::stage::read_shards;
-use pipeline::{RunContext, RunOptions, Runner, Stage};
+use pipeline::stages::signals::{SignalsConfig, SignalsStage};
+use pipeline::{Error, RunContext, RunOptions, Runner, Stage};
 
 mod support;
 use support::{Corpus, Document, letters, plain, record, run, text};
@@ -430,6 +431,46 @@ async fn survivors_by_expression_and_keys_by_expression() {
     let (_, dropped) = outcome(&run, "exact").await;
     assert_eq!(dropped.keys().copied().collect::<Vec<_>>(), [at(1, 0), at(1, 1)]);
     assert!(dropped.values().all(|(rule, ..)| rule == "same_value"));
+}
+
+#[test]
+fn expressions_that_cannot_be_planned_are_refused_before_any_work() {
+    let here = Path::new(".");
+    let by = vec![Key::Text, Key::Sql("lenght(url)".into())];
+    let error =
+        exact_stages(&ExactConfig { by, ..ExactConfig::default() }, "documents", None, None, here).err().unwrap();
+    assert!(matches!(&error, Error::Setting { key, .. } if key == "exact.by.1.sql"), "{error}");
+
+    let refused = |keep: Keep, signals: Option<&str>| -> Vec<(String, String)> {
+        let exact = ExactConfig { keep: keep.clone(), ..ExactConfig::default() };
+        let near = NearConfig { keep, ..NearConfig::default() };
+        let chains = [
+            exact_stages(&exact, "documents", None, signals, here).unwrap(),
+            near_stages(&near, "documents", None, signals, here).unwrap(),
+        ];
+        let errors = chains.into_iter().filter_map(|stages| {
+            let dir = tempfile::tempdir().unwrap();
+            let run = RunContext::new(dir.path(), RunOptions::new()).unwrap();
+            let columns = SignalsStage::new("documents", None, &SignalsConfig::default(), here).unwrap();
+            let mut all: Vec<Arc<dyn Stage>> = vec![Arc::new(Corpus(Vec::new())), Arc::new(columns)];
+            all.extend(stages);
+            match Runner::new(run, all).err()? {
+                Error::Setting { key, reason } => Some((key, reason)),
+                other => panic!("{other}"),
+            }
+        });
+        errors.collect()
+    };
+    let keys = |errors: &[(String, String)]| errors.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>();
+    let found = refused(Keep::Highest("length(txt)".into()), None);
+    assert_eq!(keys(&found), ["exact.keep.highest", "near.keep.highest"]);
+    assert!(found.iter().all(|(_, reason)| reason.contains("txt")), "{found:?}");
+    let found = refused(Keep::Lowest("word_cont".into()), Some("signals"));
+    assert_eq!(keys(&found), ["exact.keep.lowest", "near.keep.lowest"]);
+    // Signals are columns where the recipe has them, and only there.
+    let found = refused(Keep::Highest("word_count + length(url)".into()), Some("signals"));
+    assert!(found.is_empty(), "{found:?}");
+    assert_eq!(refused(Keep::Highest("word_count".into()), None).len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

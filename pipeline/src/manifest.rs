@@ -157,7 +157,7 @@ impl Manifest {
 /// Write `bytes` to `path` so that a reader, or a crash, sees the old file or the new one, never a
 /// part: temporary name, sync, rename, sync of the directory.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = directory_of(path);
     fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".tmp");
@@ -170,6 +170,12 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     };
     write().map_err(|e| Error::io(path, e))?;
     sync_dir(dir)
+}
+
+/// The directory that a file lies in. The parent of a bare name is the empty path, which no call takes for the working
+/// directory.
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Make renames in `dir` durable.
@@ -279,6 +285,19 @@ mod tests {
             notes: serde_json::Value::Null,
             seconds: 0.5,
         }
+    }
+
+    #[test]
+    fn a_bare_name_lies_in_the_working_directory() {
+        for (path, directory) in [("tokenizer.json", "."), ("a/b", "a"), ("./a", "."), ("/a", "/"), ("", ".")] {
+            assert_eq!(directory_of(Path::new(path)), Path::new(directory), "{path:?}");
+        }
+        let name = format!("replaced-by-a-test-{}", std::process::id());
+        let replaced = replace_file(Path::new(&name), b"new");
+        let read = fs::read(&name);
+        fs::remove_file(&name).unwrap();
+        replaced.unwrap();
+        assert_eq!(read.unwrap(), b"new");
     }
 
     #[test]

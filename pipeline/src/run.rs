@@ -53,7 +53,7 @@ impl RunOptions {
     pub fn new() -> Self {
         Self {
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
-            memory_limit_bytes: half_of_memory(),
+            memory_limit_bytes: default_memory_limit(),
             verify: Verify::default(),
             observer: Arc::new(|_| {}),
             stop: Arc::new(AtomicBool::new(false)),
@@ -67,15 +67,28 @@ impl Default for RunOptions {
     }
 }
 
-/// Half of the physical memory, as Linux tells it; 4 GiB where it does not.
-fn half_of_memory() -> usize {
-    std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
-            line.split_whitespace().nth(1)?.parse::<usize>().ok()
-        })
-        .map_or(4 << 30, |kib| kib * 1024 / 2)
+/// Half of the memory that this process may take, as Linux tells it: the machine's, or its control group's where that
+/// is less, as in a container. 4 GiB where nothing is told.
+pub(crate) fn default_memory_limit() -> usize {
+    let told = |path: &str, parse: fn(&str) -> Option<usize>| parse(&std::fs::read_to_string(path).ok()?);
+    let limits = [
+        told("/proc/meminfo", machine_memory),
+        told("/sys/fs/cgroup/memory.max", group_memory),
+        told("/sys/fs/cgroup/memory/memory.limit_in_bytes", group_memory),
+    ];
+    limits.into_iter().flatten().min().map_or(4 << 30, |bytes| bytes / 2)
+}
+
+/// Bytes of physical memory by `/proc/meminfo`.
+fn machine_memory(text: &str) -> Option<usize> {
+    let line = text.lines().find(|l| l.starts_with("MemTotal:"))?;
+    line.split_whitespace().nth(1)?.parse::<usize>().ok()?.checked_mul(1024)
+}
+
+/// Bytes that a control group may take. No limit is written as `max` in version 2 and as a number beyond any machine's
+/// memory in version 1.
+fn group_memory(text: &str) -> Option<usize> {
+    text.trim().parse::<usize>().ok().filter(|bytes| *bytes < 1 << 60)
 }
 
 /// Everything the tasks of a run share.
@@ -233,12 +246,32 @@ fn refuse_foreign(dir: &Path) -> Result<()> {
     Err(Error::Recipe(format!("{} is not empty and not a run directory: choose another --run-dir", dir.display())))
 }
 
-fn lock(dir: &Path) -> Result<File> {
+/// Takes a directory for this process until the file that is given is closed.
+///
+/// # Errors
+/// When another process has it.
+pub fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK);
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| Error::io(&path, e))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::Recipe(format!("another process is working in {}", dir.display()))),
         Err(TryLockError::Error(e)) => Err(Error::io(path, e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_as_linux_writes_it() {
+        assert_eq!(machine_memory("MemFree: 5 kB\nMemTotal:       24576 kB\n"), Some(24 << 20));
+        assert_eq!(machine_memory("MemFree: 5 kB\n"), None);
+        assert_eq!(group_memory("2147483648\n"), Some(2 << 30));
+        // No limit, in either version.
+        assert_eq!(group_memory("max\n"), None);
+        assert_eq!(group_memory("9223372036854771712\n"), None);
+        assert!(default_memory_limit() > 0);
     }
 }

@@ -85,6 +85,21 @@ pub struct StagePlan {
     lost: BTreeMap<u32, JournalEntry>,
 }
 
+/// The stages up to and including the one called `until`; all without one.
+///
+/// # Errors
+/// [`Error::Recipe`] when there is none of that name.
+pub fn up_to<'a>(stages: &'a [Arc<dyn Stage>], until: Option<&str>) -> Result<&'a [Arc<dyn Stage>]> {
+    let Some(until) = until else { return Ok(stages) };
+    match stages.iter().position(|stage| stage.name() == until) {
+        Some(last) => Ok(&stages[..=last]),
+        None => {
+            let names: Vec<&str> = stages.iter().map(|stage| stage.name()).collect();
+            Err(Error::Recipe(format!("no stage is called {until}; there are {}", names.join(", "))))
+        }
+    }
+}
+
 /// Runs a list of stages in a run directory.
 pub struct Runner {
     run: Arc<RunContext>,
@@ -96,6 +111,7 @@ impl Runner {
     /// work.
     pub fn new(run: Arc<RunContext>, stages: Vec<Arc<dyn Stage>>) -> Result<Self> {
         let mut seen = BTreeSet::new();
+        let mut schemas = BTreeMap::new();
         for stage in &stages {
             if let Some(input) = stage.inputs().into_iter().find(|i| !seen.contains(i)) {
                 return Err(Error::Recipe(format!(
@@ -104,6 +120,8 @@ impl Runner {
                 )));
             }
             stage.config()?;
+            stage.check_settings(&schemas)?;
+            schemas.extend(stage.schema().map(|schema| (stage.name().to_string(), schema)));
             if !seen.insert(stage.name().to_string()) {
                 return Err(Error::Recipe(format!("two stages are called {}", stage.name())));
             }
@@ -111,11 +129,12 @@ impl Runner {
         Ok(Self { run, stages })
     }
 
-    /// What there is to do, without doing it. Committed files are checked as [`Verify`] says.
-    pub fn plan(&self) -> Result<Vec<StagePlan>> {
+    /// What there is to do up to and including `until`, without doing it. Committed files are checked as [`Verify`]
+    /// says.
+    pub fn plan(&self, until: Option<&str>) -> Result<Vec<StagePlan>> {
         let mut fingerprints: BTreeMap<String, Digest> = BTreeMap::new();
         let mut redone: BTreeSet<String> = BTreeSet::new();
-        self.stages
+        up_to(&self.stages, until)?
             .iter()
             .map(|stage| {
                 let plan = self.plan_stage(stage.as_ref(), &fingerprints, &redone)?;
@@ -183,10 +202,14 @@ impl Runner {
             .collect::<Vec<_>>()
             .into_par_iter()
             .map(|e| {
+                // Reading a large run takes minutes: a signal is heeded here, too.
+                if self.run.stop_requested() {
+                    return Err(Error::Interrupted);
+                }
                 let fault = e.files.iter().find_map(|file| fault(&dir, file, verify));
-                (e, fault)
+                Ok((e, fault))
             })
-            .collect();
+            .collect::<Result<_>>()?;
         for (entry, fault) in checked {
             match fault {
                 None => {
@@ -210,13 +233,9 @@ impl Runner {
 
     /// Run the stages that are not done, up to and including `until`.
     pub async fn run(&self, until: Option<&str>) -> Result<()> {
-        if let Some(until) = until.filter(|until| self.stages.iter().all(|s| s.name() != *until)) {
-            let names: Vec<&str> = self.stages.iter().map(|s| s.name()).collect();
-            return Err(Error::Recipe(format!("no stage is called {until}; there are {}", names.join(", "))));
-        }
         let mut fingerprints: BTreeMap<String, Digest> = BTreeMap::new();
         let mut redone: BTreeSet<String> = BTreeSet::new();
-        for stage in &self.stages {
+        for stage in up_to(&self.stages, until)? {
             let plan = self.plan_stage(stage.as_ref(), &fingerprints, &redone)?;
             fingerprints.insert(plan.stage.clone(), plan.fingerprint);
             if matches!(plan.status, StageStatus::Fresh | StageStatus::Stale { .. }) {
@@ -226,9 +245,6 @@ impl Runner {
             if changed {
                 // A damaged shard was made again and came out otherwise: what was built on it is stale.
                 redone.insert(stage.name().to_string());
-            }
-            if until == Some(stage.name()) {
-                break;
             }
         }
         Ok(())

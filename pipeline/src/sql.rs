@@ -3,20 +3,27 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::ScalarUDF;
 use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
 
 use crate::error::{Error, Result};
 use crate::manifest::Journal;
+use crate::run::default_memory_limit;
 use crate::stage::file_url;
 use crate::status::summaries;
 
-/// A session with the tables of `run_dir` and `functions`, on all cores, and the names of the tables.
+/// A session with the tables of `run_dir` and `functions`, on all cores, and the names of the tables. It holds as much
+/// in memory as a run does by default and spills to the directory for temporary files: the run directory is only read.
 ///
 /// Journals decide which files belong to a table, so a run that is going on can be asked too.
 pub async fn session(run_dir: &Path, functions: Vec<ScalarUDF>) -> Result<(SessionContext, Vec<String>)> {
-    let session = SessionContext::new_with_config(SessionConfig::new().with_information_schema(true));
+    let pool = Arc::new(FairSpillPool::new(default_memory_limit()));
+    let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc()?;
+    let session = SessionContext::new_with_config_rt(SessionConfig::new().with_information_schema(true), runtime);
     functions.into_iter().for_each(|f| session.register_udf(f));
     let mut tables = Vec::new();
     for summary in summaries(run_dir)? {

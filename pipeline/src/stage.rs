@@ -54,6 +54,17 @@ pub trait Stage: Send + Sync {
     /// their sizes) that influences the output. A change makes the stage stale.
     fn config(&self) -> Result<serde_json::Value>;
 
+    /// Columns of the kept rows, where they are known before any work: what later stages plan expressions over.
+    fn schema(&self) -> Option<SchemaRef> {
+        None
+    }
+
+    /// Refuses settings that cannot be planned, such as an expression over a column that is not there. Called before
+    /// any work, with the schemas that the stages before this one have told, by name.
+    fn check_settings(&self, _schemas: &BTreeMap<String, SchemaRef>) -> Result<()> {
+        Ok(())
+    }
+
     /// The tasks. Called when all inputs are done; depends on nothing but inputs and configuration.
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>>;
 

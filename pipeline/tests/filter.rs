@@ -96,7 +96,7 @@ async fn run_stages(
         Arc::new(FilterStage::new("signals", config, &SignalsConfig::default())?),
     ];
     let runner = Runner::new(run, stages)?;
-    let plan = runner.plan()?.into_iter().map(|stage| stage.status).collect();
+    let plan = runner.plan(None)?.into_iter().map(|stage| stage.status).collect();
     runner.run(None).await?;
     Ok(plan)
 }

@@ -173,7 +173,7 @@ async fn too_many_bad_records_stop_the_stage_and_a_changed_file_makes_it_stale()
     }
     // The limit does not influence the output: a higher one goes on where the stage stopped.
     runner(&run, 1, vec![ingest(dir.path(), config(2))]).run(None).await.unwrap();
-    let status = |n| runner(&run, 1, vec![ingest(dir.path(), config(n))]).plan().unwrap()[0].status.clone();
+    let status = |n| runner(&run, 1, vec![ingest(dir.path(), config(n))]).plan(None).unwrap()[0].status.clone();
     assert_eq!(status(5), StageStatus::Done);
     std::fs::write(dir.path().join("in/note.txt"), "Another note.").unwrap();
     assert!(matches!(status(5), StageStatus::Stale { .. }), "{:?}", status(5));

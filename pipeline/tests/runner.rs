@@ -99,7 +99,7 @@ fn runner(dir: &Path, threads: usize, divisor: u64, failures: u32) -> Runner {
 }
 
 fn statuses(dir: &Path, divisor: u64) -> Vec<StageStatus> {
-    runner(dir, 1, divisor, 0).plan().unwrap().into_iter().map(|p| p.status).collect()
+    runner(dir, 1, divisor, 0).plan(None).unwrap().into_iter().map(|p| p.status).collect()
 }
 
 /// Digest of every Parquet file below `dir`.
@@ -207,6 +207,13 @@ async fn until_and_stop_leave_a_run_that_continues() {
     assert_eq!(statuses(dir.path(), 3), [StageStatus::Done, partial]);
     runner(dir.path(), 2, 3, 0).run(None).await.unwrap();
     assert_eq!(statuses(dir.path(), 3), [StageStatus::Done, StageStatus::Done]);
+
+    let plan = runner(dir.path(), 1, 3, 0).plan(Some("numbers")).unwrap();
+    assert_eq!(plan.iter().map(|stage| stage.stage.as_str()).collect::<Vec<_>>(), ["numbers"]);
+    // A signal is heeded while checksums are taken.
+    let options = RunOptions { stop: Arc::new(AtomicBool::new(true)), ..RunOptions::new() };
+    let stopped = Runner::new(RunContext::new(dir.path(), options).unwrap(), stages(3, 0)).unwrap();
+    assert!(matches!(stopped.plan(None), Err(Error::Interrupted)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

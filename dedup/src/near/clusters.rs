@@ -15,6 +15,11 @@ use crate::removals::MEMBERS;
 use crate::runs::{Buffered, Pair, Record, RunFile, RunWriter};
 use crate::union_find::{Cell, Cells, UnionFind};
 
+/// Bytes of the union-find of so many documents.
+pub(super) fn union_find_bytes(documents: u64) -> u64 {
+    documents * if u32::try_from(documents).is_ok() { 4 } else { 8 }
+}
+
 /// Unites what the pairs of stage `edges` connect and writes, for every document but the smallest of
 /// its cluster, that one and it. All threads unite; the result is a function of the set of pairs.
 pub(super) struct Clusters {
@@ -42,7 +47,9 @@ impl Stage for Clusters {
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let pairs = sum_of_notes(run, &self.edges, "pairs");
-        check_room(run, CLUSTERS, pairs * Pair::BYTES as u64)?;
+        let cells = union_find_bytes(Documents::of(run, SIGNATURES, &self.against)?.len());
+        let in_file = if cells > run.options().memory_limit_bytes as u64 { cells } else { 0 };
+        check_room(run, CLUSTERS, pairs * Pair::BYTES as u64 + in_file)?;
         Ok(vec![Task { index: 0, inputs: serde_json::json!({ "pairs": digest_of_stage(run, &self.edges) }) }])
     }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{NearConfig, Verify, pairs, sets, signatures};
+use super::{NearConfig, Verify, clusters, pairs, sets, signatures};
 use crate::disk::EXPECTED_DUPLICATES;
 use crate::minhash::{candidate_probability, sketch_probability};
 use crate::partition::{PARTITION_ROWS, partitions};
@@ -85,7 +85,6 @@ pub fn estimate(config: &NearConfig, documents: u64, bytes_per_document: u64) ->
     }
     disk.push(("near_clusters", (duplicates * pair) as u64));
     disk.push(("near_removals", (duplicates * crate::removals::ROW_BYTES) as u64));
-    let number = if u32::try_from(documents).is_ok() { 4 } else { 8 };
     Estimate {
         documents,
         bytes_per_document,
@@ -98,7 +97,7 @@ pub fn estimate(config: &NearConfig, documents: u64, bytes_per_document: u64) ->
         pair_tasks: u64::from(config.bands) * u64::from(partitions(documents, PARTITION_ROWS)),
         // Twice a partition of keys with their documents, and the two buffers.
         memory_per_thread_bytes: 2 * PARTITION_ROWS * 16 + 2 * (1 << 24),
-        union_find_bytes: documents * number,
+        union_find_bytes: clusters::union_find_bytes(documents),
     }
 }
 

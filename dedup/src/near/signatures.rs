@@ -1,8 +1,10 @@
 //! Stage `near_signatures`: the band keys of every document, and a table of the documents.
 
+use std::collections::BTreeMap;
+
 use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Float64Type, UInt64Type};
+use arrow::datatypes::{DataType, Float64Type, SchemaRef, UInt64Type};
 use async_trait::async_trait;
 use datafusion::prelude::col;
 use futures::StreamExt;
@@ -129,6 +131,10 @@ impl Stage for Signatures {
     fn config(&self) -> Result<serde_json::Value> {
         self.config.check()?;
         Ok(self.config.signature())
+    }
+
+    fn check_settings(&self, schemas: &BTreeMap<String, SchemaRef>) -> Result<()> {
+        self.config.keep.check("near", self.signals.as_deref(), schemas)
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {

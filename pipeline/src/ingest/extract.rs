@@ -1,9 +1,9 @@
 //! HTML to text: the one place that names the extraction crate.
 //!
-//! `dom_smoothie` (a Readability port) was chosen among fourteen crates on 330 pages with gold text and
-//! 3,769 documentation pages: with the best of them in F1 (0.878), it alone keeps paragraphs, code
+//! `dom_smoothie` (a Readability port) was chosen among eleven crates on 330 web pages and 3,769
+//! documentation pages: with the best of them in F1 (0.878), it alone keeps paragraphs, code
 //! blocks, table cells and list items on lines of their own, which line-based filters need. See
-//! docs/ARCHITECTURE.md for the comparison.
+//! docs/BENCHMARKS.md for the comparison.
 
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};

@@ -596,6 +596,36 @@ async fn a_scan_numbers_its_rows_and_ends_its_thread_when_dropped() {
     assert!(error.contains("cannot read dir/file"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_group_behind_the_end_of_a_file_that_is_cut_is_quarantined() {
+    let bytes = parquet_bytes(&articles(2000), 1000);
+    // The footer without the data before it: the second row group begins behind the end of the file.
+    let end = bytes.len() - 8;
+    let footer = u32::from_le_bytes(<[u8; 4]>::try_from(&bytes[end..end + 4]).unwrap()) as usize;
+    let damaged = [&bytes[..4], &bytes[end - footer..]].concat();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("damaged.parquet");
+    std::fs::write(&path, &damaged).unwrap();
+    let file = input_file(&path, FileFormat::Parquet, Compression::None, damaged.len() as u64);
+    let splits: Vec<Split> = splits::plan(std::slice::from_ref(&file), 300).into_iter().flatten().collect();
+    assert!(splits.len() > 2, "{splits:?}");
+    let mut found = Vec::new();
+    for split in &splits {
+        let context = ScanContext {
+            shard: 7,
+            max_record_bytes: LIMIT,
+            read: Arc::new(AtomicU64::new(0)),
+            bad: BadRecords::new(1000).task(),
+        };
+        let part = [(split, &file, "source", Arc::new(FieldMapping::default()))];
+        let table = Arc::new(RawTable::new(part, context).unwrap());
+        let batches = SessionContext::new().read_table(table).unwrap().collect().await.unwrap();
+        found.extend(batches.iter().flat_map(rows_of));
+    }
+    assert_eq!(rules(&found), ["corrupt", "corrupt"], "{found:?}");
+    assert_eq!(found.iter().map(|row| row.offset).collect::<Vec<_>>(), [0, 1000]);
+}
+
 // ---- Anything
 
 proptest! {

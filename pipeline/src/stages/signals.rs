@@ -1,10 +1,13 @@
 //! Stage `signals`: the quality signals of every document, as columns.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use arrow::datatypes::{Fields, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::prelude::{DataFrame, col, ident};
 
+use crate::document::SCHEMA;
 use crate::error::Result;
 use crate::run::RunContext;
 use crate::shared::Shared;
@@ -65,6 +68,13 @@ impl Stage for SignalsStage {
             "settings": serde_json::to_value(self.signals.config()).unwrap_or_default(),
             "models": self.signals.digests(),
         }))
+    }
+
+    fn schema(&self) -> Option<SchemaRef> {
+        let signals = self.signals.config().schema();
+        // The documents' `id` and `ordinal`, then the signals.
+        let fields = SCHEMA.fields()[..2].iter().chain(signals.fields().iter());
+        Some(Arc::new(Schema::new(fields.cloned().collect::<Fields>())))
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
