@@ -215,6 +215,8 @@ fn shards(dir: &Path, times: usize) -> Result<Vec<Shard>, Error> {
             tokenizer: encoder.digest(),
             vocabulary_size: encoder.vocabulary_size(),
             eos_id: 2,
+            bos_id: Some(1),
+            pad_id: Some(0),
             seed: 0,
             source: Some("prose".into()),
             documents: 0,

@@ -17,7 +17,7 @@ pub const VOCABULARY_MULTIPLE: u32 = 128;
 pub struct TokenizeConfig {
     /// The tokenizer: trained, or taken from a file.
     pub tokenizer: TokenizerConfig,
-    /// Fraction of documents, chosen by hash of their id, that goes to `tokens_validation` and is
+    /// Fraction of documents, chosen by hash of their text, that goes to `tokens_validation` and is
     /// never trained on.
     pub validation_fraction: f64,
     /// Put the BOS token in front of every document. EOS is always put behind it.
@@ -64,7 +64,8 @@ pub struct TokenizerConfig {
     pub vocab_size: u32,
     /// Special tokens; they get the first ids, in this order.
     pub special_tokens: Vec<String>,
-    /// The special token for padding.
+    /// The special token for padding. Its id is told to the model and to whoever reads the shards; sequences made here
+    /// are padded with EOS, which is no target there.
     pub pad_token: String,
     /// The special token that may begin a document.
     pub bos_token: String,
@@ -144,6 +145,9 @@ impl TokenizerConfig {
             || !self.source_weights.is_empty() && weights.sum::<f64>() <= 0.0
         {
             return Err(Error::config("tokenizer.source_weights", "must be from 0 to 1e9, and one above 0"));
+        }
+        if self.sample_bytes == 0 {
+            return Err(Error::config("tokenizer.sample_bytes", "must be above 0: the tokenizer is trained on them"));
         }
         self.pattern.check()
     }

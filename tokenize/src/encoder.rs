@@ -15,8 +15,8 @@ use crate::words::Words;
 /// (`encode_special_tokens` of `tokenizers`), so that no document can forge a boundary.
 pub struct Encoder {
     tokenizer: Tokenizer,
-    /// For the kinds of tokenizers that are done here, several times faster.
-    words: Option<Words>,
+    /// For the kinds of tokenizers that are done here, several times faster; or why this one is not.
+    words: Result<Words, &'static str>,
     path: PathBuf,
     digest: Digest,
     vocabulary_size: u32,
@@ -56,8 +56,8 @@ impl Encoder {
     /// Append the ids of `text` to `ids`.
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
         match &self.words {
-            Some(words) => words.encode(text, ids),
-            None => {
+            Ok(words) => words.encode(text, ids),
+            Err(_) => {
                 let encoding = self.tokenizer.encode_fast(text, false).map_err(Error::Tokenizers)?;
                 ids.extend_from_slice(encoding.get_ids());
             }
@@ -72,9 +72,18 @@ impl Encoder {
 
     /// The id of a token by name.
     pub fn token_id(&self, token: &str) -> Result<u32> {
-        self.tokenizer
-            .token_to_id(token)
-            .ok_or_else(|| Error::Tokenizer { path: self.path.clone(), reason: format!("it has no token {token:?}") })
+        /// Names in a suggestion: some files have hundreds.
+        const SUGGESTED: usize = 8;
+        self.tokenizer.token_to_id(token).ok_or_else(|| {
+            let tokens = self.tokenizer.get_added_tokens_decoder();
+            let special = self.added.iter().filter_map(|id| tokens.get(id)).filter(|token| token.special);
+            let names: Vec<&str> = special.map(|token| token.content.as_str()).take(SUGGESTED).collect();
+            let suggestion = match names.is_empty() {
+                true => "it has no special tokens".into(),
+                false => format!("special tokens that it has: {}", names.join(", ")),
+            };
+            Error::Tokenizer { path: self.path.clone(), reason: format!("it has no token {token:?}; {suggestion}") }
+        })
     }
 
     /// Ids that stand for no text: special tokens, and, below `size`, ids that no token has. A model whose
@@ -94,7 +103,7 @@ impl Encoder {
         let token = self.tokenizer.id_to_token(id)?;
         let added = self.added.binary_search(&id).is_ok();
         match &self.words {
-            Some(words) if !added => Some(words.bytes_of(&token)),
+            Ok(words) if !added => Some(words.bytes_of(&token)),
             _ => Some(token.into_bytes()),
         }
     }
@@ -102,7 +111,12 @@ impl Encoder {
     /// Whether texts are encoded here; otherwise the file asks for something that is left to the `tokenizers`
     /// crate, at its speed.
     pub fn is_fast(&self) -> bool {
-        self.words.is_some()
+        self.words.is_ok()
+    }
+
+    /// What the file asks for that is left to the `tokenizers` crate, if anything.
+    pub fn slow_because(&self) -> Option<&'static str> {
+        self.words.as_ref().err().copied()
     }
 
     /// The file.
@@ -148,7 +162,7 @@ mod tests {
         for pattern in [Pattern::Gpt2, Pattern::Cl100k, Pattern::O200k, Pattern::Regex(".".into())] {
             for digits in [Digits::Pattern, Digits::Individual] {
                 let json = tokenizer(TokenizerConfig { pattern: pattern.clone(), digits, ..config.clone() });
-                assert!(encoder(&json).words.is_some());
+                assert!(encoder(&json).is_fast());
             }
         }
         let plain = tokenizer(config);
@@ -157,17 +171,19 @@ mod tests {
             change(&mut json);
             encoder(&json)
         };
-        assert!(changed(|_| ()).words.is_some());
-        assert!(changed(|json| json["normalizer"] = serde_json::json!({"type": "NFC"})).words.is_some());
-        assert!(changed(|json| json["normalizer"] = serde_json::json!({"type": "NFKC"})).words.is_none());
-        assert!(changed(|json| json["pre_tokenizer"]["add_prefix_space"] = true.into()).words.is_none());
-        assert!(changed(|json| json["added_tokens"][1]["special"] = false.into()).words.is_some());
+        assert!(changed(|_| ()).is_fast());
+        assert!(changed(|json| json["normalizer"] = serde_json::json!({"type": "NFC"})).is_fast());
+        assert!(changed(|json| json["normalizer"] = serde_json::json!({"type": "NFKC"})).slow_because().is_some());
+        assert!(changed(|json| json["pre_tokenizer"]["add_prefix_space"] = true.into()).slow_because().is_some());
+        assert!(changed(|json| json["added_tokens"][1]["special"] = false.into()).is_fast());
         let stripping = |json: &mut serde_json::Value| {
             json["added_tokens"][1]["special"] = false.into();
             json["added_tokens"][1]["rstrip"] = true.into();
         };
-        assert!(changed(stripping).words.is_none());
-        assert!(changed(|json| json["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"})).words.is_none());
+        assert!(changed(stripping).slow_because().is_some());
+        assert!(
+            changed(|json| json["pre_tokenizer"] = serde_json::json!({"type": "Whitespace"})).slow_because().is_some()
+        );
         // The long way gives what `tokenizers` gives: the prefix space here.
         let mut ids = [Vec::new(), Vec::new()];
         changed(|json| json["pre_tokenizer"]["add_prefix_space"] = true.into()).encode("a", &mut ids[0]).unwrap();

@@ -52,6 +52,15 @@ pub enum Error {
     /// A loader state belongs to another data set or another order of it.
     #[error("the saved loader state does not fit this run: {0}")]
     State(String),
+    /// The thread that makes batches ended without one.
+    #[error(
+        "the thread that makes batches ended before that of step {step}: a defect of the program, which the message of \
+         the panic above names; please report both"
+    )]
+    Thread {
+        /// The step whose batch was waited for.
+        step: u64,
+    },
     /// An error of the ground floor.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),

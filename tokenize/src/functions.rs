@@ -14,30 +14,23 @@ use rayon::prelude::*;
 use crate::encoder::Encoder;
 use crate::shuffle;
 
-/// `shuffle_key(id) → u64`: [`shuffle::shuffle_key`].
+/// `shuffle_key(id, text) → u64`: [`shuffle::shuffle_key`].
 pub fn shuffle_key(seed: u64, validation_fraction: f64) -> ScalarUDF {
-    of_ids("shuffle_key", DataType::UInt64, move |ids| {
-        Arc::new(UInt64Array::from_iter_values(ids.map(|id| shuffle::shuffle_key(id, seed, validation_fraction))))
-    })
-}
-
-/// A function of the 16 bytes of a document id.
-fn of_ids(
-    name: &str,
-    returns: DataType,
-    column: impl Fn(&mut dyn Iterator<Item = &[u8]>) -> ArrayRef + Send + Sync + 'static,
-) -> ScalarUDF {
-    let takes = vec![DataType::FixedSizeBinary(16)];
+    let takes = vec![DataType::FixedSizeBinary(16), DataType::Utf8View];
     let function = move |arguments: &[ColumnarValue]| {
         let arrays = ColumnarValue::values_to_arrays(arguments)?;
-        let [ids] = arrays.as_slice() else { return exec_err!("one argument, not {}", arrays.len()) };
+        let [ids, texts] = arrays.as_slice() else { return exec_err!("two arguments, not {}", arrays.len()) };
         let Some(ids) = ids.as_fixed_size_binary_opt() else { return exec_err!("ids are not 16 bytes") };
-        if ids.null_count() > 0 {
-            return exec_err!("a document has no id");
+        let texts = cast(texts, &DataType::Utf8View)?;
+        let texts = texts.as_string_view();
+        if ids.null_count() > 0 || texts.null_count() > 0 {
+            return exec_err!("a document has no id, or no text");
         }
-        Ok(ColumnarValue::Array(column(&mut (0..ids.len()).map(|i| ids.value(i)))))
+        let key = |row: usize| shuffle::shuffle_key(ids.value(row), texts.value(row), seed, validation_fraction);
+        let keys: ArrayRef = Arc::new(UInt64Array::from_iter_values((0..ids.len()).map(key)));
+        Ok(ColumnarValue::Array(keys))
     };
-    create_udf(name, takes, returns, Volatility::Immutable, Arc::new(function))
+    create_udf("shuffle_key", takes, DataType::UInt64, Volatility::Immutable, Arc::new(function))
 }
 
 /// Arrow type of one token id: the smallest that holds the vocabulary.

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use arrow::array::AsArray;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, UInt32Type, UInt64Type};
+use arrow::datatypes::{DataType, UInt64Type};
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Serialize;
 
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
-use crate::loader::ShardReader;
+use crate::loader::{Documents, ShardReader};
 use crate::shard::ShardMetadata;
 use crate::stages::tokenizer_path;
 
@@ -38,14 +39,16 @@ pub struct TokenRow {
 /// `tokenizer` is the `tokenizer.json`; without it the one of the run that the shard lies in.
 ///
 /// # Errors
-/// If the file is no token shard, or the tokenizer is not the one that made it.
+/// If the file is no token shard or damaged (its row groups are checked against their checksums), or the tokenizer is
+/// not the one that made it.
 pub fn token_rows(
     path: &Path,
     tokenizer: Option<&Path>,
     rows: usize,
     tokens: usize,
 ) -> Result<(ShardMetadata, Vec<TokenRow>)> {
-    let metadata = ShardReader::open(path)?.metadata().clone();
+    let shard = ShardReader::open(path)?;
+    let metadata = shard.metadata().clone();
     let encoder = match tokenizer {
         Some(path) => Encoder::load(path)?,
         None => Encoder::load(tokenizer_of(path)?)?,
@@ -62,34 +65,49 @@ pub fn token_rows(
     }
     let fault = |reason: String| Error::Shard { path: path.into(), row_group: None, reason };
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    // Everything but the tokens, which the reader of the loader checks.
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| fault(e.to_string()))?;
-    let reader = reader.with_limit(rows).with_batch_size(64).build().map_err(|e| fault(e.to_string()))?;
+    let columns = ProjectionMask::columns(reader.parquet_schema(), ["id", "source", "bytes"]);
+    let reader = reader.with_projection(columns).with_limit(rows).with_batch_size(64);
     let mut found = Vec::new();
-    for batch in reader {
+    for batch in reader.build().map_err(|e| fault(e.to_string()))? {
         let batch = batch.map_err(|e| fault(e.to_string()))?;
         let column = |name: &str| batch.column_by_name(name).ok_or_else(|| fault(format!("no column {name}")));
         let as_type = |name: &str, to: &DataType| cast(column(name)?, to).map_err(|e| fault(e.to_string()));
         let ids = column("id")?.clone();
         let ids = ids.as_fixed_size_binary_opt().ok_or_else(|| fault("ids are not of a fixed size".into()))?;
         let (sources, bytes) = (as_type("source", &DataType::Utf8)?, as_type("bytes", &DataType::UInt64)?);
-        let lists = column("tokens")?.clone();
-        let lists = lists.as_list_opt::<i32>().ok_or_else(|| fault("tokens are not lists".into()))?;
         for row in 0..batch.num_rows() {
-            let list = cast(&lists.value(row), &DataType::UInt32).map_err(|e| fault(e.to_string()))?;
-            let mut ids_of_row = list.as_primitive::<UInt32Type>().values().to_vec();
-            let count = ids_of_row.len();
-            ids_of_row.truncate(tokens);
             found.push(TokenRow {
                 id: ids.value(row).iter().map(|byte| format!("{byte:02x}")).collect(),
                 source: sources.as_string::<i32>().value(row).into(),
                 bytes: bytes.as_primitive::<UInt64Type>().value(row),
-                tokens: count,
-                pieces: ids_of_row.iter().map(|&id| visible(&encoder, id)).collect(),
-                ids: ids_of_row,
+                tokens: 0,
+                ids: Vec::new(),
+                pieces: Vec::new(),
             });
         }
     }
-    Ok((metadata, found))
+    let mut left = found.iter_mut();
+    let mut documents = Documents::default();
+    for group in 0..metadata.row_groups.len() {
+        if left.len() == 0 {
+            break;
+        }
+        shard.read(group, &mut documents)?;
+        let Documents { tokens: ids, starts } = &documents;
+        let ends = starts.iter().skip(1).map(|&next| next as usize).chain([ids.len()]);
+        for ((&start, end), row) in starts.iter().zip(ends).zip(&mut left) {
+            let ids = &ids[start as usize..end];
+            row.tokens = ids.len();
+            row.ids = ids.iter().copied().take(tokens).collect();
+            row.pieces = row.ids.iter().map(|&id| visible(&encoder, id)).collect();
+        }
+    }
+    match left.len() {
+        0 => Ok((metadata, found)),
+        more => Err(fault(format!("{more} of its rows have no tokens"))),
+    }
 }
 
 /// The tokenizer of the run that a shard lies in: `RUN/tokens/part-00000.parquet`.

@@ -31,6 +31,8 @@ pub const ROW_GROUP_TOKENS: usize = 256 << 10;
 pub const ROW_GROUP_DOCUMENTS: usize = 64 << 10;
 /// Key of [`ShardMetadata`] in the footer's key-value metadata.
 pub const METADATA_KEY: &str = "fulgurite.tokens";
+/// Key of the XXH3 of that value: nothing else in a Parquet footer is protected. Older shards have none.
+pub const CHECKSUM_KEY: &str = "fulgurite.tokens.xxh3";
 /// Zstandard level of token shards.
 const ZSTD_LEVEL: i32 = 3;
 
@@ -43,6 +45,13 @@ pub struct ShardMetadata {
     pub vocabulary_size: u32,
     /// Id of the token that ends every document.
     pub eos_id: u32,
+    /// Id of the token that may begin a document, whether documents here begin with it or not; none where the
+    /// tokenizer has no such token, and in shards of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bos_id: Option<u32>,
+    /// Id of the token for padding, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pad_id: Option<u32>,
     /// Seed of the shuffle.
     pub seed: u64,
     /// The source that all its documents are of; none in shards of the first pass of the shuffle, which
@@ -233,7 +242,10 @@ impl TokenShardWriter {
             self.close_row_group()?;
         }
         let value = serde_json::to_string(&self.metadata).map_err(pipeline::Error::abort)?;
-        self.writer.append_key_value_metadata(KeyValue { key: METADATA_KEY.into(), value: Some(value) });
+        let checksum = Digest::of(value.as_bytes()).to_string();
+        for (key, value) in [(METADATA_KEY, value), (CHECKSUM_KEY, checksum)] {
+            self.writer.append_key_value_metadata(KeyValue { key: key.into(), value: Some(value) });
+        }
         let file = self.writer.into_inner().map_err(|e| pipeline::Error::parquet(&self.path, e))?;
         let documents = self.metadata.documents;
         Ok((file.finish(documents)?, self.metadata))

@@ -1,7 +1,8 @@
-//! The global order of documents: a key per document that depends on its id and the seed alone.
+//! The global order of documents: a key per document that depends on the document and the seed alone.
 //!
-//! The top bit of a key says whether the document is held out, the rest is its place in the shuffle:
-//! the split and every shard are ranges of keys, and sorting by `(key, id)` is the global shuffle.
+//! The top bit of a key says whether the document is held out, by a hash of its text; the rest is its place in the
+//! shuffle, by a hash of its id. The split and every shard are ranges of keys, and sorting by `(key, id)` is the
+//! global shuffle.
 
 use std::ops::Range;
 
@@ -10,8 +11,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 /// Keys at and above this one belong to held-out documents.
 pub const HELD_OUT: u64 = 1 << 63;
 
-/// Seed of the hash that decides about the split. Fixed, so that a document that was held out once is
-/// held out under every other shuffle.
+/// Seed of the hash that decides about the split. Fixed, so that a text that was held out once is held out under
+/// every other shuffle.
 const SPLIT_SEED: u64 = u64::from_be_bytes(*b"held out");
 /// Seed of the hash that samples documents for the tokenizer, so that the sample is independent of
 /// both the split and the shuffle.
@@ -49,14 +50,15 @@ impl Split {
 }
 
 /// The shuffle key of a document.
-pub fn shuffle_key(id: &[u8], seed: u64, validation_fraction: f64) -> u64 {
+pub fn shuffle_key(id: &[u8], text: &str, seed: u64, validation_fraction: f64) -> u64 {
     let place = xxh3_64_with_seed(id, seed) >> 1;
-    if is_held_out(id, validation_fraction) { HELD_OUT | place } else { place }
+    if is_held_out(text, validation_fraction) { HELD_OUT | place } else { place }
 }
 
-/// Whether a document is held out: by hash of its id, never by position.
-pub fn is_held_out(id: &[u8], validation_fraction: f64) -> bool {
-    below(xxh3_64_with_seed(id, SPLIT_SEED), validation_fraction)
+/// Whether a document is held out: by hash of its text, never by position. An id knows the place of a document in its
+/// file, so that it would not do: equal texts are on the same side, wherever they stand and wherever they move.
+pub fn is_held_out(text: &str, validation_fraction: f64) -> bool {
+    below(xxh3_64_with_seed(text.as_bytes(), SPLIT_SEED), validation_fraction)
 }
 
 /// The hash by which documents are sampled: the lowest are in the sample.
@@ -72,18 +74,22 @@ fn below(hash: u64, fraction: f64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use pipeline::document::document_id;
+
     use super::*;
 
-    fn ids(n: u32) -> impl Iterator<Item = [u8; 16]> {
-        (0..n).map(|i| pipeline::document::document_id("test", u64::from(i)))
-    }
-
     #[test]
-    fn splits_have_their_share_and_do_not_depend_on_the_seed() {
-        let held = |seed| ids(100_000).filter(|id| shuffle_key(id, seed, 0.05) >= HELD_OUT).collect::<Vec<_>>();
-        assert_eq!(held(1), held(2));
-        assert!((4_500..5_500).contains(&held(1).len()), "{}", held(1).len());
-        assert_eq!(ids(1000).filter(|id| is_held_out(id, 0.0)).count(), 0);
+    fn splits_have_their_share_and_depend_on_the_texts_alone() {
+        let held = |file: &str, seed| -> Vec<u64> {
+            let key = |i| shuffle_key(&document_id(file, i), &format!("text {i}"), seed, 0.05);
+            (0..100_000).filter(|&i| key(i) >= HELD_OUT).collect()
+        };
+        assert_eq!(held("a", 1), held("a", 2));
+        assert_eq!(held("a", 1), held("b", 1));
+        assert!((4_500..5_500).contains(&held("a", 1).len()), "{}", held("a", 1).len());
+        assert_eq!((0..1000).filter(|i| is_held_out(&i.to_string(), 0.0)).count(), 0);
+        // The place is by the id: equal texts are not neighbours.
+        assert_ne!(shuffle_key(&document_id("a", 0), "x", 1, 0.0), shuffle_key(&document_id("a", 1), "x", 1, 0.0));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Training a byte-level BPE tokenizer: word counts, merges, `tokenizer.json`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rayon::prelude::*;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -18,6 +18,8 @@ use crate::split::Splitter;
 /// Longer words (runs without a border) are counted in parts of this many bytes: it bounds the work of
 /// one merge and loses nothing that a vocabulary could hold.
 const WORD_BYTES: usize = 1024;
+/// How the names of reserved tokens begin.
+const RESERVED: &str = "<|reserved_";
 
 /// Counts the words of documents, from as many threads as there are, and learns a tokenizer from them.
 ///
@@ -100,11 +102,11 @@ impl Trainer {
             .map(|&(a, b)| (learnt.pieces[a as usize].clone(), learnt.pieces[b as usize].clone()))
             .collect();
         let mut special_tokens = self.config.special_tokens;
-        let mut reserved = (0..).map(|i| format!("<|reserved_{i}|>"));
-        while learnt.pieces.len() < size {
-            let Some(name) = reserved.find(|name| !learnt.pieces.contains(name)) else {
-                break;
-            };
+        // A text may have taught a piece of such a name.
+        let taken: HashSet<String> =
+            learnt.pieces.iter().filter(|piece| piece.starts_with(RESERVED)).cloned().collect();
+        let reserved = (0..).map(|i| format!("{RESERVED}{i}|>")).filter(|name| !taken.contains(name));
+        for name in reserved.take(size.saturating_sub(learnt.pieces.len())) {
             special_tokens.push(name.clone());
             learnt.pieces.push(name);
         }

@@ -116,34 +116,44 @@ impl Merge {
 }
 
 impl Words {
-    /// Of a tokenizer and the text it was read from; `None` if it does anything that would be left out here.
-    pub fn of(tokenizer: &Tokenizer, json: &[u8]) -> Option<Self> {
-        let ModelWrapper::BPE(bpe) = tokenizer.get_model() else { return None };
+    /// Of a tokenizer and the text it was read from.
+    ///
+    /// # Errors
+    /// What it asks for that would be left out here.
+    pub fn of(tokenizer: &Tokenizer, json: &[u8]) -> Result<Self, &'static str> {
+        let ModelWrapper::BPE(bpe) = tokenizer.get_model() else { return Err("its model is not BPE") };
         let absent = |affix: &Option<String>| affix.as_ref().is_none_or(String::is_empty);
         if !absent(&bpe.continuing_subword_prefix) || !absent(&bpe.end_of_word_suffix) {
-            return None;
+            return Err("its tokens have a prefix or a suffix for their place in a word");
         }
         // Special tokens in the text are text to us; other added tokens are not.
-        let added = Added::of(tokenizer).ok()?;
+        let added = Added::of(tokenizer).map_err(|()| {
+            "an added token that is not special asks for more than its text (single_word, lstrip, rstrip, or a \
+             normalization that changes it)"
+        })?;
         #[derive(Deserialize)]
         struct File {
             model: Model,
         }
-        let File { model } = serde_json::from_slice(json).ok()?;
+        let File { model } = serde_json::from_slice(json).map_err(|_| "its model is not written as usual")?;
         let id = |text: &str| model.vocab.get(text).copied();
         let triple = |merge: &Merge| {
             let (left, right) = merge.pair()?;
             Some((id(left)?, id(right)?, id(&format!("{left}{right}"))?))
         };
-        let merges: Vec<(u32, u32, u32)> = model.merges.iter().map(triple).collect::<Option<_>>()?;
+        let merges: Option<Vec<(u32, u32, u32)>> = model.merges.iter().map(triple).collect();
+        let merges = merges.ok_or("a merge makes no token of its vocabulary")?;
         let by_marks =
             || marks(tokenizer, &model).filter(|_| added.is_none()).map(|(cut, symbols)| (cut, symbols, false));
-        let (cut, symbols, nfc) = pattern(tokenizer, &model).or_else(by_marks)?;
+        let (cut, symbols, nfc) = pattern(tokenizer, &model).or_else(by_marks).ok_or(
+            "its normalizer, pre-tokenizer and alphabet are together no kind that is known here (byte-level, as it is \
+             or after NFC; marks for spaces with byte fallback)",
+        )?;
         let whole = match model.ignore_merges {
             true => model.vocab.iter().filter_map(|(text, &id)| Some((symbols.bytes_of(text)?, id))).collect(),
             false => HashMap::new(),
         };
-        Some(Self {
+        Ok(Self {
             added,
             nfc,
             cut,

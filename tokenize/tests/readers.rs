@@ -7,11 +7,11 @@ mod common;
 use std::path::PathBuf;
 use std::process::Command;
 
-use tokenize::loader::committed_shards;
+use tokenize::loader::Location;
 use tokenize::train::Trainer;
 use tokenize::{Digits, Encoder, Pattern, TokenizerConfig, tokenizer_path};
 
-use common::{DECLARATION, SPEECHES, config, corpora, documents, every, python, run};
+use common::{DECLARATION, FAR, SPEECHES, config, corpora, documents, every, far_tokens, python, run};
 
 /// Prints, for every row: id, source, bytes and the token ids, as the reader named first gives them; then the
 /// footer's metadata.
@@ -39,30 +39,35 @@ if reader == "pyarrow":
 
 fn read_by(reader: &str) {
     let Some(python) = python(reader) else { return };
-    let dir = tempfile::tempdir().unwrap();
-    run(dir.path(), documents(), 3, &config(), 5).unwrap();
-    let shards = ["tokens", "tokens_validation"].map(|stage| committed_shards(&dir.path().join(stage)).unwrap());
-    let paths = shards.iter().flatten().map(|shard| &shard.path);
-    let output = Command::new(python).args(["-c", SCRIPT, reader]).args(paths).output().unwrap();
-    let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success(), "{errors}");
-    assert!(reader != "pyarrow" || errors.contains("\"vocabulary_size\":1024"), "{errors}");
-    let encoder = Encoder::load(tokenizer_path(dir.path())).unwrap();
-    let expected = documents().into_iter().map(|document| {
-        let mut ids = Vec::new();
-        encoder.encode(&document.text, &mut ids).unwrap();
-        ids.push(2);
-        let id: String = document.id.iter().map(|byte| format!("{byte:02x}")).collect();
-        let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
-        format!("{id} {} {} {}", document.source, document.text.len(), ids.join(" "))
-    });
-    let mut expected: Vec<String> = expected.collect();
-    let stdout = String::from_utf8(output.stdout).unwrap();
-    let mut rows: Vec<&str> = stdout.lines().collect();
-    expected.sort();
-    rows.sort();
-    assert!(rows == expected, "{} rows, not the {} that were written", rows.len(), expected.len());
-    eprintln!("{reader} read {} rows as they were written", rows.len());
+    let files = tempfile::tempdir().unwrap();
+    // Ids of 16 bits, and of 32.
+    for (config, eos_id, size) in [(config(), 2, 1024), (far_tokens(files.path()), FAR[0], FAR[1] + 1)] {
+        let dir = tempfile::tempdir().unwrap();
+        run(dir.path(), documents(), 3, &config, 5).unwrap();
+        let shards = |stage: &str| Location::Directory(dir.path().join(stage)).shards().unwrap();
+        let shards = ["tokens", "tokens_validation"].map(shards);
+        let paths = shards.iter().flatten().map(|shard| &shard.path);
+        let output = Command::new(&python).args(["-c", SCRIPT, reader]).args(paths).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{errors}");
+        assert!(reader != "pyarrow" || errors.contains(&format!("\"vocabulary_size\":{size}")), "{errors}");
+        let encoder = Encoder::load(tokenizer_path(dir.path())).unwrap();
+        let expected = documents().into_iter().map(|document| {
+            let mut ids = Vec::new();
+            encoder.encode(&document.text, &mut ids).unwrap();
+            ids.push(eos_id);
+            let id: String = document.id.iter().map(|byte| format!("{byte:02x}")).collect();
+            let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
+            format!("{id} {} {} {}", document.source, document.text.len(), ids.join(" "))
+        });
+        let mut expected: Vec<String> = expected.collect();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let mut rows: Vec<&str> = stdout.lines().collect();
+        expected.sort();
+        rows.sort();
+        assert!(rows == expected, "{} rows, not the {} that were written", rows.len(), expected.len());
+        eprintln!("{reader} read {} rows as they were written, of {size} ids", rows.len());
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -13,12 +13,13 @@ use arrow::datatypes::{DataType, UInt32Type, UInt64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipeline::shard::BATCH_ROWS;
 use tokenize::counts::unigram_entropy;
-use tokenize::loader::{DataConfig, Loader, LoaderConfig, committed_shards};
+use tokenize::inspect::token_rows;
+use tokenize::loader::{DataConfig, Documents, Loader, LoaderConfig, Location, ShardReader};
 use tokenize::shard::{METADATA_KEY, ShardMetadata, TokensDigest};
 use tokenize::shuffle::{Split, shuffle_key};
 use tokenize::{Encoder, TokenStatistics, TokenizeConfig, tokenizer_path};
 
-use common::{Document, config, documents, run};
+use common::{Document, FAR, FAR_TEXT, config, documents, far_tokens, run};
 
 struct Row {
     id: [u8; 16],
@@ -28,7 +29,7 @@ struct Row {
 }
 
 fn shard_paths(run: &Path, stage: &str) -> Vec<PathBuf> {
-    committed_shards(&run.join(stage)).unwrap().into_iter().map(|s| s.path).collect()
+    Location::Directory(run.join(stage)).shards().unwrap().into_iter().map(|s| s.path).collect()
 }
 
 fn rows(path: &Path) -> Vec<Row> {
@@ -105,7 +106,10 @@ fn every_document_is_in_one_shard_with_its_tokens() {
     let mut seen = 0;
     for (stage, split) in [("tokens", Split::Train), ("tokens_validation", Split::Validation)] {
         // Sources one after the other, each in shuffled order.
-        let key = |row: &Row| (shuffle_key(&row.id, seed, config.validation_fraction), row.id);
+        let key = |row: &Row| {
+            let text = &by_id[&row.id].text;
+            (shuffle_key(&row.id, text, seed, config.validation_fraction), row.id)
+        };
         let rows = all_rows(dir, stage);
         seen += rows.len();
         let order = |row: &Row| (row.source.clone(), key(row));
@@ -143,6 +147,8 @@ fn footers_notes_and_statistics_count_what_is_there() {
             tokenizer: encoder.digest(),
             vocabulary_size: 1024,
             eos_id: 2,
+            bos_id: Some(1),
+            pad_id: Some(0),
             seed: 5,
             source: Some(rows[0].source.clone()),
             documents: rows.len() as u64,
@@ -181,11 +187,121 @@ fn an_existing_tokenizer_is_used_as_it_is() {
     run(second.path(), documents(), 2, &config, 5).unwrap();
     let files = |dir: &Path| (std::fs::read(tokenizer_path(dir)).unwrap(), bytes(dir, &OUTPUTS));
     assert!(files(first.path()) == files(second.path()));
-    // A role that the file has no token for is refused by name.
-    config.tokenizer.eos_token = "</s>".into();
+    // What cannot be used is refused by the key to change, before any work.
     let third = tempfile::tempdir().unwrap();
-    let error = run(third.path(), documents(), 1, &config, 5).unwrap_err().to_string();
-    assert!(error.contains("</s>"), "{error}");
+    let refused = |config: &TokenizeConfig| match run(third.path(), documents(), 1, config, 5).unwrap_err() {
+        pipeline::Error::Setting { key, reason } => (key, reason),
+        error => panic!("{error}"),
+    };
+    config.add_bos = true;
+    config.tokenizer.bos_token = "<s>".into();
+    let (key, reason) = refused(&config);
+    assert!(key == "tokenize.tokenizer.bos_token" && reason.contains("\"<s>\""), "{key}: {reason}");
+    config.tokenizer.eos_token = "</s>".into();
+    let (key, reason) = refused(&config);
+    assert!(key == "tokenize.tokenizer.eos_token" && reason.contains("\"</s>\""), "{key}: {reason}");
+    assert!(reason.contains("<|endoftext|>"), "it says what there is: {reason}");
+    let path = third.path().join("missing.json");
+    config.tokenizer.path = Some(path.clone());
+    let (key, reason) = refused(&config);
+    assert!(key == "tokenize.tokenizer.path" && reason.contains("missing.json"), "{key}: {reason}");
+    std::fs::write(&path, "{").unwrap();
+    assert_eq!(refused(&config).0, "tokenize.tokenizer.path");
+    assert!(!third.path().join("curate").exists());
+}
+
+#[test]
+fn equal_texts_are_on_one_side_wherever_they_stand() {
+    // Every text a second time in another place, and in another order: ids that none of them had.
+    let mut moved = documents();
+    moved.reverse();
+    for (place, document) in (0..).zip(&mut moved) {
+        document.id = pipeline::document::document_id("moved", place);
+    }
+    let twice: Vec<Document> = documents().into_iter().chain(moved.clone()).collect();
+    let held_out = |documents: &[Document]| -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        run(dir.path(), documents.to_vec(), 3, &config(), 5).unwrap();
+        let by_id: BTreeMap<[u8; 16], &str> = documents.iter().map(|d| (d.id, d.text.as_str())).collect();
+        let of = |stage| -> BTreeSet<&str> { all_rows(dir.path(), stage).iter().map(|row| by_id[&row.id]).collect() };
+        let (train, held_out) = (of("tokens"), of("tokens_validation"));
+        assert!(train.is_disjoint(&held_out));
+        held_out.into_iter().map(String::from).collect()
+    };
+    let first = held_out(&documents());
+    assert!(first.len() > 50, "{}", first.len());
+    assert!(held_out(&moved) == first && held_out(&twice) == first);
+}
+
+#[test]
+fn ids_of_32_bits_go_through_stages_loader_and_inspection() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TokenizeConfig { add_bos: true, ..far_tokens(dir.path()) };
+    let run_dir = dir.path().join("run");
+    run(&run_dir, documents(), 3, &config, 5).unwrap();
+    let mut reference = tokenizers::Tokenizer::from_file(tokenizer_path(&run_dir)).unwrap();
+    reference.set_encode_special_tokens(true);
+    let by_id: BTreeMap<[u8; 16], Document> = documents().into_iter().map(|d| (d.id, d)).collect();
+    let (mut seen, mut far) = (0, 0);
+    for path in shard_paths(&run_dir, "tokens").iter().chain(&shard_paths(&run_dir, "tokens_validation")) {
+        let rows = rows(path);
+        for row in &rows {
+            let text = &by_id[&row.id].text;
+            let mut expected = vec![1];
+            expected.extend_from_slice(reference.encode_fast(text.as_str(), false).unwrap().get_ids());
+            expected.push(FAR[0]);
+            assert_eq!(row.tokens, expected);
+            assert_eq!(row.tokens.iter().filter(|&&id| id == FAR[1]).count(), text.matches(FAR_TEXT).count());
+            far += text.matches(FAR_TEXT).count();
+        }
+        seen += rows.len();
+        let shard = ShardReader::open(path).unwrap();
+        let metadata = shard.metadata();
+        assert_eq!((metadata.vocabulary_size, metadata.eos_id), (FAR[1] + 1, FAR[0]));
+        let (mut documents, mut loaded) = (Documents::default(), Vec::new());
+        for group in 0..metadata.row_groups.len() {
+            shard.read(group, &mut documents).unwrap();
+            loaded.extend_from_slice(&documents.tokens);
+        }
+        assert!(loaded == rows.iter().flat_map(|row| row.tokens.clone()).collect::<Vec<u32>>());
+        let (_, shown) = token_rows(path, None, 10_000, usize::MAX).unwrap();
+        assert_eq!(shown.len(), rows.len());
+        for (shown, row) in shown.iter().zip(&rows) {
+            assert!(shown.ids == row.tokens && shown.tokens == row.tokens.len());
+            let pieces = shown.pieces.iter().filter(|piece| *piece == FAR_TEXT).count();
+            assert_eq!(pieces, by_id[&row.id].text.matches(FAR_TEXT).count());
+        }
+    }
+    assert_eq!(seen, by_id.len());
+    assert!(far > 30, "{far}");
+    let config = LoaderConfig { sequence_length: 64, rows: 4, ..LoaderConfig::default() };
+    let mut loader = Loader::open_stage(&run_dir.join("tokens"), config).unwrap();
+    assert_eq!((loader.vocabulary_size(), loader.eos_id()), (FAR[1] + 1, FAR[0]));
+    assert_eq!((loader.bos_id(), loader.pad_id()), (Some(1), Some(0)));
+    assert!((0..500).any(|step| loader.batch(step).unwrap().tokens.contains(&FAR[1])));
+}
+
+#[test]
+fn a_damaged_shard_is_not_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), documents(), 2, &config(), 5).unwrap();
+    let path = shard_paths(dir.path(), "tokens").remove(0);
+    let (_, shown) = token_rows(&path, None, 3, 5).unwrap();
+    for (shown, row) in shown.iter().zip(rows(&path)) {
+        assert!(shown.ids == row.tokens[..row.tokens.len().min(5)] && shown.tokens == row.tokens.len());
+        assert_eq!((shown.source.as_str(), shown.bytes), (row.source.as_str(), row.bytes));
+    }
+    assert_eq!(shown.len(), 3);
+    // A bit in the middle of the tokens.
+    let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&path).unwrap()).unwrap();
+    let group = reader.metadata().row_group(0);
+    let tokens = group.columns().iter().find(|chunk| chunk.column_path().string().starts_with("tokens")).unwrap();
+    let (start, length) = tokens.byte_range();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[(start + length / 2) as usize] ^= 4;
+    std::fs::write(&path, bytes).unwrap();
+    let error = token_rows(&path, None, 1, 5).unwrap_err().to_string();
+    assert!(error.contains("part-00000.parquet") && error.contains("row group 0"), "{error}");
 }
 
 #[test]

@@ -95,4 +95,5 @@ fn configurations_that_cannot_work_are_refused() {
     assert!(error(TokenizerConfig { vocab_size: 200, ..Default::default() }).contains("vocab_size"));
     assert!(error(TokenizerConfig { eos_token: "<|eos|>".into(), ..Default::default() }).contains("eos_token"));
     assert!(error(TokenizerConfig { pattern: Pattern::Regex("(".into()), ..Default::default() }).contains("pattern"));
+    assert!(error(TokenizerConfig { sample_bytes: 0, ..Default::default() }).contains("sample_bytes"));
 }

@@ -12,7 +12,8 @@ pub struct Batch {
     /// Token ids, row-major `[rows, T + 1]`: inputs are the first T of a row, targets the last T.
     pub tokens: Vec<u32>,
     /// For each row, where its segments begin: 0 always, then every position `1..=T` at which a document
-    /// begins. State must not pass these positions, and the token there is no target of the one before.
+    /// begins. State must not pass these positions, and the token there is no target of the one before. By best fit
+    /// the parts of a document that was cut begin such segments too: one target is lost at each cut.
     pub document_starts: Vec<Vec<u32>>,
     /// For each row how many of its tokens are tokens of documents: the others, at its end, are padding, and
     /// no targets.
@@ -51,7 +52,7 @@ impl Batch {
     }
 
     /// For each of the T targets of a row whether it counts: neither padding nor the first token of a
-    /// document, which nothing before it foretells.
+    /// document, which nothing before it foretells, or, by best fit, of a part of one, whose beginning lies elsewhere.
     pub fn loss_mask(&self, row: usize) -> Vec<bool> {
         let filled = self.filled[row] as usize;
         let mut mask: Vec<bool> = (1..=self.sequence_length).map(|target| target < filled).collect();

@@ -13,10 +13,12 @@ use pipeline::digest::Digest;
 use super::row_group::token_column;
 use super::storage::{Object, Storage};
 use crate::error::{Error, Result};
-use crate::shard::{METADATA_KEY, ShardMetadata};
+use crate::shard::{CHECKSUM_KEY, METADATA_KEY, ShardMetadata};
 
 /// Bytes at the end of a shard that are read for its footer, at first.
 const FOOTER_BYTES: u64 = 64 << 10;
+/// Values of one column in a row group, at most: a list column counts them so.
+const MOST_VALUES: i64 = i32::MAX as i64;
 
 /// The shards of a data set: a few words each, whatever their number of documents.
 #[derive(Clone)]
@@ -141,7 +143,7 @@ impl Index {
     }
 }
 
-/// The footer of a token shard of `bytes` bytes.
+/// The footer of a token shard of `bytes` bytes, whose row groups lie in the file.
 pub fn read_footer(storage: &Storage, object: &Object<'_>, bytes: u64) -> Result<ParquetMetaData> {
     let fault = |reason: String| Error::Shard { path: object.path.into(), row_group: None, reason };
     let mut reader = ParquetMetaDataReader::new();
@@ -149,7 +151,15 @@ pub fn read_footer(storage: &Storage, object: &Object<'_>, bytes: u64) -> Result
     loop {
         let tail: Bytes = storage.read(object, bytes - wanted..bytes).map_err(|e| Error::io(object.path, e))?;
         match reader.try_parse_sized(&tail, bytes) {
-            Ok(()) => return reader.finish().map_err(|e| fault(e.to_string())),
+            Ok(()) => {
+                let footer = reader.finish().map_err(|e| fault(e.to_string()))?;
+                check_row_groups(&footer, bytes).map_err(|(row_group, reason)| Error::Shard {
+                    path: object.path.into(),
+                    row_group: Some(row_group),
+                    reason,
+                })?;
+                return Ok(footer);
+            }
             Err(ParquetError::NeedMoreData(more)) if more as u64 > wanted && more as u64 <= bytes => {
                 wanted = more as u64;
             }
@@ -158,12 +168,45 @@ pub fn read_footer(storage: &Storage, object: &Object<'_>, bytes: u64) -> Result
     }
 }
 
+/// Refuse a footer by which bytes outside of a file of `bytes` bytes would be read: the row group, and why.
+///
+/// `parquet` takes every number as it is, asserts later that offsets are not negative, and whoever reads allocates
+/// what it is told. So a damaged number has to be met here.
+fn check_row_groups(footer: &ParquetMetaData, bytes: u64) -> Result<(), (usize, String)> {
+    for (number, group) in footer.row_groups().iter().enumerate() {
+        for chunk in group.columns() {
+            let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+            let (size, values) = (chunk.compressed_size(), chunk.num_values());
+            let end = u64::try_from(start).ok().zip(u64::try_from(size).ok()).and_then(|(s, n)| s.checked_add(n));
+            let lies_inside = end.is_some_and(|end| end <= bytes);
+            if !lies_inside || !(0..=MOST_VALUES).contains(&values) || group.num_rows() < 0 {
+                let column = chunk.column_path().string();
+                return Err((
+                    number,
+                    format!(
+                        "its footer is damaged: it puts {values} values of column {column} into {size} bytes from byte \
+                         {start} on, in a file of {bytes} bytes; have the stage made again, or copied again"
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What the footer says about the shard.
 pub fn shard_metadata(path: &Path, footer: &ParquetMetaData) -> Result<ShardMetadata> {
     let fault = |reason: String| Error::Shard { path: path.into(), row_group: None, reason };
     let pairs = footer.file_metadata().key_value_metadata();
-    let value = pairs.into_iter().flatten().find(|pair| pair.key == METADATA_KEY).and_then(|pair| pair.value.as_ref());
+    let value_of =
+        |key: &str| pairs.into_iter().flatten().find(|pair| pair.key == key).and_then(|pair| pair.value.as_ref());
+    let value = value_of(METADATA_KEY);
     let value = value.ok_or_else(|| fault(format!("not a token shard: its footer has no {METADATA_KEY}")))?;
+    if value_of(CHECKSUM_KEY).is_some_and(|checksum| *checksum != Digest::of(value.as_bytes()).to_string()) {
+        return Err(fault(format!(
+            "its footer is damaged: {METADATA_KEY} fails its checksum; have the stage made again"
+        )));
+    }
     serde_json::from_str(value).map_err(|e| fault(format!("{METADATA_KEY}: {e}")))
 }
 

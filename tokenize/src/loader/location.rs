@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use object_store::ObjectStore;
+use object_store::{ObjectStore, ObjectStoreScheme};
 use pipeline::{Manifest, Shard, StageState};
 use url::Url;
 
@@ -34,8 +34,10 @@ impl std::fmt::Display for Location {
 }
 
 impl Location {
-    /// Of a URL such as `https://host/runs/web` or `file:///disk/runs/web`. Credentials come from the environment
-    /// of the process. Nothing is read yet.
+    /// Of a URL such as `https://host/runs/web`, `s3://bucket/runs/web` or `file:///disk/runs/web`: web servers,
+    /// Amazon S3 and what speaks its protocol (`s3:`), Google Cloud Storage (`gs:`), Azure (`az:`, `abfs:`, `abfss:`)
+    /// and local disks. Credentials and settings come from the environment of the process, from the variables that
+    /// the tools of these clouds read (`AWS_*`, `GOOGLE_*`, `AZURE_*`). Nothing is read yet.
     ///
     /// # Errors
     /// If it is no URL, or one that no store here answers.
@@ -132,8 +134,15 @@ fn store(url: &Url) -> Result<(Arc<dyn ObjectStore>, object_store::path::Path)> 
     let mut options: Vec<(String, String)> = variables.collect();
     // Who writes http: means it.
     options.extend((url.scheme() == "http").then(|| ("allow_http".into(), "true".into())));
-    let (store, path) = object_store::parse_url_opts(url, options)
-        .map_err(|e| Error::Loader(format!("{url}: {e}; this build reads http:, https: and file:")))?;
+    let fault = |reason: String| Error::Loader(format!("{url}: {reason}"));
+    ObjectStoreScheme::parse(url).map_err(|e| {
+        fault(format!(
+            "{e}; URLs begin with https:, http:, s3:, gs:, az:, abfs:, abfss: or file: and name what lies there"
+        ))
+    })?;
+    let (store, path) = object_store::parse_url_opts(url, options).map_err(|e| {
+        fault(format!("{e}; accounts, keys and regions are taken from the environment: AWS_*, GOOGLE_*, AZURE_*"))
+    })?;
     Ok((Arc::from(store), path))
 }
 
@@ -147,11 +156,13 @@ mod tests {
         assert_eq!(of("file:///a/b%20c").join("tokens"), Location::Directory("/a/b c/tokens".into()));
         assert_eq!(of("https://host/runs/web").join("tokens").to_string(), "https://host/runs/web/tokens");
         assert_eq!(of("http://host:81/runs/web/").join("a/b").to_string(), "http://host:81/runs/web/a/b");
+        // No request is made: a bucket that is not there is told by whoever reads.
+        assert_eq!(of("s3://bucket/runs").join("tokens").to_string(), "s3://bucket/runs/tokens");
+        assert_eq!(store(&Url::parse("s3://bucket/runs/web").unwrap()).unwrap().1.as_ref(), "runs/web");
         let refused = |text: &str| Location::of_url(text).unwrap_err().to_string();
         assert!(refused("runs/web").contains("file:///path"));
         assert!(refused("https://host/runs?key=1").contains("query"));
-        for scheme in ["s3://bucket/runs", "ftp://host/runs"] {
-            assert!(refused(scheme).contains(scheme) && refused(scheme).contains("this build reads"));
-        }
+        let ftp = refused("ftp://host/runs");
+        assert!(ftp.contains("ftp://host/runs") && ftp.contains("s3:") && ftp.contains("az:"), "{ftp}");
     }
 }

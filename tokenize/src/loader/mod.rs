@@ -5,8 +5,12 @@
 //! stream of tokens; epochs follow each other without a gap. Streams are cut into sequences
 //! ([`Packing`]), [`DataConfig`] says in which proportion sources give them, and sequence `n` of the
 //! mixture is row `n mod rows` of step `n / rows`. Sequences are shuffled within windows of some million
-//! tokens, which keeps the parts of a long document out of one batch. So every token of every document is
-//! trained on exactly once in each epoch of its source, and the whole state is one number, the step.
+//! tokens, which keeps the parts of a long document out of one batch. So every token of every document is in
+//! a sequence exactly once in each epoch of its source, and the whole state is one number, the step.
+//!
+//! Every token is a target too, but the first of each document, which nothing foretells. By best fit the parts of
+//! a document that is cut lie in sequences of their own, so that the first token of each part is no target either:
+//! one is lost at each cut.
 
 mod assembler;
 mod batch;
@@ -33,7 +37,7 @@ use std::thread::JoinHandle;
 use object_store::ObjectStore;
 use pipeline::digest::Digest;
 use pipeline::shard::part_name;
-use pipeline::{Journal, JournalEntry, Shard};
+use pipeline::{JournalEntry, Shard};
 
 use crate::error::{Error, Result};
 use assembler::Assembler;
@@ -78,9 +82,12 @@ impl Loader {
         Self::with_storage(shards, config, Storage::Local)
     }
 
-    /// A loader of the shards that the stage in this directory (`RUN/tokens`) has committed.
+    /// A loader of the shards of the stage in this directory (`RUN/tokens`).
+    ///
+    /// # Errors
+    /// If the stage is not done, or its journal damaged: some of its documents would be missing.
     pub fn open_stage(stage_dir: &Path, config: LoaderConfig) -> Result<Self> {
-        Self::open(&committed_shards(stage_dir)?, config)
+        Location::Directory(stage_dir.into()).loader(config)
     }
 
     /// A loader of a stage directory that was copied, with its `journal.jsonl`, below `prefix` in an object
@@ -100,8 +107,8 @@ impl Loader {
         Self::with_storage(&shards, config, Storage::Remote(remote))
     }
 
-    /// A loader of a stage directory, or a copy of it, at a URL such as `https://host/runs/web/tokens` or
-    /// `file:///disk/runs/web/tokens`; the stage has to be done.
+    /// A loader of a stage directory, or a copy of it, at a URL such as `https://host/runs/web/tokens`,
+    /// `s3://bucket/runs/web/tokens` or `file:///disk/runs/web/tokens`; the stage has to be done.
     pub fn open_url(url: &str, config: LoaderConfig) -> Result<Self> {
         Location::of_url(url)?.loader(config)
     }
@@ -127,7 +134,7 @@ impl Loader {
             worker.next += 1;
             worker.batches.as_ref()?.recv().ok()
         });
-        let batch = received.unwrap_or_else(|| Err(Error::State("the loader's thread died".into())));
+        let batch = received.unwrap_or_else(|| Err(Error::Thread { step }));
         if batch.is_err() {
             self.worker = None;
         }
@@ -166,6 +173,16 @@ impl Loader {
         self.index.metadata().eos_id
     }
 
+    /// Id of the token that may begin a document, if the tokenizer has one.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.index.metadata().bos_id
+    }
+
+    /// Id of the token for padding, if the tokenizer has one. Batches are padded with [`Self::eos_id`] all the same.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.index.metadata().pad_id
+    }
+
     /// XXH3 of the `tokenizer.json` that made the tokens.
     pub fn tokenizer_digest(&self) -> Digest {
         self.index.metadata().tokenizer
@@ -184,19 +201,18 @@ impl Loader {
 
 const JOURNAL: &str = "journal.jsonl";
 
-/// The lines of a journal that was copied, by task: of a task that was done twice the last one counts.
+/// The lines of a journal, by task: of a task that was done twice the last one counts. Unlike a run, which makes the
+/// shard of a damaged line again, a loader can only refuse it.
 fn journal_entries(path: &Path, bytes: &[u8]) -> Result<BTreeMap<u32, JournalEntry>> {
-    let lines = bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
-    let entry = |line| match serde_json::from_slice::<JournalEntry>(line) {
+    let lines = (1..).zip(bytes.split(|&byte| byte == b'\n')).filter(|(_, line)| !line.is_empty());
+    let entry = |(number, line): (u64, &[u8])| match serde_json::from_slice::<JournalEntry>(line) {
         Ok(entry) => Ok((entry.task, entry)),
-        Err(error) => Err(Error::Shard { path: path.into(), row_group: None, reason: error.to_string() }),
+        Err(error) => {
+            let reason = format!("line {number} is damaged ({error}); run its recipe again, or copy it again");
+            Err(Error::Shard { path: path.into(), row_group: None, reason })
+        }
     };
     lines.map(entry).collect()
-}
-
-/// The committed shards of the stage in `stage_dir`, in order.
-pub fn committed_shards(stage_dir: &Path) -> Result<Vec<Shard>> {
-    Ok(shards_of(Journal::read(stage_dir)?, stage_dir))
 }
 
 fn shards_of(journal: BTreeMap<u32, JournalEntry>, stage_dir: &Path) -> Vec<Shard> {

@@ -62,7 +62,7 @@ pub struct Cuts {
     pub documents: u64,
     /// Those of them that fit into a sequence.
     pub short: u64,
-    /// Those of these that were cut all the same.
+    /// Those of these that were cut all the same, by room that was scattered or to leave no sequence empty.
     pub cut: u64,
 }
 
@@ -202,7 +202,6 @@ fn best_fit(starts: &[u32], tokens: u32, room: u32, bins: usize) -> (Vec<Vec<Par
         }
     }
     for mut part in left {
-        cuts.cut += 1;
         // The widest gaps, so that it falls into few parts.
         while part.length > 0
             && let Some((space, bin)) = free.pop_last()
@@ -216,6 +215,14 @@ fn best_fit(starts: &[u32], tokens: u32, room: u32, bins: usize) -> (Vec<Vec<Par
         }
     }
     leave_none_empty(&mut filled);
+    // What is cut has a part that begins inside of it.
+    let mut begins: Vec<u32> = filled.iter().flatten().map(|part| part.from).collect();
+    begins.sort_unstable();
+    let is_cut = |pair: &&[u32]| {
+        let next = begins.partition_point(|&from| from <= pair[0]);
+        pair[1] - pair[0] <= room && begins.get(next).is_some_and(|&from| from < pair[1])
+    };
+    cuts.cut = bounds.windows(2).filter(is_cut).count() as u64;
     (filled, cuts)
 }
 
@@ -275,6 +282,16 @@ mod tests {
             prop_assert!(seen.iter().all(|&n| n == 1));
             prop_assert!(filled.iter().all(|bin| !bin.is_empty()) || tokens < bins as u32);
             prop_assert_eq!(cuts.documents, lengths.len() as u64);
+            // Of the documents that fit into a bin, those that are not in one bin as a whole.
+            let whole = |from: u32, length: u32| filled.iter().flatten().any(|part| *part == Part { from, length });
+            let mut at = 0;
+            let (mut short, mut cut) = (0, 0);
+            for &length in &lengths {
+                short += u64::from(length <= room);
+                cut += u64::from(length <= room && !whole(at, length));
+                at += length;
+            }
+            prop_assert_eq!((cuts.short, cuts.cut), (short, cut));
         }
     }
 
@@ -289,5 +306,9 @@ mod tests {
         let (bins, cuts) = best_fit(&[0, 7, 14], 20, 10, 2);
         assert_eq!(bins, [vec![part(0, 7), part(17, 3)], vec![part(7, 7), part(14, 3)]]);
         assert_eq!(cuts, Cuts { documents: 3, short: 3, cut: 1 });
+        // Nor where there are more bins than documents: none may be empty.
+        let (bins, cuts) = best_fit(&[0, 4], 9, 10, 3);
+        assert_eq!(bins, [vec![part(4, 3)], vec![part(0, 4)], vec![part(7, 2)]]);
+        assert_eq!(cuts, Cuts { documents: 2, short: 2, cut: 1 });
     }
 }

@@ -41,6 +41,26 @@ pub struct PackingReport {
     pub sources: BTreeMap<String, SourceReport>,
 }
 
+impl std::fmt::Display for PackingReport {
+    /// One line for people: what the packing costs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { packing, sequence_length, padding, sources } = self;
+        match packing {
+            Packing::Concatenate => write!(f, "sequences of {sequence_length} by concatenation: no padding"),
+            Packing::BestFit => {
+                let short: u64 = sources.values().map(|source| source.short_documents).sum();
+                let cut: u64 = sources.values().map(|source| source.cut_documents).sum();
+                write!(
+                    f,
+                    "sequences of {sequence_length} by best fit: {:.2}% padding; of {short} documents no longer than \
+                     that, {cut} are cut",
+                    100.0 * padding
+                )
+            }
+        }
+    }
+}
+
 /// What a source gives.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SourceReport {
@@ -83,13 +103,16 @@ impl Loader {
     /// The world size may differ.
     pub fn resume(&self, state: &serde_json::Value) -> Result<u64> {
         let saved: LoaderState = serde_json::from_value(state.clone()).map_err(|e| Error::State(format!("{e}")))?;
-        let mut now = self.state(saved.step);
+        let now = self.state(saved.step);
+        // A checkpoint is text, and serde_json reads a tenth of all fractions back as a neighbour of what it wrote. So
+        // the settings of now as a checkpoint would give them back are the same settings.
+        let read_back: serde_json::Value =
+            serde_json::from_str(&now.to_string()).map_err(|e| Error::State(e.to_string()))?;
         let mut changes = Vec::new();
-        if let (Some(now), Some(saved)) = (now.as_object_mut(), state.as_object()) {
-            now.remove("epochs");
-            for (key, value) in now.iter().filter(|(key, value)| saved.get(*key) != Some(value)) {
-                let saved = saved.get(key).cloned().unwrap_or_default();
-                changes.push(format!("{key} was {saved}, is {value}"));
+        for (key, value) in now.as_object().into_iter().flatten().filter(|(key, _)| *key != "epochs") {
+            let saved = state.get(key);
+            if saved != Some(value) && saved != read_back.get(key) {
+                changes.push(format!("{key} was {}, is {value}", saved.unwrap_or(&serde_json::Value::Null)));
             }
         }
         if changes.is_empty() { Ok(saved.step) } else { Err(Error::State(changes.join(", "))) }

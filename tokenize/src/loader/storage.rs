@@ -132,7 +132,7 @@ impl Remote {
             runtime.spawn(async move {
                 let read = async { store.get_opts(&path, options).await?.bytes().await };
                 // Nobody waits when the loader is gone.
-                let _ = send.send(read.await.map_err(std::io::Error::other));
+                let _ = send.send(read.await.map_err(std::io::Error::from));
             });
         }
         receive

@@ -12,6 +12,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use object_store::{GetOptions, ObjectStoreExt};
 use pipeline::document::document_id;
 use pipeline::shard::PendingWriter;
+use pipeline::{Manifest, StageState};
 
 use super::assembler::source_seed;
 use super::order::{DOCUMENTS, ROW_GROUPS, SHARDS, WINDOW, permutation};
@@ -74,6 +75,8 @@ fn sources(lengths: &[(&str, Vec<usize>)], vocabulary_size: u32) -> DataSet {
             tokenizer: Digest::of(b"tokenizer"),
             vocabulary_size,
             eos_id: 2,
+            bos_id: Some(1),
+            pad_id: Some(0),
             seed: 1,
             source: Some(source.to_string()),
             documents: 0,
@@ -480,6 +483,7 @@ fn small_vocabularies_and_tiny_data_work() {
         assert_eq!(loader.batch(step as u64).unwrap(), *expected);
     }
     assert_eq!((loader.tokens_per_epoch(), loader.vocabulary_size(), loader.eos_id()), (5, 50_000, 2));
+    assert_eq!((loader.bos_id(), loader.pad_id()), (Some(1), Some(0)));
 }
 
 #[test]
@@ -493,6 +497,100 @@ fn a_state_of_other_batches_is_refused_by_name() {
     let data = data_set(&[vec![10_000]], 1000);
     let error = data.loader(&config).resume(&state).unwrap_err().to_string();
     assert!(error.contains("fingerprint"), "{error}");
+}
+
+#[test]
+fn a_state_that_was_text_in_between_is_that_of_the_same_batches() {
+    let data = sources(&[("a", vec![300; 4]), ("b", vec![200; 4])], 1 << 20);
+    // Numbers that serde_json, as it is built here, does not read back as it wrote them.
+    let with = |a: f64| {
+        let weights = [("a".to_string(), a), ("b".to_string(), 10.0 / 11.0)].into();
+        let data = DataConfig { weights, padding: 2.0 / 11.0, ..DataConfig::default() };
+        LoaderConfig { sequence_length: 64, rows: 2, data, ..LoaderConfig::default() }
+    };
+    let loader = data.loader(&with(1.0 / 11.0));
+    let state = loader.state(5);
+    let read: serde_json::Value = serde_json::from_str(&state.to_string()).unwrap();
+    assert_eq!(loader.resume(&read).unwrap(), 5);
+    assert_eq!(loader.resume(&state).unwrap(), 5);
+    let error = data.loader(&with(1.0 / 12.0)).resume(&read).unwrap_err().to_string();
+    assert!(error.contains("data was"), "{error}");
+}
+
+#[test]
+fn metadata_of_older_shards_has_no_ids_of_bos_and_padding() {
+    let older = serde_json::json!({"tokenizer": Digest::of(b""), "vocabulary_size": 9, "eos_id": 2, "seed": 1,
+        "source": "a", "documents": 1, "tokens": 3, "row_groups": []});
+    let metadata: ShardMetadata = serde_json::from_value(older).unwrap();
+    assert_eq!((metadata.eos_id, metadata.bos_id, metadata.pad_id), (2, None, None));
+}
+
+#[test]
+fn a_damaged_footer_is_an_error_with_the_file_or_does_no_harm() {
+    use std::os::unix::fs::FileExt;
+    let data = data_set(&[vec![300, 20, 7, 150]], 1000);
+    let path = &data.shards[0].path;
+    let config = LoaderConfig { sequence_length: 32, rows: 4, ..LoaderConfig::default() };
+    // Two epochs, on this thread, so that a panic is one of the test.
+    let batches = || -> Result<Vec<Batch>> {
+        let mut assembler = Loader::open(&data.shards, config.clone())?.assembler()?;
+        (0..8).map(|step| assembler.batch(step)).collect()
+    };
+    let expected = batches().unwrap();
+    let whole = fs::read(path).unwrap();
+    let file = fs::File::options().write(true).open(path).unwrap();
+    let length = u32::from_le_bytes(whole[whole.len() - 8..whole.len() - 4].try_into().unwrap()) as usize;
+    let mut refused = 0;
+    for at in whole.len() - 8 - length..whole.len() {
+        for damage in (0..8).map(|bit| 1u8 << bit).chain([0xFF]) {
+            file.write_all_at(&[whole[at] ^ damage], at as u64).unwrap();
+            match batches() {
+                Ok(found) => assert!(found == expected, "byte {at} changed by {damage:#x} is not noticed"),
+                Err(error) => {
+                    refused += 1;
+                    let error = error.to_string();
+                    assert!(error.contains("part-00000.parquet"), "byte {at} changed by {damage:#x}: {error}");
+                }
+            }
+        }
+        file.write_all_at(&whole[at..=at], at as u64).unwrap();
+    }
+    assert!(batches().unwrap() == expected);
+    // Of the rest much is for other readers: names, statistics, the other columns.
+    assert!(refused > length, "{refused} of {}", 9 * (length + 8));
+}
+
+#[test]
+fn a_stage_that_is_not_done_or_has_a_damaged_journal_is_not_loaded() {
+    let data = data_set(&[vec![40; 9], vec![30; 9], vec![20; 9]], 1000);
+    let dir = data.dir.path();
+    let config = LoaderConfig { sequence_length: 16, rows: 2, ..LoaderConfig::default() };
+    let refused = || Loader::open_stage(dir, config.clone()).err().unwrap().to_string();
+    let write_manifest = |state| {
+        fs::write(dir.join("manifest.json"), serde_json::to_vec(&manifest(&data, state)).unwrap()).unwrap();
+    };
+    let write_journal = |bytes: &[u8]| fs::write(dir.join("journal.jsonl"), bytes).unwrap();
+    let whole = journal(&data);
+    write_journal(&whole);
+    let error = refused();
+    assert!(error.contains("manifest.json"), "{error}");
+    write_manifest(StageState::Running);
+    let error = refused();
+    assert!(error.contains("finish its run"), "{error}");
+    write_manifest(StageState::Done);
+    let mut loader = Loader::open_stage(dir, config.clone()).unwrap();
+    assert!(loader.batch(3).unwrap() == data.loader(&config).batch(3).unwrap());
+    // One byte of the second line of three.
+    let second = whole.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+    let mut damaged = whole.clone();
+    damaged[second] = b'#';
+    write_journal(&damaged);
+    let error = refused();
+    assert!(error.contains("journal.jsonl") && error.contains("line 2 is damaged"), "{error}");
+    // The first line is gone.
+    write_journal(&whole[second..]);
+    let error = refused();
+    assert!(error.contains("journal.jsonl") && error.contains("promises 3"), "{error}");
 }
 
 #[test]
@@ -618,18 +716,12 @@ impl ObjectStore for Counting {
     }
 }
 
-/// The stage directory of a data set in an object store, journal and all.
-fn uploaded(data: &DataSet) -> Counting {
-    let store = Counting::default();
-    let put = |name: &str, bytes: Vec<u8>| {
-        let path = object_store::path::Path::from("runs/one/tokens").join(name);
-        futures::executor::block_on(store.inner.put(&path, bytes.into())).unwrap();
-    };
+/// The journal of the stage of a data set.
+fn journal(data: &DataSet) -> Vec<u8> {
     let mut journal = Vec::new();
     for shard in &data.shards {
-        let name = part_name(shard.index);
         let file = pipeline::shard::FileEntry {
-            path: name.clone().into(),
+            path: part_name(shard.index).into(),
             rows: shard.rows,
             bytes: shard.bytes,
             xxh3: shard.xxh3,
@@ -646,9 +738,37 @@ fn uploaded(data: &DataSet) -> Counting {
         };
         journal.extend(serde_json::to_vec(&entry).unwrap());
         journal.push(b'\n');
-        put(&name, fs::read(&shard.path).unwrap());
     }
-    put("journal.jsonl", journal);
+    journal
+}
+
+/// The manifest of the stage of a data set.
+fn manifest(data: &DataSet, state: StageState) -> Manifest {
+    Manifest {
+        format: 1,
+        stage: "tokens".into(),
+        fingerprint: Digest::of(b""),
+        version: 1,
+        config: serde_json::Value::Null,
+        inputs: BTreeMap::new(),
+        tasks: data.shards.len() as u32,
+        state,
+        totals: Default::default(),
+        notes: serde_json::Value::Null,
+    }
+}
+
+/// The stage directory of a data set in an object store, journal and all.
+fn uploaded(data: &DataSet) -> Counting {
+    let store = Counting::default();
+    let put = |name: &str, bytes: Vec<u8>| {
+        let path = object_store::path::Path::from("runs/one/tokens").join(name);
+        futures::executor::block_on(store.inner.put(&path, bytes.into())).unwrap();
+    };
+    for shard in &data.shards {
+        put(&part_name(shard.index), fs::read(&shard.path).unwrap());
+    }
+    put("journal.jsonl", journal(data));
     store
 }
 
@@ -767,27 +887,11 @@ fn serve(dir: std::path::PathBuf) -> (std::net::SocketAddr, Arc<AtomicU64>) {
 
 #[test]
 fn batches_from_a_web_server_are_those_from_files() {
-    let store = uploaded(&LARGE);
-    let files = futures::executor::block_on(async {
-        let journal = object_store::path::Path::from("runs/one/tokens/journal.jsonl");
-        store.inner.get(&journal).await.unwrap().bytes().await.unwrap()
-    });
-    fs::write(LARGE.dir.path().join("journal.jsonl"), &files).unwrap();
+    fs::write(LARGE.dir.path().join("journal.jsonl"), journal(&LARGE)).unwrap();
     let (address, ranges) = serve(LARGE.dir.path().into());
     let location = Location::of_url(&format!("http://{address}")).unwrap();
-    let mut manifest = pipeline::Manifest {
-        format: 1,
-        stage: "tokens".into(),
-        fingerprint: Digest::of(b""),
-        version: 1,
-        config: serde_json::Value::Null,
-        inputs: BTreeMap::new(),
-        tasks: LARGE.shards.len() as u32,
-        state: pipeline::StageState::Running,
-        totals: Default::default(),
-        notes: serde_json::Value::Null,
-    };
-    let write = |manifest: &pipeline::Manifest| {
+    let mut manifest = manifest(&LARGE, StageState::Running);
+    let write = |manifest: &Manifest| {
         fs::write(LARGE.dir.path().join("manifest.json"), serde_json::to_vec(manifest).unwrap()).unwrap();
     };
     let refused = |config: &LoaderConfig| location.loader(config.clone()).err().unwrap().to_string();
@@ -797,7 +901,7 @@ fn batches_from_a_web_server_are_those_from_files() {
     write(&manifest);
     let error = refused(&config);
     assert!(error.contains("finish its run"), "{error}");
-    manifest.state = pipeline::StageState::Done;
+    manifest.state = StageState::Done;
     manifest.tasks += 1;
     write(&manifest);
     let error = refused(&config);

@@ -13,12 +13,12 @@ use futures::StreamExt;
 use pipeline::stage::tasks_per_shard;
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
-use super::{ENCODED, TOKENIZER, refuse_empty, tokenizer_path};
+use super::{ENCODED, TOKENIZER, refuse_empty, shard_metadata, tokenizer_path};
 use crate::config::TokenizeConfig;
 use crate::counts::TokenCounter;
 use crate::encoder::Encoder;
 use crate::functions::{encode, shuffle_key};
-use crate::shard::{ShardMetadata, TokenShardWriter};
+use crate::shard::TokenShardWriter;
 use crate::shuffle::Split;
 
 /// Columns: `shuffle_key` u64, `id`, `source`, `bytes` (of text) u64, `tokens` list of u16 or u32.
@@ -51,7 +51,7 @@ impl Stage for Encode {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -61,8 +61,10 @@ impl Stage for Encode {
     fn config(&self) -> Result<serde_json::Value> {
         self.config.validate()?;
         Ok(serde_json::json!({
-            "bos_token": self.config.add_bos.then_some(&self.config.tokenizer.bos_token),
+            "add_bos": self.config.add_bos,
+            "bos_token": self.config.tokenizer.bos_token,
             "eos_token": self.config.tokenizer.eos_token,
+            "pad_token": self.config.tokenizer.pad_token,
             "validation_fraction": self.config.validation_fraction,
             "seed": self.seed,
         }))
@@ -75,18 +77,18 @@ impl Stage for Encode {
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let encoder = self.encoder(&task.run)?;
-        let eos_id = encoder.token_id(&self.config.tokenizer.eos_token)?;
+        let metadata = shard_metadata(&encoder, &self.config.tokenizer, self.seed, None)?;
         let bos_id = match self.config.add_bos {
             true => Some(encoder.token_id(&self.config.tokenizer.bos_token)?),
             false => None,
         };
         let session = task.session();
         let key = shuffle_key(self.seed, self.config.validation_fraction);
-        let tokens = encode(encoder.clone(), Vec::from_iter(bos_id), vec![eos_id]);
+        let tokens = encode(encoder.clone(), Vec::from_iter(bos_id), vec![metadata.eos_id]);
         let plan = task.read(&session, &self.documents, task.index()).await?;
         let plan = plan
             .select(vec![
-                key.call(vec![col("id")]).alias("shuffle_key"),
+                key.call(vec![col("id"), col("text")]).alias("shuffle_key"),
                 col("id"),
                 col("source"),
                 cast(octet_length(col("text")), DataType::UInt64).alias("bytes"),
@@ -95,16 +97,6 @@ impl Stage for Encode {
             .sort(["source", "shuffle_key", "id"].map(|column| col(column).sort(true, false)).to_vec())?;
         let mut rows = plan.execute_stream().await?;
         let name = pipeline::shard::part_name(task.index());
-        let metadata = ShardMetadata {
-            tokenizer: encoder.digest(),
-            vocabulary_size: encoder.vocabulary_size(),
-            eos_id,
-            seed: self.seed,
-            source: None,
-            documents: 0,
-            tokens: 0,
-            row_groups: Vec::new(),
-        };
         let path = task.stage_dir().join(&name);
         let mut writer = TokenShardWriter::new(task.create_file(name)?, path, rows.schema(), metadata)?;
         let mut train = TokenCounter::new(encoder.vocabulary_size());

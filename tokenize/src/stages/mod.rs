@@ -18,7 +18,9 @@ use pipeline::{Result, RunContext, Stage};
 
 pub use statistics::TokenStatistics;
 
-use crate::config::TokenizeConfig;
+use crate::config::{TokenizeConfig, TokenizerConfig};
+use crate::encoder::Encoder;
+use crate::shard::ShardMetadata;
 use crate::shuffle::Split;
 
 /// Name of the stage that trains or copies the tokenizer.
@@ -39,12 +41,34 @@ pub const TOKEN_STATISTICS: &str = "token_statistics";
 pub fn token_stages(config: &TokenizeConfig, documents: &str, seed: u64) -> Vec<Arc<dyn Stage>> {
     let tokens = |name, split| Arc::new(tokens::Tokens { name, split, config: config.clone(), seed }) as Arc<dyn Stage>;
     vec![
-        Arc::new(tokenizer::TrainTokenizer { config: config.clone(), documents: documents.into(), seed }),
+        Arc::new(tokenizer::TrainTokenizer::new(config.clone(), documents.into(), seed)),
         Arc::new(encoded::Encode::new(config.clone(), documents.into(), seed)),
         tokens(TOKENS, Split::Train),
         tokens(TOKENS_VALIDATION, Split::Validation),
         Arc::new(statistics::Statistics),
     ]
+}
+
+/// What the footer of a token shard says before there are rows in it; `source` as there.
+fn shard_metadata(
+    encoder: &Encoder,
+    config: &TokenizerConfig,
+    seed: u64,
+    source: Option<String>,
+) -> Result<ShardMetadata> {
+    Ok(ShardMetadata {
+        tokenizer: encoder.digest(),
+        vocabulary_size: encoder.vocabulary_size(),
+        eos_id: encoder.token_id(&config.eos_token)?,
+        // A file that somebody else made need not have these.
+        bos_id: encoder.token_id(&config.bos_token).ok(),
+        pad_id: encoder.token_id(&config.pad_token).ok(),
+        seed,
+        source,
+        documents: 0,
+        tokens: 0,
+        row_groups: Vec::new(),
+    })
 }
 
 /// There is nothing to tokenize: better said here than by whoever divides by zero later.

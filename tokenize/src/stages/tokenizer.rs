@@ -1,7 +1,8 @@
 //! Stage `tokenizer`: one task that leaves a `tokenizer.json`.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::cast as cast_array;
@@ -11,7 +12,7 @@ use futures::StreamExt;
 use pipeline::digest::Digest;
 use pipeline::{Error, Event, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
-use super::{TOKENIZER, refuse_empty};
+use super::{TOKENIZER, refuse_empty, shard_metadata};
 use crate::config::TokenizeConfig;
 use crate::encoder::Encoder;
 use crate::sample::Sample;
@@ -25,9 +26,11 @@ const FEED: usize = 1024;
 
 /// Trains a tokenizer on a sample of the documents, or takes the one of the recipe.
 pub(super) struct TrainTokenizer {
-    pub config: TokenizeConfig,
-    pub documents: String,
-    pub seed: u64,
+    config: TokenizeConfig,
+    documents: String,
+    seed: u64,
+    /// Checksum of the file of the recipe that was looked into: settings are asked for several times.
+    checked: OnceLock<Digest>,
 }
 
 #[async_trait]
@@ -37,7 +40,7 @@ impl Stage for TrainTokenizer {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -52,7 +55,7 @@ impl Stage for TrainTokenizer {
         let tokenizer = &self.config.tokenizer;
         Ok(match &tokenizer.path {
             Some(path) => {
-                let digest = Digest::of_file(path).map_err(|e| Error::io(path, e))?;
+                let digest = self.check_file(path)?;
                 serde_json::json!({ "file": digest })
             }
             None => serde_json::json!({
@@ -83,12 +86,17 @@ impl Stage for TrainTokenizer {
         let path = task.stage_dir().join(FILE);
         let encoder = Encoder::from_bytes(&json, self.config.tokenizer.path.as_ref().unwrap_or(&path))?;
         notes["vocabulary_size"] = encoder.vocabulary_size().into();
-        for (role, token) in
-            [("eos_id", &self.config.tokenizer.eos_token), ("bos_id", &self.config.tokenizer.bos_token)]
-        {
-            if role == "eos_id" || self.config.add_bos {
-                notes[role] = encoder.token_id(token)?.into();
+        let metadata = shard_metadata(&encoder, &self.config.tokenizer, self.seed, None)?;
+        notes["eos_id"] = metadata.eos_id.into();
+        for (role, id) in [("bos_id", metadata.bos_id), ("pad_id", metadata.pad_id)] {
+            if let Some(id) = id {
+                notes[role] = id.into();
             }
+        }
+        notes["fast"] = encoder.is_fast().into();
+        if let Some(reason) = encoder.slow_because() {
+            let path = encoder.path().display();
+            tracing::warn!("{path}: texts are encoded by the `tokenizers` crate, several times slower: {reason}");
         }
         let mut file = task.create_file(FILE)?;
         file.write_all(&json).map_err(|e| Error::io(&path, e))?;
@@ -98,6 +106,30 @@ impl Stage for TrainTokenizer {
 }
 
 impl TrainTokenizer {
+    pub fn new(config: TokenizeConfig, documents: String, seed: u64) -> Self {
+        Self { config, documents, seed, checked: OnceLock::new() }
+    }
+
+    /// The checksum of the file of the recipe, which has to be a tokenizer that has the tokens documents are put
+    /// between: better said before hours of curation than after them.
+    fn check_file(&self, path: &Path) -> crate::Result<Digest> {
+        let config = &self.config.tokenizer;
+        let fault = |reason: String| crate::Error::config("tokenizer.path", reason);
+        let bytes = std::fs::read(path).map_err(|e| fault(format!("{}: {e}", path.display())))?;
+        let digest = Digest::of(&bytes);
+        if self.checked.get() == Some(&digest) {
+            return Ok(digest);
+        }
+        let encoder = Encoder::from_bytes(&bytes, path).map_err(|e| fault(e.to_string()))?;
+        let bos = self.config.add_bos.then_some(("bos_token", &config.bos_token));
+        for (key, token) in [("eos_token", &config.eos_token)].into_iter().chain(bos) {
+            encoder.token_id(token).map_err(|e| crate::Error::config(&format!("tokenizer.{key}"), e.to_string()))?;
+        }
+        // A file that changes meanwhile is looked into each time.
+        let _ = self.checked.set(digest);
+        Ok(digest)
+    }
+
     /// The trained `tokenizer.json`, the number of documents it was trained on, and notes.
     async fn train(&self, task: &TaskContext) -> Result<(Vec<u8>, u64, serde_json::Value)> {
         let config = &self.config.tokenizer;
@@ -152,7 +184,7 @@ impl TrainTokenizer {
         let (sources, texts) = (sources.as_string_view(), texts.as_string_view());
         for row in 0..batch.num_rows() {
             let id: [u8; 16] = ids.value(row).try_into().map_err(|_| wrong())?;
-            if !is_held_out(&id, self.config.validation_fraction) {
+            if !is_held_out(texts.value(row), self.config.validation_fraction) {
                 sample.offer(id, sources.value(row), texts.value(row));
             }
         }

@@ -13,11 +13,11 @@ use pipeline::shard::{ShardWriter, part_name};
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
-use super::{ENCODED, TOKENIZER, tokenizer_path};
+use super::{ENCODED, TOKENIZER, shard_metadata, tokenizer_path};
 use crate::config::TokenizeConfig;
 use crate::counts::{Counts, SourceCounts, TokenCounter};
 use crate::encoder::Encoder;
-use crate::shard::{ShardMetadata, TokenShardWriter};
+use crate::shard::TokenShardWriter;
 use crate::shuffle::Split;
 
 /// Columns: `id`, `source`, `bytes` (of text) u64, `tokens` list of u16 or u32. Beside every shard,
@@ -47,7 +47,7 @@ impl Stage for Tokens {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -102,16 +102,7 @@ impl Stage for Tokens {
             .select_columns(&["id", "source", "bytes", "tokens"])?;
         let mut rows = plan.execute_stream().await?;
         let name = part_name(task.index());
-        let metadata = ShardMetadata {
-            tokenizer: encoder.digest(),
-            vocabulary_size: encoder.vocabulary_size(),
-            eos_id: encoder.token_id(&self.config.tokenizer.eos_token)?,
-            seed: self.seed,
-            source: Some(source),
-            documents: 0,
-            tokens: 0,
-            row_groups: Vec::new(),
-        };
+        let metadata = shard_metadata(&encoder, &self.config.tokenizer, self.seed, Some(source))?;
         let path = task.stage_dir().join(&name);
         let mut writer = TokenShardWriter::new(task.create_file(&name)?, path, rows.schema(), metadata)?;
         let mut counter = TokenCounter::new(encoder.vocabulary_size());

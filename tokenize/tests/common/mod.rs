@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use pipeline::document::document_id;
 use pipeline::stage::Output;
 use pipeline::{Result, RowsRead, RunContext, RunOptions, Runner, Stage, Task, TaskContext, TaskReport};
+use tokenize::train::Trainer;
 use tokenize::{TokenizeConfig, TokenizerConfig};
 
 pub const SPEECHES: &str = include_str!("../fixtures/inaugural_addresses.txt");
@@ -134,18 +135,46 @@ pub fn texts(path: &Path) -> Box<dyn Iterator<Item = String>> {
     Box::new(text.split("WARC/1.").map(String::from).collect::<Vec<_>>().into_iter())
 }
 
-/// A Python that has these modules: `FULGURITE_PYTHON`, or else `python3`. Without one the reason is printed.
+/// A Python that has these modules: `FULGURITE_PYTHON`, or else `python3`. Where the latter has not, the reason is
+/// printed; who names a Python wants it asked.
 pub fn python(modules: &str) -> Option<std::ffi::OsString> {
-    let python = std::env::var_os("FULGURITE_PYTHON").unwrap_or_else(|| "python3".into());
-    match std::process::Command::new(&python).args(["-c", &format!("import {modules}")]).output() {
+    let named = std::env::var_os("FULGURITE_PYTHON");
+    let python = named.clone().unwrap_or_else(|| "python3".into());
+    let reason = match std::process::Command::new(&python).args(["-c", &format!("import {modules}")]).output() {
         Ok(output) if output.status.success() => return Some(python),
-        Ok(_) => {
-            let packages = modules.replace(',', "");
-            eprintln!("not checked: this Python has not all of {packages} (pip install them, or set FULGURITE_PYTHON)");
-        }
-        Err(error) => eprintln!("not checked: there is no Python here ({error})"),
-    }
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim_end().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    assert!(named.is_none(), "FULGURITE_PYTHON: {python:?} cannot import {modules}: {reason}");
+    let packages = modules.replace(',', "");
+    eprintln!("not checked: python3 cannot import {packages} (pip install them, or set FULGURITE_PYTHON): {reason}");
     None
+}
+
+/// Ids of the two tokens of [`far_tokens`].
+pub const FAR: [u32; 2] = [70_000, 70_001];
+/// A text that is one token there.
+pub const FAR_TEXT: &str = "United States";
+
+/// Settings with a tokenizer of `dir` whose ids do not fit 16 bits: the small one, with a special token at the end of
+/// documents and one that is not special, both far behind the others.
+pub fn far_tokens(dir: &Path) -> TokenizeConfig {
+    let mut config = config();
+    let mut trainer = Trainer::new(&config.tokenizer).unwrap();
+    trainer.feed(&[SPEECHES, DECLARATION]);
+    let json = trainer.finish(|_| true).unwrap().unwrap().to_string(false).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    for (id, (content, special)) in FAR.into_iter().zip([("<|far|>", true), (FAR_TEXT, false)]) {
+        // `tokenizers` numbers an added token itself, unless the model has it.
+        json["model"]["vocab"][content] = id.into();
+        json["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({"id": id, "content": content,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": special}));
+    }
+    let path = dir.join("far.json");
+    std::fs::write(&path, json.to_string()).unwrap();
+    config.tokenizer.path = Some(path);
+    config.tokenizer.eos_token = "<|far|>".into();
+    config
 }
 
 /// A small vocabulary, an eighth held out, and shards of some thousand tokens.
