@@ -84,7 +84,7 @@ pub enum Command {
     Evaluate(Evaluate),
     /// Write a checkpoint in the published (Hugging Face) layout
     Export(Export),
-    /// Check what this machine offers: cores, memory, disk, CUDA libraries
+    /// Check what this machine offers: cores, memory, CUDA libraries, what its GPUs reach
     Doctor(Doctor),
     /// Measure the kernels of this machine's GPU
     Bench {

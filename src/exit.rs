@@ -33,12 +33,15 @@ fn interrupted(error: &(dyn std::error::Error + 'static)) -> bool {
 fn wrong_usage(error: &(dyn std::error::Error + 'static)) -> bool {
     error.is::<Usage>()
         || matches!(error.downcast_ref(), Some(pipeline::Error::Recipe(_) | pipeline::Error::Setting { .. }))
-        || matches!(error.downcast_ref(), Some(train::Error::NoModel { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(train::Error::NoModel { .. } | train::Error::Config { .. } | train::Error::Device { .. })
+        )
 }
 
 /// A command line that cannot be read, or one that asks for help.
 pub fn usage(error: &clap::Error) -> ExitCode {
-    let mut arguments = std::env::args().peekable();
+    let mut arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).peekable();
     let mut json = false;
     while let Some(argument) = arguments.next() {
         json |= argument == "--log-format=json"

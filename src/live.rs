@@ -153,17 +153,16 @@ fn plot(losses: &[(u64, f64)]) -> String {
     const EIGHTHS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let mut text = String::new();
     for row in (0..ROWS).rev() {
-        let label = match row {
+        let mut line = match row {
             0 => format!("{low:>8.3} "),
             _ if row == ROWS - 1 => format!("{high:>8.3} "),
             _ => " ".repeat(9),
         };
-        text += &label;
         for mean in &means {
             let eighths = mean.map_or(0.0, |mean| (mean - low) / range * (8 * ROWS - 1) as f64 + 1.0);
-            text.push(EIGHTHS[(eighths - 8.0 * row as f64).clamp(0.0, 8.0) as usize]);
+            line.push(EIGHTHS[(eighths - 8.0 * row as f64).clamp(0.0, 8.0) as usize]);
         }
-        text = text.trim_end().to_string();
+        text += line.trim_end();
         if row > 0 {
             text.push('\n');
         }

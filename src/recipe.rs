@@ -26,7 +26,7 @@ pub struct Recipe {
     /// What it is, for people.
     #[serde(default)]
     pub description: String,
-    /// Seed of the shuffle and of the training run.
+    /// Seed of the shuffle and the sampling; training has `train.seed`, and what is held out depends on no seed.
     #[serde(default)]
     pub seed: u64,
     /// Directory that input paths are relative to: the recipe's own, unless given.
@@ -124,11 +124,12 @@ impl Recipe {
 
     /// What no single table can see: the key to change, and why.
     fn check(&self) -> Result<(), (&'static str, String)> {
-        if let Some(wrong) = self.name.chars().find(|c| !(c.is_alphanumeric() || "-_.".contains(*c))) {
-            return Err(("name", format!("{wrong:?} cannot be in the name of a directory")));
-        }
-        if self.name.trim_matches('.').is_empty() {
-            return Err(("name", format!("{:?} cannot be the name of a directory", self.name)));
+        check_name(&self.name).map_err(|reason| ("name", reason))?;
+        if let (Some(tokenize), Some(train)) = (&self.tokenize, &self.train) {
+            let (ids, places) = (tokenize.tokenizer.rounded_vocab_size() as usize, train.model.vocab_size);
+            if tokenize.tokenizer.path.is_none() && (1..ids).contains(&places) {
+                return Err(("train.model.vocab_size", format!("{places} is less than the tokenizer's {ids} ids")));
+            }
         }
         if let Some(sample) = &self.sample {
             if !(sample.temperature >= 0.0 && sample.temperature.is_finite()) {
@@ -158,6 +159,20 @@ impl Recipe {
     /// The recipe with every default written out.
     pub fn resolved(&self) -> Result<String> {
         Ok(toml::to_string(self)?)
+    }
+}
+
+/// Whether a run may be called so: its directory is.
+///
+/// # Errors
+/// What cannot be in the name.
+pub fn check_name(name: &str) -> Result<(), String> {
+    if let Some(wrong) = name.chars().find(|c| !(c.is_alphanumeric() || "-_.".contains(*c))) {
+        return Err(format!("{wrong:?} cannot be in the name of a directory"));
+    }
+    match name.trim_matches('.').is_empty() {
+        true => Err(format!("{name:?} cannot be the name of a directory")),
+        false => Ok(()),
     }
 }
 

@@ -3,9 +3,12 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
+
+use pipeline::digest::Digest;
 
 use support::{fulgurite, outputs, root, small_recipe, succeed};
 
@@ -127,6 +130,24 @@ fn a_line_of_a_gigabyte_is_passed_over_in_little_memory() {
     assert!(peak_kib < 500 << 10, "{peak_kib} KiB for a line of 1 GiB");
 }
 
+/// The small recipe as far as its curated shards.
+fn curate(recipe: &Path, dir: &Path) -> Command {
+    let mut command = fulgurite();
+    command.args(["run", "-q", "--threads", "2", "--until", "curate", "--run-dir"]).arg(dir).arg(recipe);
+    command
+}
+
+/// The run stopped at a full disk; `continued`, with room, ended, and `found` is what an undisturbed run writes.
+fn is_told_and_mended(full: Output, continued: Output, found: &BTreeMap<PathBuf, Digest>, recipe: &Path, work: &Path) {
+    let text = String::from_utf8(full.stderr).unwrap();
+    assert_eq!(full.status.code(), Some(1), "{text}");
+    assert!(text.contains("no space left"), "{text}");
+    assert!(continued.status.success(), "{}", String::from_utf8_lossy(&continued.stderr));
+    let whole = work.join("whole");
+    succeed(&mut curate(recipe, &whole));
+    assert_eq!(*found, outputs(&whole));
+}
+
 #[test]
 fn a_full_disk_stops_the_run_and_room_lets_it_go_on() {
     let work = tempfile::tempdir().unwrap();
@@ -138,23 +159,31 @@ fn a_full_disk_stops_the_run_and_room_lets_it_go_on() {
         other => return println!("not run: a small file system cannot be mounted here: {other:?}"),
     }
     let recipe = small_recipe(work.path());
-    let curate = |dir: &Path| {
-        let mut command = fulgurite();
-        command.args(["run", "-q", "--threads", "2", "--until", "curate", "--run-dir"]).arg(dir).arg(&recipe);
-        command
-    };
     let run_dir = disk.join("run");
-    let full = curate(&run_dir).output().unwrap();
-    let text = String::from_utf8(full.stderr).unwrap();
+    let full = curate(&recipe, &run_dir).output().unwrap();
     let remounted = mount("remount,size=64m").unwrap();
-    let continued = curate(&run_dir).output().unwrap();
-    let whole = work.path().join("whole");
-    succeed(&mut curate(&whole));
-    let found = if continued.status.success() { Some(outputs(&run_dir)) } else { None };
+    let continued = curate(&recipe, &run_dir).output().unwrap();
+    let found = outputs(&run_dir);
     Command::new("umount").arg(&disk).status().unwrap();
     assert!(remounted.status.success());
-    assert_eq!(full.status.code(), Some(1), "{text}");
-    assert!(text.contains("no space left"), "{text}");
-    assert!(continued.status.success(), "{}", String::from_utf8_lossy(&continued.stderr));
-    assert_eq!(found.unwrap(), outputs(&whole));
+    is_told_and_mended(full, continued, &found, &recipe, work.path());
+}
+
+/// The same where nothing can be mounted: no file may grow beyond 16 KiB, and a process that ignores SIGXFSZ is told so
+/// by the write.
+#[test]
+fn a_limit_on_the_size_of_files_is_a_full_disk() {
+    let work = tempfile::tempdir().unwrap();
+    let recipe = small_recipe(work.path());
+    let run_dir = work.path().join("run");
+    let plain = curate(&recipe, &run_dir);
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 32; exec \"$@\"", "sh"])
+        .arg(plain.get_program())
+        .args(plain.get_args());
+    limited.env_remove("RUST_LOG").env("NO_COLOR", "1");
+    let full = limited.output().unwrap();
+    let continued = curate(&recipe, &run_dir).output().unwrap();
+    is_told_and_mended(full, continued, &outputs(&run_dir), &recipe, work.path());
 }

@@ -3,7 +3,13 @@
 
 mod support;
 
-use support::{fulgurite, small_recipe, succeed};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use support::{fulgurite, nothing_was_done_twice, outputs, root, small_recipe, succeed};
 
 fn failure(args: &[&str]) -> (i32, String) {
     let output = fulgurite().args(args).output().unwrap();
@@ -33,6 +39,29 @@ fn wrong_usage_is_two() {
         assert_eq!(code, 2, "{args:?}: {text}");
         assert!(text.contains(missing), "{args:?}: {text}");
     }
+    // So is a device that is not there; the model is not read.
+    let model = tempfile::tempdir().unwrap();
+    for name in ["model.safetensors", "tokenizer.json"] {
+        std::fs::write(model.path().join(name), "").unwrap();
+    }
+    let path = model.path().to_str().unwrap();
+    let (code, text) = failure(&["generate", "--prompt", "x", "--device", "cuda:9", "--checkpoint", path]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("device cuda:9"), "{text}");
+}
+
+#[test]
+fn an_argument_that_is_not_utf_8_is_no_panic() {
+    let odd = OsStr::from_bytes(b"odd-\xff");
+    let refused = fulgurite().arg(odd).output().unwrap();
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{text}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = small_recipe(dir.path());
+    let mut command = fulgurite();
+    command.arg("run").arg(&path).args(["--dry-run", "--json", "--run-dir"]).arg(dir.path().join(odd));
+    let plan: serde_json::Value = serde_json::from_slice(&succeed(&mut command).stdout).unwrap();
+    assert!(plan["run_dir"].as_str().unwrap().ends_with("odd-\u{fffd}"), "{plan}");
 }
 
 #[test]
@@ -56,6 +85,9 @@ fn what_a_recipe_cannot_mean_is_refused_with_its_line() {
         ("split_bytes = 60000", "split_bytes = 0", "split_bytes = 0"),
         ("paths = [\"docs.jsonl.gz\"]", "paths = [\"dogs.jsonl.gz\"]", "paths = [\"dogs.jsonl.gz\"]"),
         ("[\"gopher_quality\"]", "[\"gofer\"]", "profiles = [\"gofer\"]"),
+        ("[exact]", "[exact]\nby = [{ sql = \"lenght(url)\" }]", "by = [{ sql = \"lenght(url)\" }]"),
+        ("[exact]", "[exact]\nkeep = { lowest = \"nothing\" }", "keep = { lowest = \"nothing\" }"),
+        ("[near]", "[near]\nkeep = { highest = \"word_cont\" }", "keep = { highest = \"word_cont\" }"),
         ("[near]", "[near]\nbands = 0", "bands = 0"),
         ("vocab_size = 512", "vocab_size = 5", "vocab_size = 5"),
         ("steps = 24", "steps = 2", "warmup_steps = 4"),
@@ -73,6 +105,31 @@ fn what_a_recipe_cannot_mean_is_refused_with_its_line() {
         }
         assert!(!run.join("ingest/journal.jsonl").exists(), "{to}: found out after work was done");
     }
+    // Signals can decide which copy survives.
+    std::fs::write(&path, good).unwrap();
+    let sets = ["--set", "exact.keep={ highest = \"word_count\" }", "--set", "near.keep={ lowest = \"hash_ratio\" }"];
+    succeed(fulgurite().arg("run").arg(&path).args(sets).arg("--dry-run"));
+}
+
+#[test]
+fn until_names_a_stage_and_cuts_the_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = small_recipe(dir.path());
+    let run = dir.path().join("run");
+    let (recipe, run_dir) = (path.to_str().unwrap(), run.to_str().unwrap());
+    for more in [None, Some("--dry-run")] {
+        let mut args = vec!["run", recipe, "--run-dir", run_dir, "--until", "nothing"];
+        args.extend(more);
+        let (code, text) = failure(&args);
+        assert_eq!(code, 2, "{text}");
+        assert!(text.contains("no stage is called nothing; there are ingest, signals"), "{text}");
+        assert!(!run.exists(), "{more:?}");
+    }
+    let output =
+        succeed(fulgurite().args(["run", recipe, "--run-dir", run_dir, "--dry-run", "--json", "--until", "filter"]));
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let stages: Vec<&str> = plan["stages"].as_array().unwrap().iter().map(|s| s["stage"].as_str().unwrap()).collect();
+    assert_eq!(stages, ["ingest", "signals", "filter"]);
 }
 
 #[test]
@@ -198,6 +255,11 @@ fn a_recipe_beside_the_caller_runs_and_foreign_directories_are_left_alone() {
 fn version_names_the_commit_and_completions_complete() {
     let version = String::from_utf8(succeed(fulgurite().arg("--version")).stdout).unwrap();
     assert!(version.starts_with("fulgurite 0."), "{version}");
+    let head = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root()).output();
+    if root().join(".git").exists() && head.is_ok_and(|output| output.status.success()) {
+        let commit = version.trim_end().strip_suffix(')').and_then(|text| Some(text.split_once(" (")?.1)).unwrap();
+        assert!(commit.len() >= 10 && commit.bytes().all(|b| b.is_ascii_hexdigit()), "{version}");
+    }
     for shell in ["bash", "zsh", "fish"] {
         let script = String::from_utf8(succeed(fulgurite().args(["completions", shell])).stdout).unwrap();
         assert!(script.contains("--dry-run") || script.contains("dry-run"), "{shell}");
@@ -205,31 +267,79 @@ fn version_names_the_commit_and_completions_complete() {
 }
 
 #[test]
+fn verbosity_and_rust_log_choose_what_is_logged() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.txt"), "One text.").unwrap();
+    let recipe = dir.path().join("r.toml");
+    std::fs::write(&recipe, "name = \"r\"\n[ingest]\n[[ingest.inputs]]\nsource = \"a\"\npaths = [\"a.txt\"]\n")
+        .unwrap();
+    // What the query engine says of its plans.
+    let says_debug = |more: &[&str], rust_log: Option<&str>| {
+        let run = tempfile::tempdir().unwrap();
+        let mut command = fulgurite();
+        command.arg("run").arg(&recipe).arg("--run-dir").arg(run.path()).args(more);
+        command.envs(rust_log.map(|level| ("RUST_LOG", level)));
+        String::from_utf8(succeed(&mut command).stderr).unwrap().contains("DEBUG datafusion")
+    };
+    assert!(!says_debug(&[], None));
+    assert!(!says_debug(&["-v"], None));
+    assert!(says_debug(&["-vvv"], None));
+    assert!(says_debug(&[], Some("debug")));
+    assert!(!says_debug(&["-vvv"], Some("error")));
+}
+
+/// Starts `command`, sends it `signal` once `begun` has something in it, and waits for its end.
+fn interrupted(command: &mut Command, signal: &str, begun: &Path) -> Output {
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let started = Instant::now();
+    while std::fs::metadata(begun).map_or(0, |file| file.len()) == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
+        assert!(started.elapsed().as_secs() < 300, "{} did not come", begun.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    child.wait_with_output().unwrap()
+}
+
+#[test]
 fn sigterm_stops_after_a_commit_with_143() {
     let dir = tempfile::tempdir().unwrap();
     let path = small_recipe(dir.path());
     let run = dir.path().join("run");
-    let mut child = fulgurite()
-        .args(["run", "-q", "--device", "cpu", "--set", "train.steps=100000", "--run-dir"])
-        .arg(&run)
-        .arg(&path)
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    let metrics = run.join("train/metrics.jsonl");
-    let started = std::time::Instant::now();
-    while !metrics.exists() || std::fs::metadata(&metrics).unwrap().len() == 0 {
-        assert!(child.try_wait().unwrap().is_none(), "the run ended early");
-        assert!(started.elapsed().as_secs() < 300, "training did not start");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    let status = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
-    let output = child.wait_with_output().unwrap();
+    let mut command = fulgurite();
+    command.args(["run", "-q", "--device", "cpu", "--set", "train.steps=100000", "--run-dir"]).arg(&run).arg(&path);
+    let output = interrupted(&mut command, "-TERM", &run.join("train/metrics.jsonl"));
     assert_eq!(output.status.code(), Some(143), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(String::from_utf8_lossy(&output.stderr).contains("run the same command again"));
     let status = succeed(fulgurite().arg("status").arg(&run).arg("--json"));
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
     let train = status.as_array().unwrap().iter().find(|s| s["stage"] == "train").unwrap();
     assert_eq!(train["state"], "running");
+}
+
+#[test]
+fn sigint_stops_curation_with_130_and_what_is_committed_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = small_recipe(dir.path());
+    let near = |run: &Path| {
+        let mut command = fulgurite();
+        command.args(["run", "-q", "--threads", "2", "--until", "near", "--run-dir"]).arg(run).arg(&path);
+        command
+    };
+    let run = dir.path().join("run");
+    let output = interrupted(&mut near(&run), "-INT", &run.join("ingest/journal.jsonl"));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(text.contains("run the same command again"), "{text}");
+    let (committed, faults) = pipeline::Journal::inspect(&run.join("ingest")).unwrap();
+    assert!(!committed.is_empty() && faults.is_empty(), "{faults:?}");
+    let plan = succeed(near(&run).arg("--dry-run"));
+    let plan = String::from_utf8(plan.stdout).unwrap();
+    assert!(plan.contains("fresh") && !plan.contains("missing") && !plan.contains("checksum"), "{plan}");
+    succeed(&mut near(&run));
+    nothing_was_done_twice(&run);
+    let whole = dir.path().join("whole");
+    succeed(&mut near(&whole));
+    assert_eq!(outputs(&run), outputs(&whole));
 }

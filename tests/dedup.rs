@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use support::{fulgurite, outputs, succeed};
+use support::{fulgurite, nothing_was_done_twice, outputs, succeed};
 
 /// Every stage behind the documents, in order.
 const STAGES: [&str; 25] = [
@@ -185,6 +185,7 @@ fn killed_in_every_phase_of_deduplication_the_outputs_are_those_of_a_whole_run()
         println!("{threads} threads: killed within {} stages: {}", unfinished.len(), unfinished.join(", "));
         assert!(unfinished.len() >= 8, "the kills came too late to say much");
         succeed(&mut run(&recipe, &dir, threads));
+        nothing_was_done_twice(&dir);
         assert_eq!(outputs(&dir), expected, "{threads} threads");
     }
 }

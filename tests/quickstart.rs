@@ -6,7 +6,7 @@ mod support;
 
 use std::path::Path;
 
-use support::{fulgurite, root, succeed};
+use support::{fulgurite, root, small_recipe, succeed};
 
 fn json(output: std::process::Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
@@ -61,6 +61,10 @@ fn questions_have_answers(run: &Path, curated: u64) {
     // Every survivor of a duplicate is a document that was not itself dropped as one.
     let orphans = "select count(*) as n from exact_dropped d where d.survivor in (select ordinal from exact_dropped)";
     assert_eq!(sql(orphans)[0]["n"], 0);
+    let tables = String::from_utf8(succeed(fulgurite().arg("sql").arg(run).arg("--json")).stdout).unwrap();
+    let tables: Vec<serde_json::Value> = tables.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let selection = tables.iter().find(|t| t["table"] == "near").unwrap();
+    assert_eq!(selection["columns"], serde_json::json!(["id", "ordinal"]));
     let error = fulgurite().arg("sql").arg(run).arg("select * from nothing").output().unwrap();
     assert_eq!(error.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&error.stderr).contains("tables: ingest"));
@@ -123,6 +127,16 @@ fn a_checkpoint_exports_evaluates_and_generates(run: &Path, work: &Path) {
     assert_eq!(streamed, format!("The sea{}\n", whole["text"].as_str().unwrap()));
     assert_eq!(streamed, generate(&["--top-k", "1"]));
 
+    // What no model can be asked for is wrong usage.
+    for (wrong, key) in [("--temperature=-1", "temperature"), ("--top-p=0", "top_p")] {
+        let mut command = fulgurite();
+        let refused =
+            command.args(["generate", "--prompt", "x", wrong, "--checkpoint"]).arg(&exported).output().unwrap();
+        let text = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(2), "{wrong}: {text}");
+        assert!(text.contains(key), "{wrong}: {text}");
+    }
+
     let weights = checkpoints.join("step-000024/model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     let last = bytes.len() - 1;
@@ -137,4 +151,30 @@ fn a_checkpoint_exports_evaluates_and_generates(run: &Path, work: &Path) {
     let missing = work.join("no.json");
     let wrong = fulgurite().arg("evaluate").arg("--model").arg(&exported).arg("--ids").arg(&missing).output().unwrap();
     assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[test]
+fn a_trained_model_knows_more_than_how_often_each_token_is() {
+    let work = tempfile::tempdir().unwrap();
+    let run = work.path().join("run");
+    let mut command = fulgurite();
+    command.args(["run", "-q", "--device", "cpu", "--run-dir"]).arg(&run).arg(small_recipe(work.path()));
+    for set in [
+        "train.steps=250",
+        "train.batch=16",
+        "train.sequence_length=64",
+        "train.checkpoint_every_steps=250",
+        "train.evaluation.every_steps=0",
+        "train.schedule.warmup_steps=20",
+        "train.optimizer.peak_learning_rate=3e-3",
+        "train.model.decoder_embed_dim=64",
+    ] {
+        command.args(["--set", set]);
+    }
+    succeed(&mut command);
+    let manifest = std::fs::read(run.join("train/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let note = |name: &str| manifest["notes"][name].as_f64().unwrap();
+    let (loss, entropy) = (note("loss"), note("unigram_entropy"));
+    assert!(loss > 0.0 && loss < entropy, "loss {loss}, unigram entropy {entropy}");
 }

@@ -8,7 +8,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use support::{fulgurite, outputs, small_recipe, succeed};
+use support::{fulgurite, nothing_was_done_twice, outputs, small_recipe, succeed};
 
 const KILLS: u32 = 20;
 
@@ -68,6 +68,7 @@ fn killed_twenty_times_at_random_moments_the_outputs_are_those_of_a_whole_run() 
     }
     println!("{kills} kills over {} runs", finished + 1);
     succeed(&mut run(&recipe, &killed, 4));
+    nothing_was_done_twice(&killed);
     assert_eq!(outputs(&killed), expected, "seed {seed}");
 
     // All is done: nothing is touched again.

@@ -59,7 +59,10 @@ pub fn doctor(args: &Doctor) -> Result<()> {
     Ok(())
 }
 
-fn gpu(index: usize, tell: &mut dyn FnMut(&str, Result<String, String>) -> Result<()>) -> Result<()> {
+/// Takes what was looked at, and what was found or what to do about it.
+type Tell<'a> = dyn FnMut(&str, Result<String, String>) -> Result<()> + 'a;
+
+fn gpu(index: usize, tell: &mut Tell<'_>) -> Result<()> {
     let facts = cuda::device_facts(index as u32).map_err(|e| e.to_string());
     let told = facts.as_ref().map(|facts| {
         format!(

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -61,8 +62,8 @@ pub fn generate(args: &Generate) -> Result<()> {
     Ok(())
 }
 
-/// The samples of a recipe.
-pub fn samples(checkpoint: &Path, sample: &SampleConfig, device: &str) -> Result<Vec<Text>> {
+/// The samples of a recipe, unless `stop` is set before they are written.
+pub fn samples(checkpoint: &Path, sample: &SampleConfig, device: &str, stop: &AtomicBool) -> Result<Vec<Text>> {
     let writer = Writer::load(checkpoint, None, device, 1)?;
     let config = GenerateConfig {
         max_tokens: sample.max_tokens,
@@ -72,15 +73,23 @@ pub fn samples(checkpoint: &Path, sample: &SampleConfig, device: &str) -> Result
         seed: sample.seed,
         ..writer.config()
     };
-    sample.prompts.iter().map(|prompt| writer.write(prompt, &config, |_| Ok(()))).collect()
+    let stopped = || stop.load(Ordering::Relaxed);
+    let go_on = |_: &str| -> std::io::Result<()> {
+        if stopped() { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    };
+    let texts: Result<Vec<Text>> = sample.prompts.iter().map(|prompt| writer.write(prompt, &config, go_on)).collect();
+    match texts {
+        Err(_) if stopped() => Err(pipeline::Error::Interrupted.into()),
+        texts => texts,
+    }
 }
 
 /// A model in the form that its device has.
 enum Loaded {
     /// float32.
-    Model(Model),
+    Model(Box<Model>),
     /// bf16 on CUDA.
-    Decoder(RefCell<Decoder>),
+    Decoder(Box<RefCell<Decoder>>),
 }
 
 /// A model and its tokenizer.
@@ -96,8 +105,8 @@ fn load(directory: &Path, device: &train::device::Device, rows: usize) -> Result
     let (config, values) = train::published::read(directory)?;
     let decoder = Decoder::new(&config, &values, rows, device);
     let loaded = match decoder {
-        Ok(decoder) => Loaded::Decoder(RefCell::new(decoder)),
-        Err(_) => Loaded::Model(Model::from_values(&config, values, device)?),
+        Ok(decoder) => Loaded::Decoder(Box::new(RefCell::new(decoder))),
+        Err(_) => Loaded::Model(Box::new(Model::from_values(&config, values, device)?)),
     };
     Ok((config, loaded))
 }

@@ -1,11 +1,12 @@
 //! `fulgurite run`
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use pipeline::manifest::replace_file;
 use pipeline::status::summaries;
-use pipeline::{RunContext, RunOptions, Runner, StagePlan, Verify};
+use pipeline::{RunContext, RunOptions, Runner, StagePlan, Verify, up_to};
 use train::device::DeviceChoice;
 
 use crate::cli::{self, Logging, Run};
@@ -22,7 +23,7 @@ pub fn run(args: &Run, logging: &Logging) -> Result<()> {
     let recipe = Recipe::load(&source)?;
     let dir = args.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&recipe.name));
     let stop = stop::on_signal()?;
-    let mut options = RunOptions { stop, observer: progress::observer(logging), ..RunOptions::new() };
+    let mut options = RunOptions { stop: stop.clone(), observer: progress::observer(logging), ..RunOptions::new() };
     options.threads = args.threads.map_or(options.threads, usize::from);
     options.memory_limit_bytes = args.memory_limit.map_or(options.memory_limit_bytes, |n| n as usize);
     options.verify = match args.verify {
@@ -38,21 +39,24 @@ pub fn run(args: &Run, logging: &Logging) -> Result<()> {
         device.select().map_err(|e| Usage(e.to_string()))?;
     }
     let stages = plan::stages(&recipe, device).map_err(|e| source.explain(e))?;
+    let until = args.until.as_deref();
+    // A wrong name is told before a directory is made for the run.
+    up_to(&stages, until)?;
     if args.dry_run {
         let runner = Runner::new(RunContext::look(&dir, options)?, stages).map_err(|e| source.explain(e))?;
-        let plan = runner.plan().map_err(|e| source.explain(e))?;
+        let plan = runner.plan(until).map_err(|e| source.explain(e))?;
         return dry_run(&plan, &dir, args.json);
     }
     let runner = Runner::new(RunContext::new(&dir, options)?, stages).map_err(|e| source.explain(e))?;
     replace_file(&dir.join("recipe.toml"), recipe.resolved()?.as_bytes())?;
-    runtime(Some(threads))?.block_on(runner.run(args.until.as_deref())).map_err(|e| source.explain(e))?;
+    runtime(Some(threads))?.block_on(runner.run(until)).map_err(|e| source.explain(e))?;
     drop(runner);
-    finish(args, &recipe, &dir)
+    finish(args, &recipe, &dir, &stop)
 }
 
 fn dry_run(stages: &[StagePlan], dir: &Path, json: bool) -> Result<()> {
     if json {
-        return output::json(&serde_json::json!({ "run_dir": dir, "stages": stages }));
+        return output::json(&serde_json::json!({ "run_dir": dir.display().to_string(), "stages": stages }));
     }
     let mut rows = vec![vec!["stage".to_string(), "plan".into()]];
     rows.extend(stages.iter().map(|s| vec![s.stage.clone(), s.status.to_string()]));
@@ -60,16 +64,17 @@ fn dry_run(stages: &[StagePlan], dir: &Path, json: bool) -> Result<()> {
 }
 
 /// The result: what every stage did, and what the model writes.
-fn finish(args: &Run, recipe: &Recipe, dir: &PathBuf) -> Result<()> {
+fn finish(args: &Run, recipe: &Recipe, dir: &Path, stop: &AtomicBool) -> Result<()> {
     let stages = summaries(dir)?;
     let trained = stages.iter().any(|s| s.stage == "train" && s.state == pipeline::StageState::Done);
     let mut samples = Vec::new();
     if let Some(sample) =
         recipe.sample.as_ref().filter(|_| trained && args.until.as_deref().is_none_or(|u| u == "train"))
     {
-        samples = generate::samples(&dir.join("train"), sample, &args.device)?;
+        samples = generate::samples(&dir.join("train"), sample, &args.device, stop)?;
     }
     if args.json {
+        let dir = dir.display().to_string();
         return output::json(&serde_json::json!({ "run_dir": dir, "stages": stages, "samples": samples }));
     }
     output::line(status::table(&stages))?;

@@ -31,7 +31,10 @@ pub fn sql(args: &Sql) -> Result<()> {
             for table in tables {
                 let columns: Vec<String> =
                     session.table(table.as_str()).await?.schema().fields().iter().map(|f| f.name().clone()).collect();
-                output::line(format!("{table}({})", columns.join(", ")))?;
+                output::line(match args.json {
+                    true => serde_json::json!({ "table": table, "columns": columns }).to_string(),
+                    false => format!("{table}({})", columns.join(", ")),
+                })?;
             }
             return Ok(());
         };

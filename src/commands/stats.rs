@@ -1,6 +1,7 @@
 //! `fulgurite stats`
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -11,6 +12,8 @@ use tokenize::{Encoder, TokenStatistics, tokenizer_path};
 
 use crate::cli::{Stats, StatsOf, StatsTokens};
 use crate::output::{self, bytes, thousands};
+use crate::recipe::Recipe;
+use crate::source::Source;
 
 /// Print figures.
 pub fn stats(args: &Stats) -> Result<()> {
@@ -28,14 +31,25 @@ struct TokenFacts {
 fn tokens(args: &StatsTokens) -> Result<()> {
     let statistics = TokenStatistics::load(&args.run)?;
     let vocabulary_size = Encoder::load(tokenizer_path(&args.run))?.vocabulary_size();
+    let settings = data_settings(&args.run)?;
     let report = |packing| {
-        let data = DataConfig { packing, ..DataConfig::default() };
+        let data = DataConfig { packing, ..settings.clone() };
         let config = LoaderConfig { sequence_length: args.sequence_length, data, ..LoaderConfig::default() };
         Loader::open_stage(&args.run.join(TOKENS), config)?.packing()
     };
     let packing = vec![report(Packing::Concatenate)?, report(Packing::BestFit)?];
     let facts = TokenFacts { vocabulary_size, statistics, packing };
     if args.json { output::json(&facts) } else { print(&facts) }
+}
+
+/// How the run makes sequences, but for the packing; by default where its recipe trains nothing.
+fn data_settings(run: &Path) -> Result<DataConfig> {
+    let path = run.join("recipe.toml");
+    if !path.exists() {
+        return Ok(DataConfig::default());
+    }
+    let recipe = Recipe::load(&Source::read(&path, &[])?)?;
+    Ok(recipe.train.map(|train| train.data).unwrap_or_default())
 }
 
 fn print(facts: &TokenFacts) -> Result<()> {
@@ -68,18 +82,7 @@ fn print(facts: &TokenFacts) -> Result<()> {
         statistics.unigram_entropy
     ))?;
     for report in &facts.packing {
-        let sources = report.sources.values();
-        let (short, cut) = sources.fold((0, 0), |sum, s| (sum.0 + s.short_documents, sum.1 + s.cut_documents));
-        output::line(match report.packing {
-            Packing::Concatenate => format!("sequences of {} by concatenation: no padding", report.sequence_length),
-            Packing::BestFit => format!(
-                "sequences of {} by best fit: {:.2}% padding; of {} documents no longer than that, {} are cut",
-                report.sequence_length,
-                100.0 * report.padding,
-                thousands(short),
-                thousands(cut)
-            ),
-        })?;
+        output::line(report.to_string())?;
     }
     Ok(())
 }

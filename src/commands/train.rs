@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use train::config::Precision;
 use train::device::DeviceChoice;
 use train::estimate::{Estimate, Gpu, estimate};
 use train::job::{Job, Options};
@@ -11,6 +12,7 @@ use train::run::Outcome;
 use crate::cli::{Logging, Train};
 use crate::exit::Usage;
 use crate::live::Live;
+use crate::recipe::check_name;
 use crate::source::Source;
 use crate::{output, stop};
 
@@ -20,15 +22,18 @@ pub fn train(args: &Train, logging: &Logging) -> Result<()> {
     let mut job: Job = source.parse()?;
     job.train.schedule = job.train.schedule.resolved(job.train.steps);
     let choice: DeviceChoice = args.device.parse().map_err(|e: train::Error| Usage(e.to_string()))?;
+    check_name(&job.name).map_err(|reason| source.refuse_key("name", &reason))?;
     if args.estimate {
-        return tell(&job, args.json).map_err(|e| explain(&source, e));
+        return tell(&job, choice, args.json).map_err(|e| explain(&source, e));
     }
+    let device = choice.select().map_err(|e| Usage(e.to_string()))?;
     let directory = args.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&job.name));
     std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+    // Two processes would remove each other's checkpoints.
+    let _lock = pipeline::lock(&directory)?;
     let resolved = toml::to_string_pretty(&job).context("the settings as TOML")?;
     pipeline::manifest::replace_file(&directory.join("train.toml"), resolved.as_bytes())?;
     let stop = stop::on_signal()?;
-    let device = choice.select().map_err(|e| Usage(e.to_string()))?;
     let mut live = Live::new(job.train.steps, logging);
     let options = Options { directory: &directory, device: &device, profile_steps: args.profile, stop: stop.as_ref() };
     let outcome = job.run(&options, &mut |metrics| live.show(metrics)).map_err(|e| explain(&source, e))?;
@@ -54,7 +59,7 @@ fn explain(source: &Source, error: train::Error) -> anyhow::Error {
     }
 }
 
-fn tell(job: &Job, json: bool) -> std::result::Result<(), train::Error> {
+fn tell(job: &Job, choice: DeviceChoice, json: bool) -> std::result::Result<(), train::Error> {
     let mut config = job.train.clone();
     if config.model.vocab_size == 0 {
         return Err(train::Error::Config {
@@ -64,17 +69,28 @@ fn tell(job: &Job, json: bool) -> std::result::Result<(), train::Error> {
     }
     config.schedule = config.schedule.resolved(config.steps);
     config.validate()?;
-    let told = estimate(&config, gpu());
+    if config.precision == Precision::Float32 {
+        return Err(train::Error::Config {
+            key: "precision".into(),
+            reason: "estimates are of the step in bf16 on a GPU; \"auto\" is that where there is one".into(),
+        });
+    }
+    let told = estimate(&config, gpu(choice)?);
     let printed = if json { output::json(&told) } else { print(&told) };
     printed.map_err(|error| train::Error::Input(error.to_string()))
 }
 
-/// The first GPU of this machine, or the one that estimates stand for.
-fn gpu() -> Gpu {
-    match train::device::cuda_devices() {
-        Ok(count) if count > 0 => train::estimate::gpu_at(0).unwrap_or_else(Gpu::h200),
-        _ => Gpu::h200(),
-    }
+/// The GPU that was asked for, the first of this machine, or the one that estimates stand for.
+fn gpu(choice: DeviceChoice) -> std::result::Result<Gpu, train::Error> {
+    let index = match choice {
+        DeviceChoice::Cuda(index) => {
+            choice.select()?;
+            index
+        }
+        _ if train::device::cuda_devices().is_ok_and(|count| count > 0) => 0,
+        _ => return Ok(Gpu::h200()),
+    };
+    Ok(train::estimate::gpu_at(index as u32).unwrap_or_else(Gpu::h200))
 }
 
 fn print(told: &Estimate) -> Result<()> {

@@ -98,6 +98,20 @@ pub fn succeed(command: &mut Command) -> Output {
     output
 }
 
+/// Every task of every stage of a finished run has one line in its journal: one that is done again adds another.
+pub fn nothing_was_done_twice(run: &Path) {
+    let mut stages = 0;
+    for entry in std::fs::read_dir(run).unwrap() {
+        let dir = entry.unwrap().path();
+        let Ok(manifest) = std::fs::read(dir.join("manifest.json")) else { continue };
+        let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+        let journal = std::fs::read_to_string(dir.join("journal.jsonl")).unwrap();
+        assert_eq!(journal.lines().count() as u64, manifest["tasks"].as_u64().unwrap(), "{}", dir.display());
+        stages += 1;
+    }
+    assert!(stages > 0, "{} holds no stage", run.display());
+}
+
 /// Digests of every output of a run: shards, sorted runs, tokenizers, weights; not journals, which hold seconds.
 pub fn outputs(run: &Path) -> BTreeMap<PathBuf, Digest> {
     let mut found = BTreeMap::new();

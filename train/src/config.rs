@@ -240,14 +240,15 @@ pub struct TrainConfig {
     pub keep_checkpoints: usize,
     /// Checkpoints of steps that are a multiple of this are kept beside the newest; 0 keeps none for that.
     pub keep_checkpoint_every_steps: u64,
-    /// What products and activations are computed in; weights and optimizer are float32 always.
+    /// What products and activations are computed in; weights are float32 always.
     pub precision: Precision,
     /// Blocks whose forward is made again in the backward, which saves their memory and costs their time.
     pub activation_checkpointing: Recompute,
     /// Weight of the squared logarithm of the softmax's denominator in the loss (PaLM, arXiv 2204.02311,
     /// section 5); 0 is without.
     pub z_loss: f64,
-    /// Steps in a row whose gradient is no number, each of which is skipped, before the run stops.
+    /// Steps in a row whose gradient is no number, each of which is skipped, before the run stops: looked at after every
+    /// step on the CPU, on a GPU where a metric is read and where a checkpoint is written. Counted anew by each process.
     pub max_skipped_steps: u64,
     /// The sizes of the model.
     pub model: ModelConfig,
@@ -413,11 +414,32 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Largest norm of all gradients together; 0 turns clipping off.
     pub clip_norm: f64,
+    /// What the moments are kept in.
+    pub moments: Moments,
+}
+
+/// What AdamW's moments are kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moments {
+    /// float32.
+    #[default]
+    Float32,
+    /// bf16, rounded stochastically: 4 bytes a weight less. For the step in bf16 alone.
+    Bf16,
 }
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self { peak_learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, clip_norm: 1.0 }
+        Self {
+            peak_learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+            moments: Moments::Float32,
+        }
     }
 }
 
@@ -444,7 +466,7 @@ impl OptimizerConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", try_from = "ScheduleTable")]
 pub enum ScheduleConfig {
-    /// Linear warm-up, then half a cosine down to a share of the peak at the last step.
+    /// Linear warm-up, then half a cosine down to a share of the peak, which it would reach one step after the last.
     Cosine(CosineConfig),
     /// Linear warm-up, constant, then a linear decay over the last steps (WSD, arXiv 2404.06395).
     WarmupStableDecay(WarmupStableDecayConfig),

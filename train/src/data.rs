@@ -1,11 +1,9 @@
 //! The batches of a run: token shards, wherever they lie, as the step loop takes them.
 
-use std::path::PathBuf;
-
 use pipeline::Shard;
 use serde_json::Value;
 use tokenize::TokenStatistics;
-use tokenize::loader::{DataConfig, Loader, LoaderConfig};
+use tokenize::loader::{DataConfig, Loader, LoaderConfig, Location};
 
 use crate::config::TrainConfig;
 use crate::run::BatchSource;
@@ -16,24 +14,38 @@ use crate::{Batch, Error};
 pub(crate) enum Place {
     /// Local files.
     Shards(Vec<Shard>),
-    /// What a stage has committed in its directory.
-    Directory(PathBuf),
-    /// The same below a URL.
-    Url(String),
+    /// What the stage there has committed; it has to be done.
+    At(Location),
+    /// The same, where there is one.
+    IfAt(Location),
     /// Nowhere.
     None,
 }
 
 impl Place {
+    /// A loader of the shards; none where there are none, or no document in them.
     fn open(&self, config: LoaderConfig) -> Result<Option<Loader>, Error> {
+        let fault = |error: tokenize::Error| Error::Data(error.to_string());
+        let is_empty = |shards: &[Shard]| shards.iter().all(|shard| shard.rows == 0);
         let opened = match self {
-            Self::Shards(shards) if shards.iter().all(|shard| shard.rows == 0) => return Ok(None),
+            Self::Shards(shards) if is_empty(shards) => return Ok(None),
             Self::Shards(shards) => Loader::open(shards, config),
-            Self::Directory(directory) => Loader::open_stage(directory, config),
-            Self::Url(url) => Loader::open_url(url, config),
+            Self::IfAt(location) if is_missing(location) => return Ok(None),
+            Self::At(location) | Self::IfAt(location) if is_empty(&location.shards().map_err(fault)?) => {
+                return Ok(None);
+            }
+            Self::At(location) | Self::IfAt(location) => location.loader(config),
             Self::None => return Ok(None),
         };
-        opened.map(Some).map_err(|error| Error::Data(error.to_string()))
+        opened.map(Some).map_err(fault)
+    }
+}
+
+/// Whether there is no stage: an answer that there is none, not a store that does not answer.
+fn is_missing(location: &Location) -> bool {
+    match location.manifest() {
+        Err(tokenize::Error::Io { source, .. }) => source.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
     }
 }
 
@@ -79,6 +91,9 @@ impl Data {
             return Err(Error::config("model.vocab_size", reason));
         }
         config.model.eos_token_id = loader.eos_id();
+        // Shards of older versions do not know these two.
+        config.model.bos_token_id = loader.bos_id().unwrap_or(config.model.bos_token_id);
+        config.model.pad_token_id = loader.pad_id().unwrap_or(config.model.pad_token_id);
         let held_out = match config.evaluation.every_steps {
             0 => None,
             _ => {

@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-use crate::config::{Recompute, TrainConfig};
+use crate::config::{Moments, Recompute, TrainConfig};
 use crate::cuda;
 use crate::ops::cross_entropy::LOGIT_BYTES;
 use crate::parameters::ParameterList;
@@ -74,7 +74,7 @@ pub struct Estimate {
     pub weight_bytes: u64,
     /// Bytes of the sums of gradients, float32.
     pub gradient_bytes: u64,
-    /// Bytes of the two moments, float32.
+    /// Bytes of the two moments.
     pub optimizer_bytes: u64,
     /// Operations per trained token, forward and backward: see [`model_flops_per_token`].
     pub flops_per_token: f64,
@@ -123,11 +123,19 @@ pub fn estimate(config: &TrainConfig, gpu: Gpu) -> Estimate {
         parameters,
         weight_bytes: 6 * parameters,
         gradient_bytes: 4 * parameters,
-        optimizer_bytes: 8 * parameters,
+        optimizer_bytes: moment_bytes(config) * parameters,
         flops_per_token: model_flops_per_token(config),
         tokens_per_step: config.tokens_per_step(),
         variants: settings.into_iter().map(|setting| variant(config, &gpu, setting, parameters)).collect(),
         gpu,
+    }
+}
+
+/// Bytes of both moments of a weight.
+fn moment_bytes(config: &TrainConfig) -> u64 {
+    match config.optimizer.moments {
+        Moments::Float32 => 8,
+        Moments::Bf16 => 4,
     }
 }
 
@@ -146,7 +154,9 @@ fn variant(config: &TrainConfig, gpu: &Gpu, setting: Recompute, parameters: u64)
     let logits = LOGIT_BYTES.min(2 * model.vocab_size.next_multiple_of(8) * tokens);
     let head = 6 * d * tokens + logits;
     let activation_bytes = (kept * tokens) as u64;
-    let peak_bytes = 18 * parameters + activation_bytes + (transient * tokens).max(head) as u64;
+    // Weights in both types, gradients, moments.
+    let peak_bytes =
+        (10 + moment_bytes(config)) * parameters + activation_bytes + (transient * tokens).max(head) as u64;
 
     let recomputed: f64 =
         again.iter().enumerate().filter(|(_, again)| **again).map(|(layer, _)| layer_flops(config, layer)).sum();
@@ -157,8 +167,10 @@ fn variant(config: &TrainConfig, gpu: &Gpu, setting: Recompute, parameters: u64)
     let blocks: usize = again.iter().map(|&again| backward_bytes + forward_bytes * if again { 2 } else { 1 }).sum();
     let bytes_per_token = (blocks + 10 * model.vocab_size + 12 * d) as f64;
     let step_tokens = config.tokens_per_step() as f64;
+    // The norm reads the gradient; the update reads it again with weights and moments, which it writes in their types.
+    let optimizer_bytes = ((18 + 2 * moment_bytes(config)) * parameters) as f64;
     let step_s = step_tokens * (hardware / (PRODUCTS * gpu.peak_flops) + bytes_per_token / (BYTES * gpu.bandwidth))
-        + 34.0 * parameters as f64 / (BYTES * gpu.bandwidth);
+        + optimizer_bytes / (BYTES * gpu.bandwidth);
     Variant {
         activation_checkpointing: setting,
         activation_bytes,

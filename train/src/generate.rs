@@ -1,6 +1,7 @@
 //! Generation in the recurrent form: the prompt is read in chunks, then every token takes the same
 //! time and memory, however many came before.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use rayon::prelude::*;
@@ -141,10 +142,11 @@ pub fn generate(
         return Err(Error::Input("the prompt has no tokens".to_owned()));
     }
     let eos = reader.config().eos_token_id;
+    let allowed = allowed(reader.config().vocab_size, config)?;
     let mut rng = Rng::new(config.seed, 0);
     let mut logits = reader.read(prompt)?;
     for generated in 1..=config.max_tokens {
-        let token = choose(&logits, config, &mut rng)?;
+        let token = choose(&logits, &allowed, config, &mut rng)?;
         if token == eos && !config.ignore_eos {
             return Ok(Finish::EndOfText);
         }
@@ -175,6 +177,7 @@ pub fn generate_rows(
         return Err(Error::Input(format!("{} prompts for {} rows", prompts.len(), decoder.rows())));
     }
     let (eos, vocabulary) = (decoder.config().eos_token_id, decoder.config().vocab_size);
+    let allowed = allowed(vocabulary, config)?;
     let mut rngs: Vec<Rng> = (0..prompts.len() as u64).map(|row| Rng::new(config.seed.wrapping_add(row), 0)).collect();
     let mut logits = Vec::with_capacity(prompts.len() * vocabulary);
     for (row, prompt) in prompts.iter().enumerate() {
@@ -186,7 +189,7 @@ pub fn generate_rows(
             .par_chunks(vocabulary)
             .zip(&mut rngs)
             .zip(&ended)
-            .map(|((logits, rng), ended)| if ended.is_some() { Ok(eos) } else { choose(logits, config, rng) })
+            .map(|((logits, rng), ended)| if ended.is_some() { Ok(eos) } else { choose(logits, &allowed, config, rng) })
             .collect();
         let mut tokens = Vec::with_capacity(chosen.len());
         for (row, token) in chosen.into_iter().enumerate() {
@@ -211,8 +214,18 @@ pub fn generate_rows(
 /// Candidates that are put in order before more are: the likeliest few hold most of the probability.
 const FEW: usize = 256;
 
-/// Chooses a token that is not suppressed; of equal logits the lower id comes first.
-fn choose(logits: &[f32], config: &GenerateConfig, rng: &mut Rng) -> Result<u32, Error> {
+/// The ids that may be chosen: half of a vocabulary may be suppressed, so they are not looked for at every token.
+fn allowed(vocabulary: usize, config: &GenerateConfig) -> Result<Vec<u32>, Error> {
+    let suppressed: HashSet<u32> = config.suppressed.iter().copied().collect();
+    let allowed: Vec<u32> = (0..vocabulary as u32).filter(|id| !suppressed.contains(id)).collect();
+    match allowed.is_empty() {
+        true => Err(Error::Input("every token is suppressed".to_owned())),
+        false => Ok(allowed),
+    }
+}
+
+/// Chooses one of the ids `allowed`, which are not none; of equal logits the lower id comes first.
+fn choose(logits: &[f32], allowed: &[u32], config: &GenerateConfig, rng: &mut Rng) -> Result<u32, Error> {
     if logits.iter().any(|logit| logit.is_nan()) {
         return Err(Error::Input("the model's logits are not numbers".to_owned()));
     }
@@ -220,10 +233,7 @@ fn choose(logits: &[f32], config: &GenerateConfig, rng: &mut Rng) -> Result<u32,
         let (x, y) = (logits[*a as usize], logits[*b as usize]);
         y.total_cmp(&x).then(a.cmp(b))
     };
-    let mut order: Vec<u32> = (0..logits.len() as u32).filter(|id| !config.suppressed.contains(id)).collect();
-    if order.is_empty() {
-        return Err(Error::Input("every token is suppressed".to_owned()));
-    }
+    let mut order = allowed.to_vec();
     let count = match (config.temperature, config.top_k) {
         (0.0, _) => 1,
         (_, 0) => order.len(),
@@ -363,10 +373,11 @@ mod tests {
         let logits = [0.0, 2.0, 1.0, 2.0, -3.0];
         let seen = |top_k, top_p| {
             let config = GenerateConfig { temperature: 1.0, top_k, top_p, ..GenerateConfig::default() };
+            let all = allowed(5, &config).unwrap();
             let mut rng = Rng::new(0, 0);
             let mut seen = [0u32; 5];
             for _ in 0..4000 {
-                seen[choose(&logits, &config, &mut rng).unwrap() as usize] += 1;
+                seen[choose(&logits, &all, &config, &mut rng).unwrap() as usize] += 1;
             }
             seen
         };
@@ -385,12 +396,13 @@ mod tests {
         for (temperature, top_k) in [(0.0, 0), (1.0, 0), (1.0, 2)] {
             let config =
                 GenerateConfig { temperature, top_k, top_p: 1.0, suppressed: vec![0, 3], ..GenerateConfig::default() };
+            let others = allowed(5, &config).unwrap();
             let mut rng = Rng::new(0, 0);
             for _ in 0..500 {
-                assert!([1, 2, 4].contains(&choose(&logits, &config, &mut rng).unwrap()));
+                assert!([1, 2, 4].contains(&choose(&logits, &others, &config, &mut rng).unwrap()));
             }
         }
         let all = GenerateConfig { suppressed: (0..5).collect(), ..GenerateConfig::default() };
-        assert!(choose(&logits, &all, &mut Rng::new(0, 0)).is_err());
+        assert!(allowed(5, &all).is_err());
     }
 }

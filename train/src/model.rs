@@ -231,7 +231,7 @@ impl Model {
         Ok(sum / count.max(1) as f64)
     }
 
-    /// [`Model::loss`] with `z_loss` and its gradient, a tensor for every parameter in the order of the list,
+    /// [`Model::loss`] and the gradient of it and of `z_loss`, a tensor for every parameter in the order of the list,
     /// given to `accumulate` for every part of `rows` rows. The gradients of all parts add up to
     /// that of the loss.
     ///

@@ -112,9 +112,10 @@ impl Metrics {
         scalars.extend(self.mfu.map(|mfu| ("speed/mfu", mfu)));
         scalars.extend(self.memory_bytes.map(|bytes| ("memory/device_gib", bytes as f64 / f64::from(1 << 30))));
         if let Some(time) = self.time {
+            scalars.extend([("time/step_ms", time.step_ms), ("time/data_ms", time.data_ms)]);
+        }
+        if let Some(time) = self.time.filter(|time| time.forward_ms > 0.0) {
             scalars.extend([
-                ("time/step_ms", time.step_ms),
-                ("time/data_ms", time.data_ms),
                 ("time/forward_ms", time.forward_ms),
                 ("time/head_ms", time.head_ms),
                 ("time/backward_ms", time.backward_ms),
@@ -133,38 +134,48 @@ pub struct TimeSplit {
     pub step_ms: f64,
     /// Waiting for the batch, the mean since the line before.
     pub data_ms: f64,
-    /// The device in the forward of the blocks, in the last step.
+    /// The device in the forward of the blocks, in the last step. This and the others of the device are left out
+    /// where it cannot be told: on the CPU, in float32, and in steps that `--profile` records.
+    #[serde(default, skip_serializing_if = "is_nothing")]
     pub forward_ms: f64,
     /// In the loss and its gradient.
+    #[serde(default, skip_serializing_if = "is_nothing")]
     pub head_ms: f64,
     /// In the backward of the blocks.
+    #[serde(default, skip_serializing_if = "is_nothing")]
     pub backward_ms: f64,
     /// In the update.
+    #[serde(default, skip_serializing_if = "is_nothing")]
     pub optimizer_ms: f64,
     /// Nothing to do between the first and the last of these.
+    #[serde(default, skip_serializing_if = "is_nothing")]
     pub wait_ms: f64,
 }
 
 impl TimeSplit {
-    fn of(spans: &[Span]) -> Option<Self> {
-        let (first, last) = (spans.first()?, spans.last()?);
+    /// What the device did.
+    fn of(spans: &[Span]) -> Self {
+        let [first, .., last] = spans else { return Self::default() };
         let sum = |phase| spans.iter().filter(|span| span.phase == phase).map(|span| span.duration_us / 1e3).sum();
         let busy: f64 = spans.iter().map(|span| span.duration_us / 1e3).sum();
         let all = (last.begin_us + last.duration_us - first.begin_us) / 1e3;
-        Some(Self {
-            step_ms: 0.0,
-            data_ms: 0.0,
+        Self {
             forward_ms: sum("forward"),
             head_ms: sum("head"),
             backward_ms: sum("backward"),
             optimizer_ms: sum("optimizer"),
             wait_ms: (all - busy).max(0.0),
-        })
+            ..Self::default()
+        }
     }
 }
 
 fn is_zero(count: &u64) -> bool {
     *count == 0
+}
+
+fn is_nothing(time: &f64) -> bool {
+    *time == 0.0
 }
 
 /// A number, or none.
@@ -217,6 +228,9 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
                 let reason = format!("{} has another model", path.display());
                 return Err(Error::config("model", reason));
             }
+            for change in changes(&state.config, config) {
+                tracing::warn!("{change} since {}", path.display());
+            }
             source.resume(&state.loader, state.step)?;
             saved = Some((state.step, path));
             (snapshot, state.step, state.tokens)
@@ -242,6 +256,8 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         let newest = saved.as_ref().map(|(step, _)| *step);
         if (stopped || done || due) && newest != Some(step) {
             metrics_file.sync()?;
+            // The snapshot waits for the device anyway, so this costs nothing.
+            within_limit(config, step, &engine.outcome()?)?;
             let state = State { step, tokens, skipped: 0, loader: source.state(), config: config.clone() };
             writer.begin(engine.snapshot()?, state)?;
             saved = Some((step, PathBuf::new()));
@@ -251,6 +267,7 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
                 *newest = path;
             }
             metrics_file.sync()?;
+            profiler.end(step, engine.as_mut())?;
             let path = saved.map(|(_, path)| path).unwrap_or_default();
             return Ok(if done { Outcome::Finished(path) } else { Outcome::Stopped(path) });
         }
@@ -279,11 +296,7 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         }
 
         let outcome = engine.outcome()?;
-        if outcome.skipped_last > config.max_skipped_steps {
-            let (what, value) =
-                if outcome.loss.is_finite() { ("gradient norm", outcome.grad_norm) } else { ("loss", outcome.loss) };
-            return Err(Error::NonFinite { step: step - 1, what, value, times: outcome.skipped_last });
-        }
+        within_limit(config, step, &outcome)?;
         if outcome.skipped_last > 0 {
             tracing::warn!(
                 step,
@@ -312,10 +325,10 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
             mfu: peak_flops.map(|peak| tokens_per_s * flops_per_token / peak),
             memory_bytes: if written { engine.memory_bytes() } else { None },
             skipped: outcome.skipped,
-            time: TimeSplit::of(&spans).map(|split| TimeSplit {
+            time: Some(TimeSplit {
                 step_ms: 1e3 * elapsed_s / steps,
                 data_ms: 1e3 * since.waited_s / steps,
-                ..split
+                ..TimeSplit::of(&spans)
             }),
         };
         on_step(&metrics);
@@ -325,6 +338,43 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
             since = Since::now(step, tokens);
         }
     }
+}
+
+/// Whether no more steps in a row than are allowed changed nothing, after step `step`.
+fn within_limit(config: &TrainConfig, step: u64, outcome: &engine::Outcome) -> Result<(), Error> {
+    if outcome.skipped_last <= config.max_skipped_steps {
+        return Ok(());
+    }
+    let (what, value) =
+        if outcome.loss.is_finite() { ("gradient norm", outcome.grad_norm) } else { ("loss", outcome.loss) };
+    Err(Error::NonFinite { step: step.saturating_sub(1), what, value, times: outcome.skipped_last })
+}
+
+/// The settings that differ, each as a line for people.
+fn changes(before: &TrainConfig, now: &TrainConfig) -> Vec<String> {
+    fn compare(key: &str, before: &Value, now: &Value, found: &mut Vec<String>) {
+        let (Value::Object(old), Value::Object(new)) = (before, now) else {
+            if before != now {
+                found.push(format!("{key} was changed from {before} to {now}"));
+            }
+            return;
+        };
+        let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
+        keys.sort();
+        keys.dedup();
+        for name in keys {
+            let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+            let of = |side: &serde_json::Map<String, Value>| side.get(name).cloned().unwrap_or(Value::Null);
+            compare(&key, &of(old), &of(new), found);
+        }
+    }
+    // The present ones through text, too: a number that was read back may differ in its last digit.
+    let value = |config: &TrainConfig| serde_json::to_value(config).unwrap_or_default();
+    let now =
+        serde_json::from_str::<TrainConfig>(&value(now).to_string()).map_or_else(|_| value(now), |now| value(&now));
+    let mut found = Vec::new();
+    compare("", &value(before), &now, &mut found);
+    found
 }
 
 /// Where the line before was written.
@@ -377,6 +427,23 @@ impl Profiler {
         if self.steps.is_empty() || step != self.steps.end {
             return Ok(());
         }
+        self.write(engine, step)
+    }
+
+    /// Writes what there is of a profile that the end of the run, after step `step`, cut short.
+    fn end(&self, step: u64, engine: &mut dyn Engine) -> Result<(), Error> {
+        if self.steps.is_empty() || step >= self.steps.end {
+            return Ok(());
+        }
+        if step <= self.steps.start {
+            tracing::warn!("no profile was written: it begins at step {}, the run ended before", self.steps.start);
+            return Ok(());
+        }
+        tracing::warn!("the run ended before all steps of the profile were taken");
+        self.write(engine, step)
+    }
+
+    fn write(&self, engine: &mut dyn Engine, step: u64) -> Result<(), Error> {
         let spans = engine.recorded()?;
         if spans.is_empty() {
             tracing::warn!("no profile was written: it needs a CUDA device and bf16");
@@ -385,7 +452,7 @@ impl Profiler {
         let path = &self.path;
         let file = File::create(path).map_err(Error::io(path))?;
         profile::write_chrome_trace(&spans, BufWriter::new(file)).map_err(Error::io(path))?;
-        let steps = (self.steps.end - self.steps.start) as f64;
+        let steps = (step - self.steps.start) as f64;
         for total in profile::totals(&spans).iter().take(25) {
             tracing::info!(
                 phase = total.phase,

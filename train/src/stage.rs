@@ -131,6 +131,7 @@ fn publish(task: &TaskContext, from: &Path, name: &PathBuf) -> StageResult<Pendi
 fn severity(error: Error) -> StageError {
     match error {
         Error::Io { path, source } => StageError::io(path, source),
+        Error::Config { key, reason } => StageError::setting(format!("train.{key}"), reason),
         error => StageError::abort(error),
     }
 }
@@ -159,6 +160,7 @@ impl Stage for TrainStage {
                 "keep_checkpoints",
                 "keep_checkpoint_every_steps",
                 "max_skipped_steps",
+                "activation_checkpointing",
                 "evaluation",
             ] {
                 keys.remove(key);

@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, View};
+use safetensors::tensor::{Dtype, Metadata, SafeTensorError, View};
 
 use crate::Error;
 use crate::parameters::{Parameter, ParameterList};
@@ -57,13 +58,16 @@ pub(crate) fn write(path: &Path, parameters: &ParameterList, buffers: &[(&str, &
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     // `safetensors` writes through a temporary file that nobody but its owner may read, which is not what a user's
     // other files are like: the permissions of a new file are learnt first and set last.
-    let permissions = fs::File::create(path).and_then(|file| file.metadata()).map_err(Error::io(path))?.permissions();
+    let permissions = File::create(path).and_then(|file| file.metadata()).map_err(Error::io(path))?.permissions();
     safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
         SafeTensorError::IoError(source) => Error::io(path)(source),
         other => Error::format(path, other),
     })?;
     fs::set_permissions(path, permissions).map_err(Error::io(path))
 }
+
+/// Bytes that are read at once: a file of tensors may be as large as the memory that its values take.
+const PIECE_BYTES: usize = 1 << 22;
 
 /// Reads what [`write`] wrote: a flat buffer for every prefix, from a file that holds their tensors
 /// and nothing else, in float32, float16 or bfloat16.
@@ -72,9 +76,9 @@ pub(crate) fn read<const N: usize>(
     parameters: &ParameterList,
     prefixes: [&str; N],
 ) -> Result<[Vec<f32>; N], Error> {
-    let content = fs::read(path).map_err(Error::io(path))?;
-    let tensors = SafeTensors::deserialize(&content).map_err(|error| Error::format(path, error))?;
-    for name in tensors.names() {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let (begin, head) = head(&mut file, path)?;
+    for name in head.offset_keys() {
         let known = |parameter: &Parameter| {
             let prefix = name.strip_suffix(&parameter.name);
             prefix.is_some_and(|prefix| prefixes.contains(&prefix))
@@ -85,33 +89,64 @@ pub(crate) fn read<const N: usize>(
         }
     }
     let mut buffers = prefixes.map(|_| vec![0f32; parameters.total()]);
+    let mut piece = vec![0; PIECE_BYTES];
     for (prefix, flat) in prefixes.iter().zip(&mut buffers) {
         for parameter in parameters.iter() {
             let name = format!("{prefix}{}", parameter.name);
             let tensor =
-                tensors.tensor(&name).map_err(|_| Error::format(path, format!("the tensor {name} is missing")))?;
-            if tensor.shape() != parameter.shape {
+                head.info(&name).ok_or_else(|| Error::format(path, format!("the tensor {name} is missing")))?;
+            if tensor.shape != parameter.shape {
                 let reason =
-                    format!("the tensor {name} is {:?}, the configuration says {:?}", tensor.shape(), parameter.shape);
+                    format!("the tensor {name} is {:?}, the configuration says {:?}", tensor.shape, parameter.shape);
                 return Err(Error::format(path, reason));
             }
-            let to = flat[parameter.range()].iter_mut();
-            match tensor.dtype() {
-                Dtype::F32 => {
-                    to.zip(tensor.data().as_chunks::<4>().0).for_each(|(to, &bytes)| *to = f32::from_le_bytes(bytes))
-                }
-                Dtype::F16 => to
-                    .zip(tensor.data().as_chunks::<2>().0)
-                    .for_each(|(to, &bytes)| *to = f16::from_le_bytes(bytes).to_f32()),
-                Dtype::BF16 => to
-                    .zip(tensor.data().as_chunks::<2>().0)
-                    .for_each(|(to, &bytes)| *to = bf16::from_le_bytes(bytes).to_f32()),
+            let width = match tensor.dtype {
+                Dtype::F32 => 4,
+                Dtype::F16 | Dtype::BF16 => 2,
                 other => {
                     let reason = format!("the tensor {name} has the type {other:?}, not a float");
                     return Err(Error::format(path, reason));
+                }
+            };
+            file.seek(SeekFrom::Start(begin + tensor.data_offsets.0 as u64)).map_err(Error::io(path))?;
+            for to in flat[parameter.range()].chunks_mut(PIECE_BYTES / 4) {
+                let bytes = &mut piece[..to.len() * width];
+                file.read_exact(bytes).map_err(Error::io(path))?;
+                let to = to.iter_mut();
+                match tensor.dtype {
+                    Dtype::F16 => {
+                        to.zip(bytes.as_chunks::<2>().0).for_each(|(to, x)| *to = f16::from_le_bytes(*x).to_f32());
+                    }
+                    Dtype::BF16 => {
+                        to.zip(bytes.as_chunks::<2>().0).for_each(|(to, x)| *to = bf16::from_le_bytes(*x).to_f32());
+                    }
+                    _ => to.zip(bytes.as_chunks::<4>().0).for_each(|(to, x)| *to = f32::from_le_bytes(*x)),
                 }
             }
         }
     }
     Ok(buffers)
+}
+
+/// Where the values of a file begin, and what it says of its tensors.
+fn head(file: &mut File, path: &Path) -> Result<(u64, Metadata), Error> {
+    /// Longest head, that of the format's own library.
+    const MOST_BYTES: u64 = 100_000_000;
+    let file_bytes = file.metadata().map_err(Error::io(path))?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|error| Error::format(path, format!("it has no head: {error}")))?;
+    let length = u64::from_le_bytes(length);
+    if length > MOST_BYTES || length + 8 > file_bytes {
+        let reason = format!("its head says it takes {length} bytes, the file has {file_bytes}");
+        return Err(Error::format(path, reason));
+    }
+    let mut text = vec![0; length as usize];
+    file.read_exact(&mut text).map_err(Error::io(path))?;
+    // Checks on the way that the tensors lie one after the other.
+    let head: Metadata = serde_json::from_slice(&text).map_err(|error| Error::format(path, error))?;
+    let (held, told) = (file_bytes - 8 - length, head.data_len() as u64);
+    if held != told {
+        return Err(Error::format(path, format!("it has {held} bytes of values, its head says {told}")));
+    }
+    Ok((8 + length, head))
 }

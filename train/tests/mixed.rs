@@ -1,11 +1,13 @@
 //! The step in bf16 on a GPU against the step in float32 on the CPU. Skipped, with a printed reason, without a GPU.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
-use burn::tensor::Device;
-use train::config::{ModelConfig, Precision, Recompute, TrainConfig};
+use burn::tensor::{Device, Tensor, TensorData};
+use train::config::{ModelConfig, Moments, Precision, Recompute, TrainConfig};
+use train::cuda::{self, Work};
 use train::device::cuda_devices;
 use train::engine::{self, Decoder, Engine, Snapshot};
 use train::generate::{ModelReader, Reader};
+use train::ops::adamw::{FlatAdamW, Settings};
 use train::parameters::ParameterList;
 use train::rng::Rng;
 use train::{Batch, Model};
@@ -130,6 +132,81 @@ fn blocks_made_again_and_continued_runs_have_the_same_bits() {
     }
     assert!(results[0].1.taken == 6 && results[0].0.loss.is_finite());
     assert!(results.iter().all(|result| *result == results[0]));
+}
+
+#[test]
+fn moments_in_bf16_learn_as_well_and_continue_with_the_same_bits() {
+    let Some(device) = gpu("moments in bf16") else { return };
+    let in_float = TrainConfig { precision: Precision::Bf16, ..config() };
+    let mut in_bf16 = in_float.clone();
+    in_bf16.optimizer.moments = Moments::Bf16;
+    let run = |config: &TrainConfig, cut: bool| {
+        let mut engine = start(config, &device);
+        for step in 0..60 {
+            if cut && step == 31 {
+                let saved = snapshot(engine.as_mut());
+                engine = engine::start(config, &device, saved).unwrap();
+            }
+            engine.step(&batch(config, step), 1e-3).unwrap();
+        }
+        (engine.outcome().unwrap(), snapshot(engine.as_mut()))
+    };
+    let (want, whole) = (run(&in_float, false).0.loss, run(&in_bf16, false));
+    eprintln!("loss {want:.4} with moments in float32, {:.4} in bf16", whole.0.loss);
+    assert!((whole.0.loss - want).abs() < 2e-2 * want, "{want} {}", whole.0.loss);
+    assert!(run(&in_bf16, true) == whole);
+}
+
+#[test]
+fn moments_in_bf16_keep_the_mean_of_those_in_float32() {
+    let Some(device) = gpu("moments in bf16") else { return };
+    // One gradient for all, so that every difference is one of rounding; an odd count has a rest.
+    let count = 40_003;
+    let (weight, gradient) = (0.5f32, 0.011f32);
+    let on_device = |value: f32| {
+        let values = TensorData::new(vec![value; count], [count]);
+        cuda::of(Tensor::<1>::from_data(values, &device))
+    };
+    let settings = Settings { rate: 1e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1, clip_norm: 0.0 };
+    let steps = 50;
+    let run = || {
+        let values = on_device(weight);
+        let state = FlatAdamW::new(values.clone(), FlatAdamW::zero_moments(&values, Moments::Bf16), &[], 0);
+        let mut work = Work::near(&state.values);
+        work.copy(&on_device(gradient), &state.gradient);
+        work.submit();
+        for _ in 0..steps {
+            state.step(&settings);
+        }
+        [&state.values, &state.first, &state.second].map(|buffer| cuda::download_floats(buffer).unwrap())
+    };
+    let (mut first, mut second, mut value) = (0f64, 0f64, f64::from(weight));
+    for step in 1..=steps {
+        first = 0.9 * first + 0.1 * f64::from(gradient);
+        second = 0.999 * second + 0.001 * f64::from(gradient).powi(2);
+        let (unbiased, root) = (first / (1.0 - 0.9f64.powi(step)), (second / (1.0 - 0.999f64.powi(step))).sqrt());
+        value = value * (1.0 - 1e-3 * 0.1) - 1e-3 * unbiased / (root + 1e-8);
+    }
+    let got = run();
+    // Nearest rounding stops the second moment where a step adds less than half a unit: at less than half of it.
+    for (what, got, want, most) in
+        [("value", &got[0], value, 1e-3), ("first", &got[1], first, 1e-3), ("second", &got[2], second, 2e-3)]
+    {
+        let mean = got.iter().map(|x| f64::from(*x)).sum::<f64>() / count as f64;
+        assert!((mean / want - 1.0).abs() < most, "{what}: mean {mean}, in float {want}");
+    }
+    assert!(got[1..].iter().flatten().all(|moment| moment.to_bits() & 0xffff == 0), "they are bf16");
+    assert!(got[2].iter().any(|moment| *moment != got[2][0]), "not all are rounded alike");
+    assert_eq!(got, run(), "the same bits again");
+}
+
+#[test]
+fn moments_in_bf16_are_refused_where_a_run_computes_in_float32() {
+    let mut config = config();
+    config.optimizer.moments = Moments::Bf16;
+    let values = Model::new(&config.model, 5, &Device::flex()).unwrap().values();
+    let Err(error) = engine::start(&config, &Device::flex(), Snapshot::fresh(values)) else { panic!("it started") };
+    assert!(error.to_string().contains("optimizer.moments"), "{error}");
 }
 
 #[test]

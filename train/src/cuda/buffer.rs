@@ -71,6 +71,21 @@ pub fn download(buffer: &CubeTensor) -> Result<Vec<u32>, Error> {
     Ok(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_ne_bytes(*word)).collect())
 }
 
+/// The values of a contiguous buffer in float32 or bf16. Waits for the device.
+///
+/// # Errors
+/// When work that was to write them has failed.
+pub fn download_floats(buffer: &CubeTensor) -> Result<Vec<f32>, Error> {
+    if buffer.dtype != DType::BF16 {
+        assert!(buffer.dtype == DType::F32, "no floats: {buffer:?}");
+        return Ok(download(buffer)?.into_iter().map(f32::from_bits).collect());
+    }
+    assert!(is_contiguous(buffer), "not contiguous: {buffer:?}");
+    let read = buffer.client.read_one(buffer.handle.clone());
+    let bytes = read.map_err(|error| Error::call("reading a buffer", error))?;
+    Ok(bytes.as_chunks::<2>().0.iter().map(|value| bf16::from_ne_bytes(*value).to_f32()).collect())
+}
+
 /// Values `offset..` of the contiguous `flat` in the given shape, without a copy.
 ///
 /// # Panics

@@ -127,7 +127,10 @@ pub fn device_count() -> Result<usize, Error> {
 }
 
 fn attribute(index: u32, attribute: Attribute) -> Result<u32, Error> {
-    libraries::require()?;
+    // The bindings panic at the first call into a library that is not there.
+    if let Err(advice) = &libraries::find().driver.found {
+        return Err(Error::Missing(advice.clone()));
+    }
     let failed = |error| Error::call(format!("device {index}, {attribute:?}"), error);
     cu::init().map_err(failed)?;
     let device = cu::device::get(index as i32).map_err(failed)?;

@@ -27,8 +27,8 @@ pub use argument::{
     view, write,
 };
 pub use buffer::{
-    aligned_to, columns, contiguous, download, empty, empty_like, flat_view, in_rows, is_contiguous, of, row_range,
-    rows, to_tensor, upload, upload_bf16, upload_floats,
+    aligned_to, columns, contiguous, download, download_floats, empty, empty_like, flat_view, in_rows, is_contiguous,
+    of, row_range, rows, to_tensor, upload, upload_bf16, upload_floats,
 };
 pub use compile::{Architecture, Source};
 pub use driver::{DeviceFacts, Memory, architecture, device_count, device_facts, facts_of, memory};

@@ -3,8 +3,8 @@
 //!
 //! The library orders its algorithms by a model of the GPU; trying them is worth several percent of a training step.
 //! Algorithms that add in another order would make results depend on a measurement. So each candidate's result is compared
-//! with the first's, on the operands of the first call, and only equal ones are timed: whatever the clock says,
-//! a run has the same bits.
+//! with the first's, on the operands of the first call, and only equal ones are timed. An algorithm that adds in another
+//! order would have to give the same bits in each of the millions of sums of that call to be taken for equal.
 
 use std::ffi::c_void;
 
@@ -68,6 +68,9 @@ pub(super) fn best(
     call(&algorithms[0], first.0)?;
     let mut equal = vec![0];
     for (index, algorithm) in algorithms.iter().enumerate().skip(1) {
+        // A product that adds to what is there has to find what the first found.
+        // SAFETY: it holds so many bytes.
+        unsafe { cu::memset_d8_async(other.0, 0, bytes, stream) }.map_err(|error| Error::call("memset", error))?;
         if call(algorithm, other.0).is_err() {
             continue;
         }

@@ -53,7 +53,7 @@ pub(super) enum Kept {
     /// All that is not cheap to make again.
     Products(Box<Products>),
     /// What it began with; the forward is made again.
-    Input(CubeTensor),
+    Input(Box<CubeTensor>),
 }
 
 /// Tensors `[N, ..]` in bf16.
@@ -91,7 +91,7 @@ impl Weights {
     pub(super) fn forward(&self, x: CubeTensor, documents: &Documents, again: bool) -> (CubeTensor, Kept) {
         let products = self.products(x, documents);
         let y = linear::forward(&sglu::forward(&products.factors), &self.down, Some(&products.middle));
-        let kept = if again { Kept::Input(products.x) } else { Kept::Products(Box::new(products)) };
+        let kept = if again { Kept::Input(Box::new(products.x)) } else { Kept::Products(Box::new(products)) };
         (y, kept)
     }
 
@@ -111,7 +111,7 @@ impl Weights {
     pub(super) fn backward(&self, sums: &Gradients, kept: Kept, dy: CubeTensor, documents: &Documents) -> CubeTensor {
         let products = match kept {
             Kept::Products(products) => *products,
-            Kept::Input(x) => self.products(x, documents),
+            Kept::Input(x) => self.products(*x, documents),
         };
         let Products { x, projected, attended, middle, factors } = products;
         let ([tokens, width], _) = cuda::rows(&middle);

@@ -1,5 +1,5 @@
-//! The step in bf16 on CUDA: weights, moments and sums of gradients in float32, products and
-//! activations in bf16, nothing on the host but the order of the launches.
+//! The step in bf16 on CUDA: weights, moments (unless the recipe has them in bf16) and sums of gradients in float32,
+//! products and activations in bf16, nothing on the host but the order of the launches.
 
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
@@ -8,8 +8,8 @@ use super::block::{Gradients, Kept};
 use super::weights::{self, ModelWeights, Sums};
 use super::{Decoder, Engine, Outcome, Pending, Snapshot, failed};
 use crate::batch::Rows;
-use crate::config::TrainConfig;
-use crate::cuda::{self, Work, profile};
+use crate::config::{Moments, TrainConfig};
+use crate::cuda::{self, profile};
 use crate::generate::Reader;
 use crate::ops::adamw::{FlatAdamW, Settings};
 use crate::ops::attention::gated_cuda::Documents;
@@ -57,14 +57,15 @@ impl Mixed {
             cuda::contiguous(cuda::of(Tensor::<1>::from_data(TensorData::new(values, [count]), device)))
         };
         let without_decay: Vec<_> = list.iter().filter(|p| !p.decays()).map(|p| p.range()).collect();
-        let optimizer = FlatAdamW::new(place(values), &without_decay, u32::try_from(taken).unwrap_or(u32::MAX));
-        if taken > 0 {
-            let (first, second) = (place(first), place(second));
-            let mut work = Work::near(&optimizer.values);
-            work.copy(&first, &optimizer.first);
-            work.copy(&second, &optimizer.second);
-            work.submit();
-        }
+        let taken = u32::try_from(taken).unwrap_or(u32::MAX);
+        let values = place(values);
+        let moments = match (taken, config.optimizer.moments) {
+            (0, moments) => FlatAdamW::zero_moments(&values, moments),
+            (_, Moments::Float32) => [place(first), place(second)],
+            // Exact for what was bf16.
+            (_, Moments::Bf16) => [first, second].map(|moment| cuda::upload_bf16(&values.device, &moment)),
+        };
+        let optimizer = FlatAdamW::new(values, moments, &without_decay, taken);
         optimizer.write_working();
 
         let weights = ModelWeights::new(&config.model, &optimizer.working, |theta| {
@@ -156,8 +157,8 @@ impl Mixed {
     /// As [`Engine::step`] and [`Engine::outcome`].
     pub fn gradient(&mut self, batch: &Batch) -> Result<(f64, Vec<f32>), Error> {
         self.accumulate(batch)?;
-        let gradient = cuda::download(&self.optimizer.gradient).map_err(failed)?;
-        Ok((self.summed_losses(&self.losses)?, gradient.into_iter().map(f32::from_bits).collect()))
+        let gradient = cuda::download_floats(&self.optimizer.gradient).map_err(failed)?;
+        Ok((self.summed_losses(&self.losses)?, gradient))
     }
 
     fn summed_losses(&self, losses: &[CubeTensor]) -> Result<f64, Error> {
@@ -264,7 +265,7 @@ fn read_back(buffer: &CubeTensor) -> Result<Vec<f32>, Error> {
     let mut values = Vec::with_capacity(count);
     for begin in (0..count).step_by(PIECE) {
         let piece = cuda::flat_view(buffer, begin, [PIECE.min(count - begin)]);
-        values.extend(cuda::download(&piece).map_err(failed)?.into_iter().map(f32::from_bits));
+        values.extend(cuda::download_floats(&piece).map_err(failed)?);
     }
     Ok(values)
 }

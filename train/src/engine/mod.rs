@@ -14,7 +14,7 @@ use burn::tensor::Device;
 pub use decoder::Decoder;
 pub use mixed::Mixed;
 
-use crate::config::{Precision, TrainConfig};
+use crate::config::{Moments, Precision, Recompute, TrainConfig};
 use crate::cuda::{self, profile::Span};
 use crate::generate::Reader;
 use crate::ops::is_cuda;
@@ -48,7 +48,7 @@ impl Snapshot {
 /// What became of the last step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outcome {
-    /// Mean cross-entropy of its batch in nats, before the update (with the z-loss where there is one).
+    /// Mean cross-entropy of its batch in nats, before the update (without the z-loss).
     pub loss: f64,
     /// Norm of all gradients together before clipping.
     pub grad_norm: f64,
@@ -139,10 +139,26 @@ pub fn start(config: &TrainConfig, device: &Device, snapshot: Snapshot) -> Resul
             Mixed::check(config).map_err(|reason| Error::config("precision", reason))?;
             true
         }
-        Precision::Auto => is_cuda(device) && Mixed::check(config).is_ok(),
+        Precision::Auto if is_cuda(device) => match Mixed::check(config) {
+            Ok(()) => true,
+            Err(reason) => {
+                tracing::warn!("training in float32, which is several times slower: {reason}");
+                false
+            }
+        },
+        Precision::Auto => false,
     };
     if mixed {
         return Ok(Box::new(Mixed::new(config, device, snapshot)?));
+    }
+    if config.optimizer.moments == Moments::Bf16 {
+        let reason = "\"bf16\" belongs to the step in bf16 on a CUDA device; this run computes in float32";
+        return Err(Error::config("optimizer.moments", reason));
+    }
+    if config.activation_checkpointing != Recompute::None {
+        tracing::warn!(
+            "activation_checkpointing belongs to the step in bf16; in float32 every block keeps what it made"
+        );
     }
     Ok(Box::new(Tape::new(config, device, snapshot)?))
 }

@@ -96,8 +96,47 @@ __device__ __forceinline__ void update(float& value, float& first, float& second
   value = value * keep - f.rate * first / (sqrtf(second) * f.root + f.epsilon);
 }
 
-// Values between bounds 2i and 2i + 1 do not decay. `decay` is the learning rate times the weight decay.
-extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ values, float* __restrict__ first, float* __restrict__ second,
+// Four moments in a row.
+__device__ __forceinline__ void load(const float* from, float (&to)[4]) {
+  float4 v = *reinterpret_cast<const float4*>(from);
+  to[0] = v.x; to[1] = v.y; to[2] = v.z; to[3] = v.w;
+}
+__device__ __forceinline__ void load(const bf16* from, float (&to)[4]) {
+  uint2 v = *reinterpret_cast<const uint2*>(from);
+  to[0] = low(v.x); to[1] = high(v.x);
+  to[2] = low(v.y); to[3] = high(v.y);
+}
+__device__ __forceinline__ float load(const float* from) { return *from; }
+__device__ __forceinline__ float load(const bf16* from) { return to_float(*from); }
+
+// Random bits for value `at` in step `step`: SplitMix64 (Steele, Lea and Flood 2014) of both. A run that is continued
+// draws what it would have drawn.
+__device__ __forceinline__ u32 noise(u64 at, u32 step) {
+  u64 z = at + step * 0x9e3779b97f4a7c15ull;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return (u32)((z ^ (z >> 31)) >> 32);
+}
+
+// The bits of `value` in bf16: one of its two neighbours, the nearer one so much the likelier that the mean is `value`.
+// A moment moves by less than bf16 resolves: rounded to nearest, it would stand still.
+__device__ __forceinline__ u32 rounded(float value, u32 noise16) { return (__float_as_uint(value) + noise16) >> 16; }
+
+__device__ __forceinline__ void store(float* to, const float (&v)[4], const u32 (&)[4]) {
+  *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+}
+__device__ __forceinline__ void store(bf16* to, const float (&v)[4], const u32 (&n)[4]) {
+  u32 bits[4];
+#pragma unroll
+  for (u32 i = 0; i < 4; i++) bits[i] = rounded(v[i], n[i] & 0xffffu);
+  *reinterpret_cast<uint2*>(to) = make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
+}
+__device__ __forceinline__ void store(float* to, float value, u32) { *to = value; }
+__device__ __forceinline__ void store(bf16* to, float value, u32 n) { *to = (bf16)rounded(value, n & 0xffffu); }
+
+// Values between bounds 2i and 2i + 1 do not decay. `decay` is the learning rate times the weight decay. Moments are float or bf16.
+template <typename Moment>
+__device__ __forceinline__ void step_of_four(float* __restrict__ values, Moment* __restrict__ first, Moment* __restrict__ second,
                                              const float* __restrict__ gradient, bf16* __restrict__ working,
                                              const u32* __restrict__ control, const u64* __restrict__ bounds, u32 bound_count,
                                              float beta1, float beta2, float epsilon, float decay, u64 count) {
@@ -110,29 +149,49 @@ extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ valu
     u32 below = bounds_below(bounds, bound_count, begin);
     // The next bound decides whether the four differ.
     bool uniform = below == bound_count || bounds[below] >= begin + 4;
-    float4 w = *reinterpret_cast<float4*>(values + begin), m = *reinterpret_cast<float4*>(first + begin);
-    float4 v = *reinterpret_cast<float4*>(second + begin), g = *reinterpret_cast<const float4*>(gradient + begin);
-    float keep[4];
+    float w[4], m[4], v[4], g[4];
+    load(values + begin, w);
+    load(first + begin, m);
+    load(second + begin, v);
+    load(gradient + begin, g);
+    u32 noises[4], shifted[4];
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
       u32 inside = uniform ? below : bounds_below(bounds, bound_count, begin + i);
-      keep[i] = inside % 2 ? 1.0f : 1.0f - decay;
+      update(w[i], m[i], v[i], g[i], inside % 2 ? 1.0f : 1.0f - decay, f);
+      noises[i] = noise(begin + i, step.taken);
+      shifted[i] = noises[i] >> 16;
     }
-    update(w.x, m.x, v.x, g.x, keep[0], f);
-    update(w.y, m.y, v.y, g.y, keep[1], f);
-    update(w.z, m.z, v.z, g.z, keep[2], f);
-    update(w.w, m.w, v.w, g.w, keep[3], f);
-    *reinterpret_cast<float4*>(values + begin) = w;
-    *reinterpret_cast<float4*>(first + begin) = m;
-    *reinterpret_cast<float4*>(second + begin) = v;
-    *reinterpret_cast<uint2*>(working + begin) = make_uint2(pair(w.x, w.y), pair(w.z, w.w));
+    store(values + begin, w, noises);
+    store(first + begin, m, noises);
+    store(second + begin, v, shifted);
+    *reinterpret_cast<uint2*>(working + begin) = make_uint2(pair(w[0], w[1]), pair(w[2], w[3]));
     return;
   }
   for (u64 at = begin; at < count; at++) {
     float keep = bounds_below(bounds, bound_count, at) % 2 ? 1.0f : 1.0f - decay;
-    update(values[at], first[at], second[at], gradient[at], keep, f);
+    float m = load(first + at), v = load(second + at);
+    u32 n = noise(at, step.taken);
+    update(values[at], m, v, gradient[at], keep, f);
+    store(first + at, m, n);
+    store(second + at, v, n >> 16);
     working[at] = to_bf16(values[at]);
   }
+}
+
+extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ values, float* __restrict__ first, float* __restrict__ second,
+                                             const float* __restrict__ gradient, bf16* __restrict__ working,
+                                             const u32* __restrict__ control, const u64* __restrict__ bounds, u32 bound_count,
+                                             float beta1, float beta2, float epsilon, float decay, u64 count) {
+  step_of_four(values, first, second, gradient, working, control, bounds, bound_count, beta1, beta2, epsilon, decay, count);
+}
+
+extern "C" __global__ void __launch_bounds__(256) adamw_bf16_moments(float* __restrict__ values, bf16* __restrict__ first,
+                                             bf16* __restrict__ second, const float* __restrict__ gradient,
+                                             bf16* __restrict__ working, const u32* __restrict__ control,
+                                             const u64* __restrict__ bounds, u32 bound_count, float beta1, float beta2,
+                                             float epsilon, float decay, u64 count) {
+  step_of_four(values, first, second, gradient, working, control, bounds, bound_count, beta1, beta2, epsilon, decay, count);
 }
 
 // The bf16 copy of the weights.

@@ -25,7 +25,7 @@ __device__ __forceinline__ Sum shuffled(const Sum& from, int step) {
   return Sum{__shfl_xor_sync(0xffffffffu, from.largest, step), __shfl_xor_sync(0xffffffffu, from.sum, step)};
 }
 
-// One row a block: loss = lse - x[target] + z lse^2; each x becomes the gradient of `share` times the loss:
+// One row a block: loss = lse - x[target]; each x becomes the gradient of `share` times (loss + z lse^2):
 // share (p (1 + 2 z lse) - [target]). Rows are `stride` values apart, a multiple of 8.
 extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy_rows(bf16* logits, const u32* __restrict__ targets,
                                                               float* __restrict__ losses, u32 vocabulary, u32 stride, float share,
@@ -70,7 +70,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) cross_entropy_rows(bf16* l
   for (u32 i = 1; i < WARPS; i++) sum.add(parts[i]);
 
   float log2_sum = sum.largest + log2f(sum.sum), lse = log2_sum * LN_2;
-  if (threadIdx.x == 0) losses[blockIdx.x] = lse - chosen + z * lse * lse;
+  if (threadIdx.x == 0) losses[blockIdx.x] = lse - chosen;
   // Every thread has read row[target] before the barrier above.
   float factor = share * (1.0f + 2.0f * z * lse);
   for (u32 at = threadIdx.x; at < whole; at += THREADS) {

@@ -10,6 +10,7 @@ use burn::tensor::DType;
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::config::Moments;
 use crate::cuda::{self, Grid, Kernel, Source, Work};
 
 pub(crate) static SOURCE: Source = Source { name: "adamw.cu", text: include_str!("../kernels/adamw.cu") };
@@ -54,9 +55,9 @@ pub struct Taken {
 pub struct FlatAdamW {
     /// The weights in float32.
     pub values: CubeTensor,
-    /// The first moments, float32.
+    /// The first moments, float32 or bf16.
     pub first: CubeTensor,
-    /// The second moments, float32.
+    /// The second moments, of the type of the first.
     pub second: CubeTensor,
     /// Where the gradient is put before a step, float32.
     pub gradient: CubeTensor,
@@ -70,13 +71,27 @@ pub struct FlatAdamW {
 }
 
 impl FlatAdamW {
-    /// Zero moments beside `values`, a contiguous float32 buffer, after `steps` steps. Weights in
-    /// `without_decay`, ascending and apart, do not decay. The bf16 copy is made by the first step or
-    /// by [`FlatAdamW::write_working`].
+    /// Moments before the first step of `values`.
+    pub fn zero_moments(values: &CubeTensor, moments: Moments) -> [CubeTensor; 2] {
+        let dtype = match moments {
+            Moments::Float32 => DType::F32,
+            Moments::Bf16 => DType::BF16,
+        };
+        let zeros = [0; 2].map(|_| cuda::empty(values, [values.meta.shape()[0]], dtype));
+        let mut work = Work::near(values);
+        zeros.iter().for_each(|buffer| work.zero(buffer));
+        work.submit();
+        zeros
+    }
+
+    /// `values`, a contiguous float32 buffer, and its moments, both in float32 or both in bf16, after `steps` steps.
+    /// Weights in `without_decay`, ascending and apart, do not decay. Moments in bf16 are rounded to one of their two
+    /// neighbours by chance, so that their mean stays what it is in float32. The bf16 copy is made by the first
+    /// step or by [`FlatAdamW::write_working`].
     ///
     /// # Panics
-    /// When `values` is not such a buffer.
-    pub fn new(values: CubeTensor, without_decay: &[Range<usize>], steps: u32) -> Self {
+    /// When they are not such buffers.
+    pub fn new(values: CubeTensor, moments: [CubeTensor; 2], without_decay: &[Range<usize>], steps: u32) -> Self {
         let shape = values.meta.shape();
         assert!(shape.num_dims() == 1 && values.dtype == DType::F32, "no flat buffer: {values:?}");
         let count = shape[0];
@@ -88,11 +103,9 @@ impl FlatAdamW {
         // A buffer of no bytes has no address.
         bounds.resize(bounds.len().max(2), 0);
         let device = values.device.clone();
-        let [first, second] = [0; 2].map(|_| cuda::empty(&values, [count], DType::F32));
-        let mut work = Work::near(&values);
-        work.zero(&first);
-        work.zero(&second);
-        work.submit();
+        let [first, second] = moments;
+        let fits = |buffer: &CubeTensor| buffer.meta.shape() == shape && cuda::is_contiguous(buffer);
+        assert!(fits(&first) && fits(&second) && first.dtype == second.dtype, "no moments: {first:?} {second:?}");
         Self {
             gradient: cuda::empty(&values, [count], DType::F32),
             working: cuda::empty(&values, [count], DType::BF16),
@@ -142,7 +155,8 @@ impl FlatAdamW {
             cuda::f32((settings.rate * settings.weight_decay) as f32),
             cuda::u64(count as u64),
         ];
-        work.launch(&Kernel::new(&SOURCE, "adamw"), grid(count), &arguments);
+        let entry = if self.first.dtype == DType::BF16 { "adamw_bf16_moments" } else { "adamw" };
+        work.launch(&Kernel::new(&SOURCE, entry), grid(count), &arguments);
         work.submit();
     }
 
@@ -208,7 +222,8 @@ mod tests {
             let count = values.len();
             cuda::of(Tensor::<1>::from_data(burn::tensor::TensorData::new(values, [count]), &device))
         };
-        let state = FlatAdamW::new(on_device(model.values()), &kept, 0);
+        let values = on_device(model.values());
+        let state = FlatAdamW::new(values.clone(), FlatAdamW::zero_moments(&values, Moments::Float32), &kept, 0);
         let settings = OptimizerConfig { clip_norm: 0.5, ..OptimizerConfig::default() };
         let mut optimizer = AdamW::new(&settings, &model);
         for (step, rate) in [0.01, 0.02, f64::NAN, 0.005].into_iter().enumerate() {

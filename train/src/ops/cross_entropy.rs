@@ -31,7 +31,8 @@ const LOGITS: usize = 1 << 21;
 /// count; without any other row the loss is 0. Gives `[1]`.
 ///
 /// `z_loss` times the squared logarithm of the softmax's denominator is added to the loss of every
-/// row (PaLM, arXiv 2204.02311, section 5): it keeps the logits from drifting. 0 is without.
+/// row that gradients are taken of (PaLM, arXiv 2204.02311, section 5): it keeps the logits from drifting. 0 is
+/// without. The loss that is given is the cross-entropy alone, so that it means the same with and without.
 ///
 /// On CUDA in bf16 the logits of a chunk are in bf16, sums in float32, the loss in float32. Gradients
 /// are computed along with the loss. A weight that comes with a [`GradientSum`] has its gradient
@@ -88,7 +89,9 @@ pub(crate) fn composed(hidden: Tensor<2>, weight: Tensor<2>, targets: &[u32], z_
         sum = sum - (chosen.clone() * counts.clone()).sum();
         if z_loss != 0.0 {
             let log_sum = logits.gather(1, index) - chosen;
-            sum = sum + (log_sum.square() * counts).sum() * z_loss;
+            let extra = (log_sum.square() * counts).sum() * z_loss;
+            // Its gradient without its value.
+            sum = sum + (extra.clone() - extra.detach());
         }
     }
     sum.div_scalar(count)
@@ -103,14 +106,14 @@ struct CrossEntropy {
 /// Logits that are summed in float32 before the sum goes on in float64.
 const PART: usize = 256;
 
-/// The loss of one row of logits. With `gradient` the logits become the gradient of that loss
+/// The loss of one row of logits. With `gradient` the logits become the gradient of that loss and the z-loss,
 /// times `gradient`.
 fn row_loss(logits: &mut [f32], target: u32, z_loss: f32, gradient: Option<f32>) -> f64 {
     let largest = lanes::max(logits);
     // The loss of a row whose exponentials sum to `sum`, and the logarithm of the denominator.
     let ended = |sum: f64, chosen: f64| {
         let log_sum = sum.ln() + f64::from(largest);
-        (sum.ln() - chosen + f64::from(z_loss) * log_sum * log_sum, log_sum)
+        (sum.ln() - chosen, log_sum)
     };
     let chosen = f64::from(logits[target as usize] - largest);
     let Some(gradient) = gradient else {
