@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
 use pipeline::{Event, Observer, StageStatus};
 
 use crate::cli::{LogFormat, Logging};
@@ -42,9 +42,10 @@ fn bars() -> Observer {
                     return;
                 }
                 let style = ProgressStyle::with_template(
-                    "{prefix:>18.bold} {bar:20.cyan/dim} {pos}/{len} {elapsed}<{eta} {wide_msg:.dim}",
+                    "{prefix:>18.bold} {bar:20.cyan/dim} {pos}/{len} {elapsed}{left} {wide_msg:.dim}",
                 )
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
+                .unwrap_or_else(|_| ProgressStyle::default_bar())
+                .with_key("left", left);
                 let bar = screen.add(ProgressBar::new(*tasks).with_style(style));
                 bar.set_prefix(stage.clone());
                 bar.set_position(*done);
@@ -120,5 +121,13 @@ fn line(event: &Event) -> Option<String> {
             Some(format!("{stage:>18}  {rows} in {seconds:.1} s"))
         }
         Event::Warning { message } => Some(format!("warning: {message}")),
+    }
+}
+
+/// What is left, once a task has told how long one takes.
+fn left(state: &ProgressState, to: &mut dyn std::fmt::Write) {
+    if state.pos() > 0 {
+        // A screen that cannot be written to is nobody's fault.
+        let _ = write!(to, ", {:#} left", HumanDuration(state.eta()));
     }
 }

@@ -92,7 +92,7 @@ impl Job {
                 };
             }
         }
-        let path = match self.tokens.contains("://").then(|| Location::of_url(&self.tokens)) {
+        let path = match self.tokens.contains("://").then(|| Location::of_url(self.tokens.trim_end_matches('/'))) {
             Some(Ok(Location::Directory(path))) => path,
             _ => PathBuf::from(&self.tokens),
         };

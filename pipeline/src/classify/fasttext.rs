@@ -183,7 +183,7 @@ impl FastText {
                 scores.iter_mut().for_each(|score| *score /= sum);
             }
             Loss::Sigmoids => {
-                scores.extend((0..self.labels.len()).map(|row| sigmoid(self.output.dot(row, hidden))));
+                scores.extend((0..self.labels.len()).map(|row| tabulated_sigmoid(self.output.dot(row, hidden))));
             }
             Loss::HierarchicalSoftmax => {
                 scores.resize(self.labels.len(), 0.0);
@@ -219,7 +219,9 @@ impl FastText {
         rows.clear();
         hashes.clear();
         let is_space = |b: &u8| matches!(b, b' ' | b'\n' | b'\r' | b'\t' | 0x0b | 0x0c | 0);
-        let tokens = text.as_bytes().split(is_space).filter(|t| !t.is_empty() && *t != END).chain([END]);
+        // The end of a line, which fastText adds, ends the text also where it stands in it.
+        let words = text.as_bytes().split(is_space).take_while(|t| *t != END);
+        let tokens = words.filter(|t| !t.is_empty()).chain([END]);
         for token in tokens {
             let hash = fnv(token);
             match self.words.get(token, hash) {
@@ -305,6 +307,17 @@ impl FastText {
             },
         };
         rows.push((self.words.len() as u64 + id) as u32);
+    }
+}
+
+/// As fastText takes it from a table of 512 steps from -8 to 8: a model's probabilities have its steps.
+fn tabulated_sigmoid(x: f32) -> f32 {
+    const STEPS: f32 = 512.0;
+    const REACH: f32 = 8.0;
+    match x {
+        x if x < -REACH => 0.0,
+        x if x > REACH => 1.0,
+        x => sigmoid(((x + REACH) * STEPS / REACH / 2.0).trunc() * 2.0 * REACH / STEPS - REACH),
     }
 }
 

@@ -58,8 +58,9 @@ fn run(bytes: &[u8], start: usize) -> usize {
 /// text when nothing closes them.
 fn code(bytes: &[u8], start: usize, unclosed: &mut bool) -> Option<usize> {
     let ticks = run(bytes, start);
-    let line = bytes[..start].iter().rposition(|b| *b == b'\n').map_or(0, |n| n + 1);
-    let fence = ticks >= 3 && start - line <= 3 && bytes[line..start].iter().all(|b| *b == b' ');
+    // Looks no further back than an indent goes: a line may be as long as the text.
+    let indent = bytes[..start].iter().rev().take(4).take_while(|b| **b == b' ').count();
+    let fence = ticks >= 3 && indent <= 3 && (start == indent || bytes[start - indent - 1] == b'\n');
     if fence {
         let mut from = start + ticks;
         while let Some(newline) = memchr(b'\n', &bytes[from..]) {
