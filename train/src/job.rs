@@ -82,19 +82,16 @@ impl Job {
 
     /// The token shards, and the run that they belong to where they lie in one.
     fn locations(&self) -> Result<(Location, Option<Location>), Error> {
-        if self.tokens.contains("://") {
+        let path = if self.tokens.contains("://") {
             let of = |url: &str| Location::of_url(url).map_err(|e| Error::config("tokens", e.to_string()));
             let url = self.tokens.trim_end_matches('/');
-            if let Location::Url(_) = of(url)? {
-                return match url.strip_suffix(TOKENS).and_then(|run| run.strip_suffix('/')) {
-                    Some(run) => Ok((of(url)?, Some(of(run)?))),
-                    None => Ok((of(url)?.join(TOKENS), Some(of(url)?))),
-                };
+            match (of(url)?, url.strip_suffix(TOKENS).and_then(|run| run.strip_suffix('/'))) {
+                (Location::Directory(path), _) => path,
+                (tokens, Some(run)) => return Ok((tokens, Some(of(run)?))),
+                (run, None) => return Ok((run.join(TOKENS), Some(run))),
             }
-        }
-        let path = match self.tokens.contains("://").then(|| Location::of_url(self.tokens.trim_end_matches('/'))) {
-            Some(Ok(Location::Directory(path))) => path,
-            _ => PathBuf::from(&self.tokens),
+        } else {
+            PathBuf::from(&self.tokens)
         };
         if path.join(TOKENS).is_dir() {
             return Ok((Location::Directory(path.join(TOKENS)), Some(Location::Directory(path))));
