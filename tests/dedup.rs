@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use support::{fulgurite, nothing_was_done_twice, outputs, succeed};
+use support::{fulgurite, is_done, nothing_was_done_twice, outputs, succeed};
 
 /// Every stage behind the documents, in order.
 const STAGES: [&str; 25] = [
@@ -131,11 +131,6 @@ fn run(recipe: &Path, dir: &Path, threads: u32) -> Command {
     let mut command = fulgurite();
     command.args(["run", "-q", "--threads", &threads.to_string(), "--run-dir"]).arg(dir).arg(recipe);
     command
-}
-
-fn is_done(dir: &Path, stage: &str) -> bool {
-    let Ok(manifest) = std::fs::read(dir.join(stage).join("manifest.json")) else { return false };
-    serde_json::from_slice::<serde_json::Value>(&manifest).unwrap()["state"] == "done"
 }
 
 #[test]

@@ -1,9 +1,65 @@
-//! Tokens from the command line: a tokenizer trained alone, shards looked into, figures of a run.
-#![allow(clippy::unwrap_used, missing_docs)]
+//! Tokens from the command line: a tokenizer trained alone, shards looked into, figures of a run, a shuffle that is
+//! killed.
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 mod support;
 
-use support::{fulgurite, small_recipe, succeed};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use support::{fulgurite, is_done, nothing_was_done_twice, outputs, small_recipe, succeed};
+
+/// Tasks of a stage that are committed.
+fn committed(run: &Path, stage: &str) -> usize {
+    let journal = std::fs::read(run.join(stage).join("journal.jsonl"));
+    journal.map_or(0, |bytes| bytes.iter().filter(|&&byte| byte == b'\n').count())
+}
+
+/// Run a command and kill it when it has committed two tasks more of a stage; whether that was before the last of them.
+fn is_killed_within(command: &mut Command, run: &Path, stage: &str) -> bool {
+    let before = committed(run, stage);
+    let mut child = command.spawn().unwrap();
+    while committed(run, stage) < before + 2 && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    !is_done(run, stage)
+}
+
+#[test]
+fn killed_in_both_passes_of_the_shuffle_the_token_shards_are_those_of_a_whole_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = small_recipe(dir.path());
+    let run = |run: &Path, threads: u32, until: &str| {
+        let mut command = fulgurite();
+        command.args(["run", "-q", "--set", "tokenize.shard_tokens=8000", "--until", until, "--run-dir"]).arg(run);
+        command.args(["--threads", &threads.to_string()]).arg(&recipe);
+        command
+    };
+    let whole = dir.path().join("whole");
+    succeed(&mut run(&whole, 1, "token_statistics"));
+    let expected = outputs(&whole);
+    for stage in ["encoded", "tokens", "tokens_validation", "token_statistics"] {
+        assert!(expected.keys().any(|path| path.starts_with(stage)), "{stage} has no files");
+    }
+    for threads in [1, 3] {
+        let killed = dir.path().join(format!("killed-{threads}"));
+        succeed(&mut run(&killed, threads, "tokenizer"));
+        for pass in ["encoded", "tokens"] {
+            let mut kills = 0;
+            while is_killed_within(&mut run(&killed, threads, pass), &killed, pass) {
+                kills += 1;
+            }
+            println!("{threads} threads: killed {kills} times within {pass}, of {} tasks", committed(&killed, pass));
+            assert!(kills >= 2, "the kills came too late to say much");
+        }
+        succeed(&mut run(&killed, threads, "token_statistics"));
+        nothing_was_done_twice(&killed);
+        assert_eq!(outputs(&killed), expected, "{threads} threads");
+    }
+}
 
 #[test]
 fn a_tokenizer_is_trained_shards_are_shown_and_figures_add_up() {

@@ -98,6 +98,12 @@ pub fn succeed(command: &mut Command) -> Output {
     output
 }
 
+/// Whether a stage of a run is done.
+pub fn is_done(run: &Path, stage: &str) -> bool {
+    let Ok(manifest) = std::fs::read(run.join(stage).join("manifest.json")) else { return false };
+    serde_json::from_slice::<serde_json::Value>(&manifest).unwrap()["state"] == "done"
+}
+
 /// Every task of every stage of a finished run has one line in its journal: one that is done again adds another.
 pub fn nothing_was_done_twice(run: &Path) {
     let mut stages = 0;

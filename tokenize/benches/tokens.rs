@@ -273,14 +273,17 @@ fn load_two_epochs(bencher: Bencher<'_, '_>, packing: &Packing) {
         .bench_local(|| (0..steps).map(|step| loader.batch(step).map_or(0, |batch| batch.tokens.len())).sum::<usize>());
 }
 
-/// Opening the shards and making the batch of a step.
+/// Opening the shards, going on from a state, and making the batch of its step.
 #[divan::bench(sample_count = 5, sample_size = 1, args = [0, 1_000_000])]
 fn first_batch_of_a_fresh_loader(bencher: Bencher<'_, '_>, step: u64) {
     let dir = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
     let shards = shards(dir.path(), 8).unwrap_or_else(|error| panic!("{error}"));
     let config = LoaderConfig { rows: 16, sequence_length: 2048, ..LoaderConfig::default() };
     bencher.bench_local(|| {
-        let batch = Loader::open(&shards, config.clone()).and_then(|mut loader| loader.batch(step));
+        let batch = Loader::open(&shards, config.clone()).and_then(|mut loader| {
+            let step = loader.resume(&loader.state(step))?;
+            loader.batch(step)
+        });
         batch.map_or(0, |batch| batch.tokens.len())
     });
 }

@@ -63,8 +63,11 @@ pub fn learn(
             note_place(&mut places, pair, index as u32);
         }
     }
-    // An entry is never below the pair's count: growth is pushed, shrinking is seen when popped.
-    let mut queue: BinaryHeap<(i64, Reverse<Pair>)> = counts.iter().map(|(&p, &n)| (n, Reverse(p))).collect();
+    let least = min_frequency.max(1) as i64;
+    // An entry is never below the pair's count: growth is pushed, shrinking is seen when popped. Most pairs are too
+    // rare to be merged, and wait for their growth outside.
+    let frequent = counts.iter().filter(|(_, n)| **n >= least);
+    let mut queue: BinaryHeap<(i64, Reverse<Pair>)> = frequent.map(|(&p, &n)| (n, Reverse(p))).collect();
     let mut merges = Vec::new();
     let mut merged: HashSet<Pair, BuildHasherDefault<PairHasher>> = HashSet::default();
     let mut change: PairMap<i64> = PairMap::default();
@@ -74,13 +77,10 @@ pub fn learn(
         };
         let now = counts.get(&pair).copied().unwrap_or(0);
         if now != count {
-            if now > 0 && now < count {
+            if now >= least && now < count {
                 queue.push((now, Reverse(pair)));
             }
             continue;
-        }
-        if count < min_frequency.max(1) as i64 {
-            break;
         }
         let piece = format!("{}{}", pieces[pair.0 as usize], pieces[pair.1 as usize]);
         // Another pair may have spelt this piece before; the merge then leads to the same id.
@@ -102,18 +102,14 @@ pub fn learn(
         at.dedup();
         for index in at {
             let (word, count) = &mut words[index as usize];
-            if !pairs(word).any(|p| p == pair) {
-                continue;
-            }
             let count = *count as i64;
-            pairs(word).for_each(|p| *change.entry(p).or_default() -= count);
-            merge(word, pair, id);
-            for p in pairs(word) {
-                *change.entry(p).or_default() += count;
-                if p.0 == id || p.1 == id {
-                    note_place(&mut places, p, index);
+            merge(word, pair, id, |gone, made| {
+                *change.entry(gone).or_default() -= count;
+                if let Some(made) = made {
+                    *change.entry(made).or_default() += count;
+                    note_place(&mut places, made, index);
                 }
-            }
+            });
         }
         for (p, by) in change.drain() {
             if by == 0 {
@@ -122,7 +118,7 @@ pub fn learn(
             let count = counts.entry(p).or_default();
             *count += by;
             let now = *count;
-            if by > 0 {
+            if by > 0 && now >= least {
                 queue.push((now, Reverse(p)));
             } else if now == 0 {
                 counts.remove(&p);
@@ -147,17 +143,28 @@ fn note_place(places: &mut PairMap<Vec<u32>>, pair: Pair, index: u32) {
     }
 }
 
-/// Replace every occurrence of `pair`, from the left.
-fn merge(word: &mut Vec<u32>, pair: Pair, id: u32) {
+/// Replace every occurrence of `pair`, from the left. `change` is told each pair that goes and, but for `pair` itself,
+/// the one that takes its place: a word of a script without spaces is long, and most of it stays.
+fn merge(word: &mut Vec<u32>, pair: Pair, id: u32, mut change: impl FnMut(Pair, Option<Pair>)) {
     let (mut read, mut write) = (0, 0);
+    // The symbol before `read` as it was, if there is one, and whether it is merged now.
+    let mut before = None;
+    let mut is_merged = false;
     while read < word.len() {
-        if read + 1 < word.len() && (word[read], word[read + 1]) == pair {
-            word[write] = id;
-            read += 2;
-        } else {
-            word[write] = word[read];
-            read += 1;
+        let merges = read + 1 < word.len() && (word[read], word[read + 1]) == pair;
+        let symbol = if merges { id } else { word[read] };
+        if let Some(before) = before
+            && (merges || is_merged)
+        {
+            change((before, word[read]), Some((word[write - 1], symbol)));
         }
+        if merges {
+            change(pair, None);
+        }
+        before = Some(if merges { pair.1 } else { symbol });
+        is_merged = merges;
+        word[write] = symbol;
+        read += 1 + usize::from(merges);
         write += 1;
     }
     word.truncate(write);
@@ -191,7 +198,7 @@ mod tests {
             if !merges.contains(&pair) {
                 merges.push(pair);
             }
-            words.iter_mut().for_each(|(word, _)| merge(word, pair, id));
+            words.iter_mut().for_each(|(word, _)| merge(word, pair, id, |_, _| ()));
         }
         Learnt { pieces, merges }
     }

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BinaryHeap};
 use crate::error::{Error, Result};
 use crate::shuffle::sample_key;
 
-/// The texts of a sample, in no order that means anything.
+/// The texts of a sample, in an order in which the first of them, however many, are such a sample too: those of a source
+/// by hash, and the sources mixed as their bytes are.
 pub type Texts = Vec<Box<str>>;
 
 /// Documents chosen so far, by source where the sources have weights of their own.
@@ -92,8 +93,18 @@ impl Sample {
             true => BTreeMap::new(),
             false => self.reservoirs.iter().map(|(name, reservoir)| (name.clone(), reservoir.bytes)).collect(),
         };
-        let texts = self.reservoirs.into_values().flat_map(|r| r.documents.into_iter().map(|(.., text)| text));
-        Ok((texts.collect(), bytes))
+        // By the share of the source that comes before; the sort keeps what is equal in that.
+        let mut texts = Vec::new();
+        for reservoir in self.reservoirs.into_values() {
+            let (mut before, all) = (0u64, u128::from(reservoir.bytes.max(1)));
+            for (.., text) in reservoir.documents.into_sorted_vec() {
+                let place = (u128::from(before) << 64) / all;
+                before += text.len() as u64;
+                texts.push((place, text));
+            }
+        }
+        texts.sort_by_key(|(place, _)| *place);
+        Ok((texts.into_iter().map(|(_, text)| text).collect(), bytes))
     }
 }
 
@@ -125,7 +136,7 @@ mod tests {
         pipeline::document::document_id("sample", n)
     }
 
-    /// By the definition: sort all by hash, take while the bytes before are less than the budget.
+    /// By the definition: sort all by hash, take while the bytes before are less than the budget. In that order.
     fn naive(documents: &[(u64, String)], budget: u64, seed: u64) -> Vec<String> {
         let mut documents: Vec<_> =
             documents.iter().map(|(n, text)| (sample_key(&id(*n), seed), id(*n), text)).collect();
@@ -136,9 +147,7 @@ mod tests {
             bytes += text.len() as u64;
             before < budget
         });
-        let mut texts: Vec<String> = chosen.map(|(.., text)| text.clone()).collect();
-        texts.sort();
-        texts
+        chosen.map(|(.., text)| text.clone()).collect()
     }
 
     proptest! {
@@ -158,8 +167,7 @@ mod tests {
                 sample.offer(id(*n), "any", text);
                 prop_assert!(sample.held_bytes() < budget + 30);
             }
-            let mut texts: Vec<String> = sample.finish().unwrap().0.into_iter().map(String::from).collect();
-            texts.sort();
+            let texts: Vec<String> = sample.finish().unwrap().0.into_iter().map(String::from).collect();
             prop_assert_eq!(texts, expected);
         }
     }
@@ -169,12 +177,17 @@ mod tests {
         let weights = BTreeMap::from([("a".to_string(), 3.0), ("b".to_string(), 1.0)]);
         let mut sample = Sample::new(4000, &weights, 9);
         for n in 0..3000 {
-            sample.offer(id(n), ["a", "b", "c"][n as usize % 3], "0123456789");
+            sample.offer(id(n), ["a", "b", "c"][n as usize % 3], ["a123456789", "b123456789", "c"][n as usize % 3]);
         }
-        assert_eq!(sample.seen(), (3000, 30_000));
+        assert_eq!(sample.seen(), (3000, 21_000));
         let (texts, bytes) = sample.finish().unwrap();
         assert_eq!(bytes, BTreeMap::from([("a".to_string(), 3000), ("b".to_string(), 1000)]));
         assert_eq!(texts.len(), 400);
+        // Wherever it is cut off, the sources have their weights.
+        for n in 1..=400 {
+            let of_a = texts[..n].iter().filter(|text| text.starts_with('a')).count();
+            assert!(of_a * 4 + 3 >= n * 3 && of_a * 4 <= n * 3 + 3, "{of_a} of {n}");
+        }
         let mut sample = Sample::new(4000, &BTreeMap::from([("web".to_string(), 1.0)]), 9);
         sample.offer(id(0), "webs", "x");
         let error = sample.finish().err().unwrap().to_string();

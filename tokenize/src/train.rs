@@ -29,6 +29,8 @@ pub struct Trainer {
     config: TokenizerConfig,
     splitter: Splitter,
     words: HashMap<Box<[u8]>, u64>,
+    /// Sum of their lengths.
+    word_bytes: u64,
 }
 
 impl Trainer {
@@ -36,7 +38,7 @@ impl Trainer {
     pub fn new(config: &TokenizerConfig) -> Result<Self> {
         config.validate()?;
         let splitter = Splitter::new(&config.pattern, config.digits)?;
-        Ok(Self { config: config.clone(), splitter, words: HashMap::new() })
+        Ok(Self { config: config.clone(), splitter, words: HashMap::new(), word_bytes: 0 })
     }
 
     /// Count the words of some documents.
@@ -60,6 +62,7 @@ impl Trainer {
             match self.words.get_mut(word) {
                 Some(count) => *count += n,
                 None => {
+                    self.word_bytes += word.len() as u64;
                     self.words.insert(word.into(), n);
                 }
             }
@@ -69,6 +72,17 @@ impl Trainer {
     /// Words that differ.
     pub fn distinct_words(&self) -> usize {
         self.words.len()
+    }
+
+    /// Bytes of words that differ.
+    pub fn word_bytes(&self) -> u64 {
+        self.word_bytes
+    }
+
+    /// Whether these are as many as the settings allow. It is for the caller to stop then: which documents are left out
+    /// must not depend on the order in which they happen to come.
+    pub fn is_full(&self) -> bool {
+        self.word_bytes >= self.config.word_bytes
     }
 
     /// Learn the merges and build the tokenizer. `progress` is told the number of tokens now and then

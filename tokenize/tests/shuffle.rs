@@ -11,6 +11,7 @@ use arrow::array::AsArray;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, UInt32Type, UInt64Type};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use pipeline::RunOptions;
 use pipeline::shard::BATCH_ROWS;
 use tokenize::counts::unigram_entropy;
 use tokenize::inspect::token_rows;
@@ -19,7 +20,7 @@ use tokenize::shard::{METADATA_KEY, ShardMetadata, TokensDigest};
 use tokenize::shuffle::{Split, shuffle_key};
 use tokenize::{Encoder, TokenStatistics, TokenizeConfig, tokenizer_path};
 
-use common::{Document, FAR, FAR_TEXT, config, documents, far_tokens, run};
+use common::{Document, FAR, FAR_TEXT, config, documents, far_tokens, run, run_with};
 
 struct Row {
     id: [u8; 16],
@@ -93,6 +94,58 @@ fn token_shards_depend_on_documents_and_seed_not_on_the_layout_of_shards() {
     for stage in ["tokens", "tokens_validation"] {
         assert_eq!(ids(dirs[3].path(), stage), ids(dirs[0].path(), stage));
     }
+}
+
+#[test]
+fn sorts_that_spill_to_disk_write_the_same_bytes() {
+    let tokenizer = tempfile::tempdir().unwrap();
+    // One shard of each source, of ids of 32 bits: in both passes more than a task may hold.
+    let config = TokenizeConfig { shard_tokens: 1 << 40, ..far_tokens(tokenizer.path()) };
+    let mut many = Vec::new();
+    for copy in 0..100u64 {
+        many.extend((0..).zip(documents()).map(|(i, document)| Document {
+            id: pipeline::document::document_id("copies", copy << 32 | i),
+            ..document
+        }));
+    }
+    let least = RunOptions { threads: 1, memory_limit_bytes: 32 << 20, ..RunOptions::new() };
+    let ample = RunOptions { threads: 2, memory_limit_bytes: 4 << 30, ..RunOptions::new() };
+    let outputs = [(least, true), (ample, false)].map(|(options, spills)| {
+        let dir = tempfile::tempdir().unwrap();
+        let seen = spilled_by(dir.path(), || run_with(dir.path(), many.clone(), 1, &config, 5, options).unwrap());
+        for stage in ["encoded", "tokens"] {
+            assert_eq!(seen.contains(stage), spills, "{stage}: spilled by {seen:?}");
+        }
+        bytes(dir.path(), &OUTPUTS)
+    });
+    assert!(outputs[0] == outputs[1]);
+}
+
+/// The stages, by their manifests the last that had begun, in whose time there were files of spilled rows.
+fn spilled_by(run: &Path, work: impl FnOnce() + Send) -> BTreeSet<&'static str> {
+    std::thread::scope(|scope| {
+        let working = scope.spawn(work);
+        let mut seen = BTreeSet::new();
+        while !working.is_finished() {
+            let begun = ["tokens_validation", "tokens", "encoded", "tokenizer"];
+            let stage = begun.into_iter().find(|stage| run.join(stage).join("manifest.json").exists());
+            if has_file(&run.join("spill")) {
+                seen.extend(stage);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        working.join().unwrap();
+        seen
+    })
+}
+
+/// Whether there is a file below a directory, which need not be there.
+fn has_file(dir: &Path) -> bool {
+    let mut entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => has_file(&entry.path()),
+        kind => kind.is_ok(),
+    })
 }
 
 #[test]
@@ -328,6 +381,38 @@ fn a_sample_of_the_documents_trains_the_tokenizer() {
     let dir = tempfile::tempdir().unwrap();
     let error = run(dir.path(), documents(), 2, &config, 5).unwrap_err().to_string();
     assert!(error.contains("\"speech\"") && error.contains("speeches"), "{error}");
+}
+
+#[test]
+fn a_tokenizer_learns_from_no_more_words_than_it_is_told_to() {
+    // Those of the documents of lowest hash, wherever they lie.
+    let mut many = Vec::new();
+    for copy in 0..4u64 {
+        many.extend((0..).zip(documents()).map(|(i, document)| Document {
+            id: pipeline::document::document_id("copies", copy << 32 | i),
+            text: format!("{} w{copy}w{i}", document.text),
+            ..document
+        }));
+    }
+    let mut config = config();
+    config.tokenizer.word_bytes = 50_000;
+    let trained = |shards: usize, config: &TokenizeConfig| {
+        let dir = tempfile::tempdir().unwrap();
+        run(dir.path(), many.clone(), shards, config, 5).unwrap();
+        let notes = pipeline::Journal::read(&dir.path().join("tokenizer")).unwrap()[&0].notes.clone();
+        (std::fs::read(tokenizer_path(dir.path())).unwrap(), notes)
+    };
+    let (tokenizer, notes) = trained(1, &config);
+    let number = |key: &str| notes[key].as_u64().unwrap();
+    assert!(number("counted_bytes") < number("sample_bytes"), "{notes}");
+    assert!(number("word_bytes") >= 50_000, "{notes}");
+    assert!(trained(6, &config) == (tokenizer, notes.clone()));
+    // That is the tokenizer of a smaller sample, and no other words were looked at.
+    config.tokenizer.sample_bytes = number("counted_bytes");
+    config.tokenizer.word_bytes = 1 << 30;
+    let (_, smaller) = trained(2, &config);
+    assert_eq!((&smaller["counted_bytes"], &smaller["word_bytes"]), (&notes["counted_bytes"], &notes["word_bytes"]));
+    assert_eq!(smaller["distinct_words"], notes["distinct_words"]);
 }
 
 #[test]

@@ -96,4 +96,5 @@ fn configurations_that_cannot_work_are_refused() {
     assert!(error(TokenizerConfig { eos_token: "<|eos|>".into(), ..Default::default() }).contains("eos_token"));
     assert!(error(TokenizerConfig { pattern: Pattern::Regex("(".into()), ..Default::default() }).contains("pattern"));
     assert!(error(TokenizerConfig { sample_bytes: 0, ..Default::default() }).contains("sample_bytes"));
+    assert!(error(TokenizerConfig { word_bytes: 0, ..Default::default() }).contains("word_bytes"));
 }

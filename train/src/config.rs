@@ -1,7 +1,7 @@
 //! The settings of a model and of a training run, as they stand in a recipe.
 
 use serde::{Deserialize, Serialize};
-use tokenize::loader::DataConfig;
+use tokenize::loader::{BufferConfig, DataConfig};
 
 use crate::Error;
 
@@ -260,6 +260,8 @@ pub struct TrainConfig {
     pub evaluation: EvaluationConfig,
     /// What the sequences are made of: packing, and the shares of the sources.
     pub data: DataConfig,
+    /// What the loader of the sequences holds in memory.
+    pub loader: BufferConfig,
 }
 
 impl Default for TrainConfig {
@@ -283,6 +285,7 @@ impl Default for TrainConfig {
             schedule: ScheduleConfig::default(),
             evaluation: EvaluationConfig::default(),
             data: DataConfig::default(),
+            loader: BufferConfig::default(),
         }
     }
 }
@@ -316,6 +319,7 @@ impl TrainConfig {
             return Err(Error::config("activation_checkpointing.every", "has to be positive"));
         }
         self.data.validate().map_err(|error| Error::config("data", error.to_string()))?;
+        self.loader.validate().map_err(|error| Error::config("loader", error.to_string()))?;
         self.optimizer.validate()?;
         self.schedule.validate(self.steps)
     }
@@ -681,5 +685,9 @@ mod tests {
         config.schedule = ScheduleConfig::Cosine(CosineConfig { warmup_steps: Some(4), minimum_ratio: 0.1 });
         let error = config.validate().unwrap_err().to_string();
         assert!(error.starts_with("schedule.warmup_steps: warm-up"), "{error}");
+        let config: TrainConfig =
+            toml::from_str("[model]\nvocab_size = 300\n[loader]\nprefetch_batches = 0\n").unwrap();
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.starts_with("loader: prefetch_batches is 0"), "{error}");
     }
 }

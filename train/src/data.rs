@@ -78,6 +78,7 @@ impl Data {
             rows: config.batch * config.gradient_accumulation,
             seed: config.seed,
             data: config.data.clone(),
+            buffers: config.loader,
             ..LoaderConfig::default()
         };
         let loader = places.training.open(loader_config.clone())?;

@@ -153,7 +153,7 @@ impl Stage for TrainStage {
     fn config(&self) -> StageResult<Value> {
         let mut config = serde_json::to_value(&self.config).map_err(StageError::abort)?;
         if let Some(keys) = config.as_object_mut() {
-            // They change what is told and kept on the way, not the model.
+            // They change what is told, kept and held on the way, not the model.
             for key in [
                 "log_every_steps",
                 "checkpoint_every_steps",
@@ -162,6 +162,7 @@ impl Stage for TrainStage {
                 "max_skipped_steps",
                 "activation_checkpointing",
                 "evaluation",
+                "loader",
             ] {
                 keys.remove(key);
             }
@@ -181,5 +182,21 @@ impl Stage for TrainStage {
 
     fn stops_itself(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_loader_holds_in_memory_makes_no_other_model() {
+        let keys = |text: &str| {
+            let config: TrainConfig = toml::from_str(text).unwrap();
+            TrainStage::new(config, DeviceChoice::Cpu).unwrap().config().unwrap()
+        };
+        let usual = keys("");
+        assert_eq!(keys("[loader]\nprefetch_batches = 9\ncache_bytes = 0\n"), usual);
+        assert_ne!(keys("[data]\nshuffle_window_tokens = 9\n"), usual);
     }
 }

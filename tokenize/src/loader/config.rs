@@ -18,10 +18,8 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// What is in a sequence.
     pub data: DataConfig,
-    /// Batches that are made ahead of the training thread.
-    pub prefetch: usize,
-    /// Bytes of shards in an object store that are kept in memory.
-    pub cache_bytes: usize,
+    /// What is held in memory.
+    pub buffers: BufferConfig,
     /// Which rows this loader gives: those whose number is `rank` modulo `world_size`.
     pub rank: usize,
     /// Number of loaders that share the global batch.
@@ -35,10 +33,39 @@ impl Default for LoaderConfig {
             rows: 8,
             seed: 0,
             data: DataConfig::default(),
-            prefetch: 4,
-            cache_bytes: 256 << 20,
+            buffers: BufferConfig::default(),
             rank: 0,
             world_size: 1,
+        }
+    }
+}
+
+/// What a loader holds beside its windows: a table of a recipe. How long a batch is waited for depends on it; no batch
+/// does, and no state of a loader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BufferConfig {
+    /// Batches that are made ahead of the training thread, 1 to 1,024. When all of them are there, the thread that makes
+    /// them waits.
+    pub prefetch_batches: usize,
+    /// Bytes of shards in an object store that are kept in memory, at most; half of them may be on their way. Local
+    /// files are read past it.
+    pub cache_bytes: usize,
+}
+
+impl Default for BufferConfig {
+    fn default() -> Self {
+        Self { prefetch_batches: 4, cache_bytes: 256 << 20 }
+    }
+}
+
+impl BufferConfig {
+    /// Refuse values that cannot work.
+    pub fn validate(&self) -> Result<()> {
+        const MOST: usize = 1024;
+        match self.prefetch_batches {
+            1..=MOST => Ok(()),
+            n => Err(Error::Loader(format!("prefetch_batches is {n}; it must be from 1 to {MOST}"))),
         }
     }
 }
@@ -96,7 +123,7 @@ impl LoaderConfig {
             Self { rows: 0, .. } => fault("a batch must have a row"),
             Self { rank, world_size, .. } if rank >= world_size => fault("rank must be below world_size"),
             Self { rows, world_size, .. } if rows < world_size => fault("a batch must have a row for every rank"),
-            _ => self.data.validate(),
+            _ => self.buffers.validate().and_then(|()| self.data.validate()),
         }
     }
 }

@@ -111,7 +111,7 @@ impl Location {
         match self {
             Self::Directory(_) => Loader::open(&shards, config),
             Self::Url(url) => {
-                let remote = Remote::new(store(url)?.0, config.cache_bytes);
+                let remote = Remote::new(store(url)?.0, config.buffers.cache_bytes);
                 let remote = remote.map_err(|e| Error::io(url.as_str(), e))?;
                 Loader::with_storage(&shards, config, Storage::Remote(remote))
             }

@@ -45,7 +45,7 @@ use index::Index;
 use storage::{Remote, Storage};
 
 pub use batch::Batch;
-pub use config::{DataConfig, LoaderConfig, Packing};
+pub use config::{BufferConfig, DataConfig, LoaderConfig, Packing};
 pub use location::Location;
 pub use row_group::Documents;
 pub use shard_reader::ShardReader;
@@ -91,14 +91,14 @@ impl Loader {
     }
 
     /// A loader of a stage directory that was copied, with its `journal.jsonl`, below `prefix` in an object
-    /// store. Shards are read by ranges, some of them ahead; at most [`LoaderConfig::cache_bytes`] of them
+    /// store. Shards are read by ranges, some of them ahead; at most [`BufferConfig::cache_bytes`] of them
     /// are kept. Batches are those of the local directory.
     pub fn open_store(
         store: Arc<dyn ObjectStore>,
         prefix: &object_store::path::Path,
         config: LoaderConfig,
     ) -> Result<Self> {
-        let remote = Remote::new(store, config.cache_bytes).map_err(|e| Error::io(prefix.to_string(), e))?;
+        let remote = Remote::new(store, config.buffers.cache_bytes).map_err(|e| Error::io(prefix.to_string(), e))?;
         let journal = prefix.clone().join(JOURNAL);
         let name = journal.to_string();
         let bytes = remote.read_whole(&journal).map_err(|e| Error::io(&name, e))?;
@@ -142,7 +142,7 @@ impl Loader {
     }
 
     fn start(&self, step: u64) -> Result<Worker> {
-        let (send, batches) = sync_channel(self.config.prefetch.max(1));
+        let (send, batches) = sync_channel(self.config.buffers.prefetch_batches);
         let mut assembler = self.assembler()?;
         let work = move || {
             for step in step.. {

@@ -40,11 +40,18 @@ pub struct Remote {
 /// Ranges that were read or are being read, the oldest of which go first when there are too many.
 #[derive(Default)]
 struct Cache {
-    entries: HashMap<(u32, u64), Entry>,
+    entries: HashMap<CacheKey, Entry>,
     limit: usize,
     bytes: usize,
     /// Counts uses: what was used longest ago goes first.
     clock: u64,
+}
+
+/// Number of a shard, and the bounds of a range. Both of them: that of a footer may begin where a row group does.
+type CacheKey = (u32, u64, u64);
+
+fn key_of(object: &Object<'_>, range: &Range<u64>) -> CacheKey {
+    (object.number, range.start, range.end)
 }
 
 struct Entry {
@@ -76,7 +83,7 @@ impl Storage {
         if let Self::Remote(remote) = self {
             for range in ranges {
                 let mut cache = remote.cache();
-                let (key, bytes) = ((object.number, range.start), (range.end - range.start) as usize);
+                let (key, bytes) = (key_of(object, &range), (range.end - range.start) as usize);
                 if cache.entries.contains_key(&key) {
                     continue;
                 }
@@ -139,7 +146,7 @@ impl Remote {
     }
 
     fn read(&self, object: &Object<'_>, range: Range<u64>) -> std::io::Result<Bytes> {
-        let (key, bytes) = ((object.number, range.start), (range.end - range.start) as usize);
+        let (key, bytes) = (key_of(object, &range), (range.end - range.start) as usize);
         // Taken out while it is waited for, so that other streams are not kept from the cache.
         let content = self.cache().take(key);
         let read = match content {
@@ -161,13 +168,13 @@ fn received(receiver: Receiver<std::io::Result<Bytes>>) -> std::io::Result<Bytes
 }
 
 impl Cache {
-    fn take(&mut self, key: (u32, u64)) -> Option<Content> {
+    fn take(&mut self, key: CacheKey) -> Option<Content> {
         let entry = self.entries.remove(&key)?;
         self.bytes -= entry.bytes;
         Some(entry.content)
     }
 
-    fn put(&mut self, key: (u32, u64), content: Content, bytes: usize) {
+    fn put(&mut self, key: CacheKey, content: Content, bytes: usize) {
         self.take(key);
         while self.bytes + bytes > self.limit
             && let Some(oldest) = self.entries.iter().min_by_key(|(_, entry)| entry.used).map(|(key, _)| *key)
@@ -186,5 +193,43 @@ impl Drop for Remote {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::ObjectStoreExt;
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    #[test]
+    fn the_cache_holds_no_more_than_it_may() {
+        const SIZE: u64 = 200_000;
+        const LIMIT: usize = 10_000;
+        let store = InMemory::new();
+        let bytes: Vec<u8> = (0..SIZE).map(|i| (i % 251) as u8).collect();
+        let path = object_store::path::Path::from("shard");
+        futures::executor::block_on(store.put(&path, bytes.clone().into())).unwrap();
+        let remote = Remote::new(Arc::new(store), LIMIT).unwrap();
+        let storage = Storage::Remote(remote.clone());
+        let object = Object { number: 0, path: Path::new("shard") };
+        let mut most = 0;
+        // Ranges of all sizes up to the limit, three from each place, most of them asked for ahead and more than once.
+        for i in 0..2000u64 {
+            let range = |i: u64| {
+                let start = (i / 3 * 7919) % (SIZE - LIMIT as u64);
+                start..start + 1 + (i * 31) % (LIMIT as u64 - 1)
+            };
+            storage.read_ahead(&object, (i..i + 9).map(range));
+            let Range { start, end } = range(i);
+            let read = storage.read(&object, start..end).unwrap();
+            assert_eq!(read[..], bytes[start as usize..end as usize]);
+            let cache = remote.cache();
+            assert_eq!(cache.bytes, cache.entries.values().map(|entry| entry.bytes).sum::<usize>());
+            assert!(cache.bytes <= LIMIT, "{} bytes are kept", cache.bytes);
+            most = most.max(cache.bytes);
+        }
+        assert!(most > LIMIT / 2, "{most}");
     }
 }

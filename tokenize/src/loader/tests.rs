@@ -781,7 +781,8 @@ fn batches_from_an_object_store_are_those_from_files() {
     for cache_bytes in [64 << 20, 1 << 10] {
         let store = uploaded(&LARGE);
         let (requests, bytes) = (store.requests.clone(), store.bytes.clone());
-        let config = LoaderConfig { cache_bytes, ..config.clone() };
+        let buffers = BufferConfig { cache_bytes, ..BufferConfig::default() };
+        let config = LoaderConfig { buffers, ..config.clone() };
         let mut loader = Loader::open_store(Arc::new(store), &prefix, config).unwrap();
         assert_eq!(loader.fingerprint(), local.fingerprint());
         let opened = requests.load(Ordering::Relaxed);
@@ -803,14 +804,34 @@ fn batches_from_an_object_store_are_those_from_files() {
 }
 
 #[test]
+fn what_is_held_ahead_is_no_part_of_batches_or_of_states() {
+    let config = configs()[0].clone();
+    let with = |prefetch_batches| {
+        let buffers = BufferConfig { prefetch_batches, cache_bytes: 0 };
+        Loader::open(&LARGE.shards, LoaderConfig { buffers, ..config.clone() })
+    };
+    let (mut usual, mut one, mut many) = (LARGE.loader(&config), with(1).unwrap(), with(1024).unwrap());
+    for step in (0..50).chain([7, 1000]) {
+        let batch = usual.batch(step).unwrap();
+        assert!(one.batch(step).unwrap() == batch && many.batch(step).unwrap() == batch, "step {step}");
+    }
+    assert_eq!(many.state(50), usual.state(50));
+    assert_eq!(one.resume(&usual.state(50)).unwrap(), 50);
+    for prefetch_batches in [0, 1025, usize::MAX] {
+        let error = with(prefetch_batches).err().unwrap().to_string();
+        assert!(error.contains("prefetch_batches") && error.contains("from 1 to 1024"), "{error}");
+    }
+}
+
+#[test]
 fn the_loader_makes_no_more_batches_than_it_was_told_to() {
     let store = uploaded(&LARGE);
     let requests = store.requests.clone();
     let prefix = object_store::path::Path::from("runs/one/tokens");
     // Windows of one row group, so that what is read shows what is made.
     let data = DataConfig { shuffle_window_tokens: 1 << 18, ..DataConfig::default() };
-    let config =
-        LoaderConfig { sequence_length: 1 << 17, rows: 2, prefetch: 1, cache_bytes: 0, data, ..configs()[0].clone() };
+    let buffers = BufferConfig { prefetch_batches: 1, cache_bytes: 0 };
+    let config = LoaderConfig { sequence_length: 1 << 17, rows: 2, buffers, data, ..configs()[0].clone() };
     let mut loader = Loader::open_store(Arc::new(store), &prefix, config).unwrap();
     let opened = requests.load(Ordering::Relaxed);
     loader.batch(0).unwrap();

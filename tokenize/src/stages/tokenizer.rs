@@ -22,7 +22,9 @@ use crate::train::Trainer;
 /// Name of the file in the stage's directory.
 pub(super) const FILE: &str = "tokenizer.json";
 /// Documents whose words are counted at a time, on all threads.
-const FEED: usize = 1024;
+const FEED_DOCUMENTS: usize = 1024;
+/// Bytes of text in them, about.
+const FEED_BYTES: usize = 8 << 20;
 
 /// Trains a tokenizer on a sample of the documents, or takes the one of the recipe.
 pub(super) struct TrainTokenizer {
@@ -150,13 +152,29 @@ impl TrainTokenizer {
         let (documents, sampled_bytes) = (texts.len(), texts.iter().map(|text| text.len() as u64).sum::<u64>());
         let mut trainer = Trainer::new(config)?;
         let mut counted = 0;
-        for texts in texts.chunks(FEED) {
+        let mut left = texts.into_iter();
+        while left.len() > 0 && !trainer.is_full() {
+            let (mut texts, mut bytes) = (Vec::new(), 0);
+            while texts.len() < FEED_DOCUMENTS
+                && bytes < FEED_BYTES
+                && let Some(text) = left.next()
+            {
+                bytes += text.len();
+                texts.push(text);
+            }
             trainer.feed(&texts.iter().map(|text| &**text).collect::<Vec<_>>());
-            counted += texts.iter().map(|text| text.len() as u64).sum::<u64>();
+            counted += bytes as u64;
             task.progress(counted, Some(sampled_bytes), format!("{} words counted", trainer.distinct_words()));
         }
-        drop(texts);
-        let distinct_words = trainer.distinct_words();
+        if left.len() > 0 {
+            tracing::warn!(
+                "the tokenizer learns from {counted} of the {sampled_bytes} bytes of its sample, whose words fill \
+                 tokenize.tokenizer.word_bytes = {}: raise that for more, or lower sample_bytes for less memory",
+                config.word_bytes
+            );
+        }
+        drop(left);
+        let (distinct_words, word_bytes) = (trainer.distinct_words(), trainer.word_bytes());
         let (run, size) = (task.run.clone(), u64::from(self.config.tokenizer.rounded_vocab_size()));
         let tokenizer = tokio::task::spawn_blocking(move || trainer.finish(|tokens| report(&run, tokens as u64, size)))
             .await
@@ -169,7 +187,9 @@ impl TrainTokenizer {
             "sample_documents": documents,
             "sample_bytes": sampled_bytes,
             "sample_bytes_by_source": by_source,
+            "counted_bytes": counted,
             "distinct_words": distinct_words,
+            "word_bytes": word_bytes,
         });
         Ok((json.into_bytes(), seen, notes))
     }

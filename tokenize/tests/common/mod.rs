@@ -189,9 +189,20 @@ pub fn config() -> TokenizeConfig {
 
 /// Run all stages over `documents` in `shards` shards.
 pub fn run(dir: &Path, documents: Vec<Document>, shards: usize, config: &TokenizeConfig, seed: u64) -> Result<()> {
+    run_with(dir, documents, shards, config, seed, RunOptions { threads: 2, ..RunOptions::new() })
+}
+
+/// The same under other options.
+pub fn run_with(
+    dir: &Path,
+    documents: Vec<Document>,
+    shards: usize,
+    config: &TokenizeConfig,
+    seed: u64,
+    options: RunOptions,
+) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let options = RunOptions { threads: 2, ..RunOptions::new() };
         let context = RunContext::new(dir, options)?;
         let mut stages: Vec<Arc<dyn Stage>> = vec![Arc::new(Curate { documents, shards })];
         stages.extend(tokenize::token_stages(config, "curate", seed));
