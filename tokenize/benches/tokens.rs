@@ -13,11 +13,12 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{ArrayRef, ListArray, RecordBatch, UInt16Array};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, UInt16Array};
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Schema};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipeline::Shard;
 use pipeline::shard::{PendingWriter, part_name};
 use tokenize::functions::token_field;
@@ -257,6 +258,25 @@ fn decode_shard(bencher: Bencher<'_, '_>) {
         let tokens = (0..groups).map(|group| reader.read(group, &mut documents).map_or(0, |()| documents.tokens.len()));
         tokens.sum::<usize>()
     });
+}
+
+/// The same by the general reader of the `parquet` crate, which looks at no checksum of ours.
+#[divan::bench(sample_count = 20, sample_size = 1)]
+fn decode_shard_by_parquet(bencher: Bencher<'_, '_>) {
+    let dir = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+    let shards = shards(dir.path(), 1).unwrap_or_else(|error| panic!("{error}"));
+    let tokens = ShardReader::open(&shards[0].path).map_or(0, |reader| reader.metadata().tokens);
+    let decode = || -> Result<usize, Error> {
+        let reader = ParquetRecordBatchReaderBuilder::try_new(File::open(&shards[0].path)?)?;
+        let mut decoded = 0;
+        for batch in reader.with_batch_size(1024).build()? {
+            decoded += batch?.column(0).as_list::<i32>().values().len();
+        }
+        Ok(decoded)
+    };
+    let decoded = decode().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(decoded as u64, tokens);
+    bencher.counter(ItemsCount::new(tokens)).bench_local(|| decode().unwrap_or_default());
 }
 
 /// Batches of 16 × 2048 tokens over two epochs of eight shards: packed, shuffled, with document starts.

@@ -3,7 +3,7 @@
 //! Text repeats itself: most pieces were seen shortly before. A direct-mapped table of one cache line an
 //! entry answers for them; a piece that is not there takes the place of whatever is.
 
-/// Entries of a cache: 4 MiB, which fits the second-level cache of a server core.
+/// Entries of a cache: 4 MiB, a core's share of the last-level cache of a server.
 const ENTRIES: usize = 1 << 16;
 /// Bytes of the longest piece that is kept.
 pub const KEY_BYTES: usize = 31;

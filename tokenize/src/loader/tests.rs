@@ -804,6 +804,22 @@ fn batches_from_an_object_store_are_those_from_files() {
 }
 
 #[test]
+fn the_first_batch_after_a_far_step_reads_no_more_than_that_of_the_first_step() {
+    let prefix = object_store::path::Path::from("runs/one/tokens");
+    let size: u64 = LARGE.shards.iter().map(|shard| shard.bytes).sum();
+    for step in [0, 1_000_000, 1 << 40] {
+        let store = uploaded(&LARGE);
+        let bytes = store.bytes.clone();
+        let mut loader = Loader::open_store(Arc::new(store), &prefix, configs()[0].clone()).unwrap();
+        let step = loader.resume(&loader.state(step)).unwrap();
+        loader.batch(step).unwrap();
+        drop(loader);
+        let read = bytes.load(Ordering::Relaxed);
+        assert!(read < 2 * size, "{read} of {size} bytes for step {step}");
+    }
+}
+
+#[test]
 fn what_is_held_ahead_is_no_part_of_batches_or_of_states() {
     let config = configs()[0].clone();
     let with = |prefetch_batches| {
