@@ -181,11 +181,14 @@ fn encode_on_threads(bencher: Bencher<'_, '_>, threads: usize) {
         pool.install(|| {
             texts
                 .par_iter()
-                .map_init(Vec::new, |ids, text| {
-                    ids.clear();
-                    encoder.encode(text, ids).unwrap_or_default();
-                    ids.len()
-                })
+                .map_init(
+                    || (encoder.worker(), Vec::new()),
+                    |(worker, ids), text| {
+                        ids.clear();
+                        worker.encode(text, ids).unwrap_or_default();
+                        ids.len()
+                    },
+                )
                 .sum::<usize>()
         })
     });

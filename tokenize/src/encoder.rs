@@ -6,7 +6,7 @@ use pipeline::digest::Digest;
 use tokenizers::{ModelWrapper, PaddingParams, Tokenizer};
 
 use crate::error::{Error, Result};
-use crate::words::Words;
+use crate::words::{Scratch, Words};
 
 /// Encodes text exactly as the `tokenizers` crate does with the same file, without adding special
 /// tokens.
@@ -55,14 +55,12 @@ impl Encoder {
 
     /// Append the ids of `text` to `ids`.
     pub fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
-        match &self.words {
-            Ok(words) => words.encode(text, ids),
-            Err(_) => {
-                let encoding = self.tokenizer.encode_fast(text, false).map_err(Error::Tokenizers)?;
-                ids.extend_from_slice(encoding.get_ids());
-            }
-        }
-        Ok(())
+        self.worker().encode(text, ids)
+    }
+
+    /// This encoder in the hands of one thread, for many texts.
+    pub fn worker(&self) -> EncoderWorker<'_> {
+        EncoderWorker { encoder: self, scratch: self.words.as_ref().ok().map(Words::take_scratch) }
     }
 
     /// The text of `ids`, special tokens included. Bytes that are not UTF-8 become U+FFFD.
@@ -137,6 +135,36 @@ impl Encoder {
     /// The tokenizer itself, for streaming decoders and the like.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+}
+
+/// An encoder in the hands of one thread: its cache is taken once, not for every text, so that threads with short texts
+/// do not wait for each other.
+pub struct EncoderWorker<'e> {
+    encoder: &'e Encoder,
+    /// None where texts are left to `tokenizers`.
+    scratch: Option<Scratch>,
+}
+
+impl EncoderWorker<'_> {
+    /// Append the ids of `text` to `ids`, as [`Encoder::encode`] does.
+    pub fn encode(&mut self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        match (&self.encoder.words, &mut self.scratch) {
+            (Ok(words), Some(scratch)) => words.encode(text, scratch, ids),
+            _ => {
+                let encoding = self.encoder.tokenizer.encode_fast(text, false).map_err(Error::Tokenizers)?;
+                ids.extend_from_slice(encoding.get_ids());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for EncoderWorker<'_> {
+    fn drop(&mut self) {
+        if let (Ok(words), Some(scratch)) = (&self.encoder.words, self.scratch.take()) {
+            words.keep_scratch(scratch);
+        }
     }
 }
 

@@ -58,12 +58,15 @@ pub fn encode(encoder: Arc<Encoder>, before: Vec<u32>, after: Vec<u32>) -> Scala
         }
         let rows: Vec<Vec<u32>> = (0..texts.len())
             .into_par_iter()
-            .map(|i| {
-                let mut ids = before.clone();
-                encoder.encode(texts.value(i), &mut ids)?;
-                ids.extend_from_slice(&after);
-                Ok(ids)
-            })
+            .map_init(
+                || encoder.worker(),
+                |worker, i| {
+                    let mut ids = before.clone();
+                    worker.encode(texts.value(i), &mut ids)?;
+                    ids.extend_from_slice(&after);
+                    Ok(ids)
+                },
+            )
             .collect::<crate::Result<_>>()
             .map_err(|e| DataFusionError::External(Box::new(e)))?;
         let total: usize = rows.iter().map(Vec::len).sum();

@@ -27,6 +27,6 @@ pub mod train;
 mod words;
 
 pub use config::{Digits, Pattern, TokenizeConfig, TokenizerConfig, VOCABULARY_MULTIPLE};
-pub use encoder::Encoder;
+pub use encoder::{Encoder, EncoderWorker};
 pub use error::{Error, Result};
 pub use stages::{TokenStatistics, token_stages, tokenizer_path};

@@ -79,9 +79,9 @@ enum Symbols {
     Characters { ids: HashMap<char, u32>, bytes: Box<[u32; 256]> },
 }
 
-/// What encoding needs for itself; kept, so that the next text finds the cache warm.
+/// What encoding needs for itself, on one thread; kept, so that the next text finds the cache warm.
 #[derive(Default)]
-struct Scratch {
+pub struct Scratch {
     cache: PieceCache,
     buffers: Buffers,
     marked: String,
@@ -178,21 +178,28 @@ impl Words {
         }
     }
 
+    /// A scratch that nobody uses.
+    pub fn take_scratch(&self) -> Scratch {
+        self.scratches.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    /// Keep a scratch for who asks next.
+    pub fn keep_scratch(&self, scratch: Scratch) {
+        self.scratches.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
+    }
+
     /// Append the ids of `text` to `ids`.
-    pub fn encode(&self, text: &str, ids: &mut Vec<u32>) {
-        let kept = self.scratches.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut scratch = kept.unwrap_or_default();
+    pub fn encode(&self, text: &str, scratch: &mut Scratch, ids: &mut Vec<u32>) {
         match &self.added {
-            None => self.encode_text(&self.normalized(text), &mut scratch, ids),
+            None => self.encode_text(&self.normalized(text), scratch, ids),
             Some(added) => added.cut(text, |part| match part {
                 Part::Token(id) => ids.push(id),
                 Part::Text(text) => added.cut_normalized(&self.normalized(text), |part| match part {
                     Part::Token(id) => ids.push(id),
-                    Part::Text(text) => self.encode_text(text, &mut scratch, ids),
+                    Part::Text(text) => self.encode_text(text, scratch, ids),
                 }),
             }),
         }
-        self.scratches.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
     }
 
     /// The text in the normal form of the file.
