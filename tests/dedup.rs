@@ -56,8 +56,45 @@ impl Numbers {
     }
 }
 
-/// 3,000 documents of some 300 words: copies, near copies, copied spans, pages of one URL, common lines.
-fn corpus(dir: &Path) -> PathBuf {
+/// What a recipe does with the corpus, where each stage can do its work in one of two ways.
+const WITH_COUNTS_AND_SETS: &str = r#"
+[near]
+mode = "fast"
+verify = "exact"
+
+[lines]
+
+[substring]
+length = 30
+
+[decontaminate]
+action = "mask"
+benchmarks = [{ name = "quiz", paths = ["quiz.jsonl"] }]
+"#;
+
+const WITH_A_FILTER_AND_SKETCHES: &str = r#"
+[near]
+mode = "fast"
+bands = 20
+rows = 6
+verify = "sketch"
+keep = "longest"
+
+[lines]
+method = "bloom"
+expected_lines = 200_000
+
+[substring]
+measure = "bytes"
+length = 40
+
+[decontaminate]
+benchmarks = [{ name = "quiz", paths = ["quiz.jsonl"] }]
+"#;
+
+/// 3,000 documents of some 300 words: copies, near copies, copied spans, pages of one URL, common lines. The path of a recipe
+/// with these tables, behind exact deduplication.
+fn corpus(dir: &Path, tables: &str) -> PathBuf {
     let mut numbers = Numbers(5);
     let mut documents: Vec<Vec<String>> = Vec::new();
     let mut lines = String::new();
@@ -96,7 +133,7 @@ fn corpus(dir: &Path) -> PathBuf {
     std::fs::write(dir.join("documents.jsonl"), lines).unwrap();
     let question = documents[77][30..50].join(" ");
     std::fs::write(dir.join("quiz.jsonl"), format!("{}\n", serde_json::json!({ "question": question }))).unwrap();
-    let recipe = r#"
+    let head = r#"
 name = "dedup"
 
 [ingest]
@@ -108,22 +145,9 @@ paths = ["documents.jsonl"]
 
 [exact]
 by = ["url", "text"]
-
-[near]
-mode = "fast"
-verify = "exact"
-
-[lines]
-
-[substring]
-length = 30
-
-[decontaminate]
-action = "mask"
-benchmarks = [{ name = "quiz", paths = ["quiz.jsonl"] }]
 "#;
     let path = dir.join("dedup.toml");
-    std::fs::write(&path, recipe).unwrap();
+    std::fs::write(&path, format!("{head}{tables}")).unwrap();
     path
 }
 
@@ -140,12 +164,36 @@ fn is_done(dir: &Path, stage: &str) -> bool {
 
 #[test]
 fn killed_in_every_phase_of_deduplication_the_outputs_are_those_of_a_whole_run() {
+    killed(WITH_COUNTS_AND_SETS, &STAGES, 8);
+}
+
+#[test]
+fn so_are_those_by_sketches_and_a_bloom_filter() {
+    // The phases that do other work than those of the other recipe.
+    let phases = [
+        "near_signatures",
+        "near_pairs",
+        "near_verified",
+        "near_removals",
+        "line_filter",
+        "lines",
+        "substring_anchors",
+        "substring_windows",
+        "substring",
+        "decontaminate",
+    ];
+    killed(WITH_A_FILTER_AND_SKETCHES, &phases, 3);
+}
+
+/// Run a recipe with these tables on one thread, then with a `kill -9` in each of `phases` on two and on five: the outputs are
+/// the same. At least so many of the kills must have been within their phase.
+fn killed(tables: &str, phases: &[&str], least: usize) {
     let work = tempfile::tempdir().unwrap();
-    let recipe = corpus(work.path());
+    let recipe = corpus(work.path(), tables);
     let whole = work.path().join("one-thread");
     succeed(&mut run(&recipe, &whole, 1));
     let expected = outputs(&whole);
-    for stage in STAGES {
+    for stage in phases {
         assert!(expected.keys().any(|path| path.starts_with(stage)), "{stage} has no files");
     }
     for (table, least) in [
@@ -166,7 +214,7 @@ fn killed_in_every_phase_of_deduplication_the_outputs_are_those_of_a_whole_run()
     for threads in [2, 5] {
         let dir = work.path().join(format!("killed-{threads}"));
         let mut unfinished = Vec::new();
-        for stage in STAGES {
+        for &stage in phases {
             if dir.join(stage).join("manifest.json").exists() {
                 continue;
             }
@@ -183,7 +231,7 @@ fn killed_in_every_phase_of_deduplication_the_outputs_are_those_of_a_whole_run()
             }
         }
         println!("{threads} threads: killed within {} stages: {}", unfinished.len(), unfinished.join(", "));
-        assert!(unfinished.len() >= 8, "the kills came too late to say much");
+        assert!(unfinished.len() >= least, "the kills came too late to say much");
         succeed(&mut run(&recipe, &dir, threads));
         nothing_was_done_twice(&dir);
         assert_eq!(outputs(&dir), expected, "{threads} threads");

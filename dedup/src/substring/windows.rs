@@ -50,7 +50,8 @@ impl Finder {
             return windows;
         }
         let hashes = shingles.words(text, places);
-        words.extend(hashes.iter().flat_map(|hash| hash.to_le_bytes()));
+        words.resize(8 * hashes.len(), 0);
+        words.as_chunks_mut::<8>().0.iter_mut().zip(hashes).for_each(|(word, hash)| *word = hash.to_le_bytes());
         let measure = |first: usize, end: usize| match config.measure {
             _ if end <= first => 0,
             Measure::Words => end - first,
