@@ -237,3 +237,35 @@ fn killed(tables: &str, phases: &[&str], least: usize) {
         assert_eq!(outputs(&dir), expected, "{threads} threads");
     }
 }
+
+#[test]
+fn a_plan_says_what_is_found_and_what_it_takes_before_anything_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = dir.path().join("near.toml");
+    // The input is not there: a plan looks at the table alone.
+    let text = "name = \"near\"\n[[ingest.inputs]]\nsource = \"web\"\npaths = [\"crawl-*.jsonl.zst\"]\n[near]\nmode = \"fast\"\nverify = \"sketch\"\n";
+    std::fs::write(&recipe, text).unwrap();
+    let plan = |more: &[&str]| {
+        let mut command = fulgurite();
+        let said = succeed(command.args(["dedup", "plan", "--documents", "1e8"]).args(more).arg(&recipe));
+        String::from_utf8(said.stdout).unwrap()
+    };
+    let said: serde_json::Value = serde_json::from_str(&plan(&["--json"])).unwrap();
+    let curve = said["curve"].as_array().unwrap();
+    let at = |similarity: f64, what: &str| {
+        let point = curve.iter().find(|p| (p["similarity"].as_f64().unwrap() - similarity).abs() < 1e-9).unwrap();
+        point[what].as_f64().unwrap()
+    };
+    // 1 − (1 − J⁸)¹⁴; and a sketch keeps what is well above the threshold, not what is well below.
+    for (similarity, found) in [(0.7, 0.565), (0.75, 0.772), (0.8, 0.924), (0.85, 0.988), (0.9, 0.9996), (0.95, 1.0)] {
+        assert!((at(similarity, "found") - found).abs() < 0.002, "{similarity}: {}", at(similarity, "found"));
+    }
+    assert!(at(0.65, "kept") < 0.01 && at(0.9, "kept") > 0.99, "{said}");
+    let bytes = said["signature_bytes_per_document"].as_f64().unwrap();
+    assert!((190.0..=200.0).contains(&bytes), "{bytes}");
+    assert_eq!(said["union_find_bytes"], 400_000_000);
+    assert!(said["disk_bytes"].as_u64().unwrap() > 20_000_000_000);
+    let said = plan(&["--set", "near.bands=20", "--set", "near.rows=4"]);
+    assert!(said.contains("100,000,000 documents") && said.contains("20 bands of 4 permutations"), "{said}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
+}

@@ -6,11 +6,11 @@
 
 datatrove 0.10.1 does not run with xxhash 4 ("Strings must be encoded before hashing"), hence the pin. Everybody gets the
 first MEGABYTES of text (6) of the file as plain JSONL, 5-word shingles and 14 bands of 8 permutations. Figures are processor
-time, which other work on the machine moves less than the clock: `os.times` for what runs here, `wait4` for
+time, which other work on the machine moves less than the clock: `getrusage` for what runs here, `wait4` for
 fulgurite. What is imported or loaded once is not counted for the peers; a fulgurite process is counted whole, the median of
 ROUNDS (5).
 """
-import io, json, logging, os, shutil, statistics, subprocess, sys, tempfile
+import contextlib, io, json, os, resource, shutil, statistics, subprocess, sys, tempfile
 
 
 def documents(path, megabytes):
@@ -29,8 +29,8 @@ def documents(path, megabytes):
 
 
 def seconds():
-    t = os.times()
-    return t.user + t.system + t.children_user + t.children_system
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def write(path, texts):
@@ -39,14 +39,12 @@ def write(path, texts):
 
 
 def datatrove(work, texts, size):
-    from loguru import logger
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup.minhash import (
         MinhashConfig, MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature)
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
 
-    logger.remove()
     config = MinhashConfig()
 
     def stages(dir):
@@ -57,7 +55,9 @@ def datatrove(work, texts, size):
 
         def run(name, steps, tasks=1):
             start = seconds()
-            LocalPipelineExecutor(steps, tasks=tasks, workers=1, logging_dir=f"{dir}/log_{name}").run()
+            # Every task tells what it does, at length.
+            with contextlib.redirect_stderr(io.StringIO()):
+                LocalPipelineExecutor(steps, tasks=tasks, workers=1, logging_dir=f"{dir}/log_{name}").run()
             return seconds() - start
 
         return [
@@ -126,7 +126,6 @@ def main():
     path, binary, *rest = sys.argv[1:]
     texts, size = documents(path, float(rest[0]) if rest else 6.0)
     rounds = int(rest[1]) if len(rest) > 1 else 5
-    logging.disable(logging.CRITICAL)
     print(f"{len(texts)} documents, {size:.1f} MB of text")
     work = tempfile.mkdtemp()
     try:

@@ -194,7 +194,7 @@ impl MinHash {
         // the highest depend on all.
         let two_bits = |minimum: u32| (minimum.wrapping_mul(0x9e37_79b1) >> 30) as u8;
         let bytes = minima.as_chunks::<4>().0.iter();
-        sketch.extend(bytes.map(|four| four.iter().rev().fold(0, |byte, minimum| byte << 2 | two_bits(*minimum))));
+        sketch.extend(bytes.map(|four| four.iter().rev().fold(0u8, |byte, minimum| byte << 2 | two_bits(*minimum))));
     }
 }
 
