@@ -56,8 +56,45 @@ impl Numbers {
     }
 }
 
-/// 3,000 documents of some 300 words: copies, near copies, copied spans, pages of one URL, common lines.
-fn corpus(dir: &Path) -> PathBuf {
+/// What a recipe does with the corpus, where each stage can do its work in one of two ways.
+const WITH_COUNTS_AND_SETS: &str = r#"
+[near]
+mode = "fast"
+verify = "exact"
+
+[lines]
+
+[substring]
+length = 30
+
+[decontaminate]
+action = "mask"
+benchmarks = [{ name = "quiz", paths = ["quiz.jsonl"] }]
+"#;
+
+const WITH_A_FILTER_AND_SKETCHES: &str = r#"
+[near]
+mode = "fast"
+bands = 20
+rows = 6
+verify = "sketch"
+keep = "longest"
+
+[lines]
+method = "bloom"
+expected_lines = 200_000
+
+[substring]
+measure = "bytes"
+length = 40
+
+[decontaminate]
+benchmarks = [{ name = "quiz", paths = ["quiz.jsonl"] }]
+"#;
+
+/// 3,000 documents of some 300 words: copies, near copies, copied spans, pages of one URL, common lines. The path of a recipe
+/// with these tables, behind exact deduplication.
+fn corpus(dir: &Path, tables: &str) -> PathBuf {
     let mut numbers = Numbers(5);
     let mut documents: Vec<Vec<String>> = Vec::new();
     let mut lines = String::new();
@@ -96,7 +133,7 @@ fn corpus(dir: &Path) -> PathBuf {
     std::fs::write(dir.join("documents.jsonl"), lines).unwrap();
     let question = documents[77][30..50].join(" ");
     std::fs::write(dir.join("quiz.jsonl"), format!("{}\n", serde_json::json!({ "question": question }))).unwrap();
-    let recipe = r#"
+    let head = r#"
 name = "dedup"
 
 [ingest]
@@ -108,22 +145,9 @@ paths = ["documents.jsonl"]
 
 [exact]
 by = ["url", "text"]
-
-[near]
-mode = "fast"
-verify = "exact"
-
-[lines]
-
-[substring]
-length = 30
-
-[decontaminate]
-action = "mask"
-benchmarks = [{ name = "quiz", paths = ["quiz.jsonl"] }]
 "#;
     let path = dir.join("dedup.toml");
-    std::fs::write(&path, recipe).unwrap();
+    std::fs::write(&path, format!("{head}{tables}")).unwrap();
     path
 }
 
@@ -135,12 +159,36 @@ fn run(recipe: &Path, dir: &Path, threads: u32) -> Command {
 
 #[test]
 fn killed_in_every_phase_of_deduplication_the_outputs_are_those_of_a_whole_run() {
+    killed(WITH_COUNTS_AND_SETS, &STAGES, 8);
+}
+
+#[test]
+fn so_are_those_by_sketches_and_a_bloom_filter() {
+    // The phases that do other work than those of the other recipe.
+    let phases = [
+        "near_signatures",
+        "near_pairs",
+        "near_verified",
+        "near_removals",
+        "line_filter",
+        "lines",
+        "substring_anchors",
+        "substring_windows",
+        "substring",
+        "decontaminate",
+    ];
+    killed(WITH_A_FILTER_AND_SKETCHES, &phases, 3);
+}
+
+/// Run a recipe with these tables on one thread, then with a `kill -9` in each of `phases` on two and on five: the outputs are
+/// the same. At least so many of the kills must have been within their phase.
+fn killed(tables: &str, phases: &[&str], least: usize) {
     let work = tempfile::tempdir().unwrap();
-    let recipe = corpus(work.path());
+    let recipe = corpus(work.path(), tables);
     let whole = work.path().join("one-thread");
     succeed(&mut run(&recipe, &whole, 1));
     let expected = outputs(&whole);
-    for stage in STAGES {
+    for stage in phases {
         assert!(expected.keys().any(|path| path.starts_with(stage)), "{stage} has no files");
     }
     for (table, least) in [
@@ -161,7 +209,7 @@ fn killed_in_every_phase_of_deduplication_the_outputs_are_those_of_a_whole_run()
     for threads in [2, 5] {
         let dir = work.path().join(format!("killed-{threads}"));
         let mut unfinished = Vec::new();
-        for stage in STAGES {
+        for &stage in phases {
             if dir.join(stage).join("manifest.json").exists() {
                 continue;
             }
@@ -178,9 +226,41 @@ fn killed_in_every_phase_of_deduplication_the_outputs_are_those_of_a_whole_run()
             }
         }
         println!("{threads} threads: killed within {} stages: {}", unfinished.len(), unfinished.join(", "));
-        assert!(unfinished.len() >= 8, "the kills came too late to say much");
+        assert!(unfinished.len() >= least, "the kills came too late to say much");
         succeed(&mut run(&recipe, &dir, threads));
         nothing_was_done_twice(&dir);
         assert_eq!(outputs(&dir), expected, "{threads} threads");
     }
+}
+
+#[test]
+fn a_plan_says_what_is_found_and_what_it_takes_before_anything_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = dir.path().join("near.toml");
+    // The input is not there: a plan looks at the table alone.
+    let text = "name = \"near\"\n[[ingest.inputs]]\nsource = \"web\"\npaths = [\"crawl-*.jsonl.zst\"]\n[near]\nmode = \"fast\"\nverify = \"sketch\"\n";
+    std::fs::write(&recipe, text).unwrap();
+    let plan = |more: &[&str]| {
+        let mut command = fulgurite();
+        let said = succeed(command.args(["dedup", "plan", "--documents", "1e8"]).args(more).arg(&recipe));
+        String::from_utf8(said.stdout).unwrap()
+    };
+    let said: serde_json::Value = serde_json::from_str(&plan(&["--json"])).unwrap();
+    let curve = said["curve"].as_array().unwrap();
+    let at = |similarity: f64, what: &str| {
+        let point = curve.iter().find(|p| (p["similarity"].as_f64().unwrap() - similarity).abs() < 1e-9).unwrap();
+        point[what].as_f64().unwrap()
+    };
+    // 1 − (1 − J⁸)¹⁴; and a sketch keeps what is well above the threshold, not what is well below.
+    for (similarity, found) in [(0.7, 0.565), (0.75, 0.772), (0.8, 0.924), (0.85, 0.988), (0.9, 0.9996), (0.95, 1.0)] {
+        assert!((at(similarity, "found") - found).abs() < 0.002, "{similarity}: {}", at(similarity, "found"));
+    }
+    assert!(at(0.65, "kept") < 0.01 && at(0.9, "kept") > 0.99, "{said}");
+    let bytes = said["signature_bytes_per_document"].as_f64().unwrap();
+    assert!((190.0..=200.0).contains(&bytes), "{bytes}");
+    assert_eq!(said["union_find_bytes"], 400_000_000);
+    assert!(said["disk_bytes"].as_u64().unwrap() > 20_000_000_000);
+    let said = plan(&["--set", "near.bands=20", "--set", "near.rows=4"]);
+    assert!(said.contains("100,000,000 documents") && said.contains("20 bands of 4 permutations"), "{said}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
 }

@@ -1,6 +1,6 @@
 //! Near-duplicate clustering of many documents, from signatures on disk to removals.
 //!
-//!     cargo bench -p dedup --bench clustering -- DIRECTORY DOCUMENTS [THREADS]
+//!     cargo bench --workspace --bench clustering -- DIRECTORY DOCUMENTS [THREADS]
 //!
 //! Signatures are made by a generator, so that the number of documents is free. Document `i` of `N` draws
 //! from SplitMix64 of `i`: with probability 0.3 it belongs to cluster `c`, drawn from `N / 10`, and agrees with it
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use dedup::minhash::SKETCH_BYTES;
 use dedup::near::{SignatureWriter, clustering_stages};
 use dedup::{Mode, NearConfig};
 use pipeline::{Journal, Result, RunContext, RunOptions, Runner, Stage, Task, TaskContext, TaskReport};
@@ -75,7 +76,7 @@ impl Stage for Synthetic {
                 row.extend_from_slice(&((i - first) as u32).to_le_bytes());
                 row.extend_from_slice(&5000u32.to_le_bytes());
                 let sketch = cluster.map_or(own, |c| mix(!c));
-                row.extend((0..28).map(|byte| mix(sketch ^ byte) as u8));
+                row.extend((0..SKETCH_BYTES as u64).map(|byte| mix(sketch ^ byte) as u8));
             })?;
         }
         let rows = writer.rows();

@@ -1,6 +1,6 @@
 //! Deduplication from files of text to files of text, stage by stage, as a run does it.
 //!
-//!     cargo bench -p dedup --bench corpus -- DIRECTORY compatible|fast|exact|substring THREADS FILE…
+//!     cargo bench --workspace --bench corpus -- DIRECTORY compatible|fast|exact|substring THREADS FILE…
 //!
 //! The files are those of an ingest input. Every chain begins with `ingest` and ends with `curate`; `compatible` and `fast`
 //! are near-duplicate removal with 5-word shingles and 14 bands of 8 rows.

@@ -1,4 +1,4 @@
-//! Bytes of text a second on one core: `cargo bench -p dedup`.
+//! Bytes of text a second on one core: `cargo bench --workspace --bench signatures`.
 
 use dedup::minhash::{MinHash, Mode, Scratch};
 use dedup::normalise::{Normalise, content_hash};
@@ -36,6 +36,21 @@ fn band_keys<const FAST: bool>(bencher: Bencher<'_, '_>, bytes: usize) {
         keys.clear();
         minhash.band_keys(black_box(&text), &mut scratch, &mut keys);
         black_box(keys.last().copied())
+    });
+}
+
+/// The same with the sketch, which the stage keeps, too.
+#[divan::bench(args = [500, 5_000], consts = [true, false])]
+fn band_keys_and_sketch<const FAST: bool>(bencher: Bencher<'_, '_>, bytes: usize) {
+    let text = document(bytes);
+    let minhash = MinHash::new(if FAST { Mode::Fast } else { Mode::Compatible }, 5, 14, 8, 1);
+    let (mut scratch, mut keys, mut sketch) = (Scratch::default(), Vec::new(), Vec::new());
+    bencher.counter(BytesCount::of_str(&text)).bench_local(|| {
+        keys.clear();
+        sketch.clear();
+        minhash.band_keys(black_box(&text), &mut scratch, &mut keys);
+        minhash.sketch(&mut scratch, &mut sketch);
+        black_box((keys.last().copied(), sketch.last().copied()))
     });
 }
 

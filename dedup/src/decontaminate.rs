@@ -8,7 +8,7 @@
 //! | stage | task | rows |
 //! | --- | --- | --- |
 //! | `decontaminate` | document shard | selection `id`, `ordinal` (`drop`) or documents (`mask`); dropped with `rule`, `benchmark`, `record`, `ngrams` |
-//! | its table `decontaminate_matches` | | a row for each document and record that met: `ordinal`, `benchmark`, `record`, `ngrams`, `words`, `excerpt` |
+//! | its table `decontaminate_matches` | | a row for each document and record that met: `ordinal`, `benchmark`, `record`, `ngrams`, `excerpt` |
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -28,13 +28,15 @@ use datafusion::prelude::col;
 use pipeline::digest::Digest;
 use pipeline::document::COLUMNS;
 use pipeline::shard::{ShardWriter, part_name};
-use pipeline::stage::{RULE, tasks_per_shard};
+use pipeline::stage::RULE;
 use pipeline::{Error, Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
-use crate::disk::check_room;
+use crate::disk::{EXPECTED_DUPLICATES, check_room};
 use crate::evaluation::{self, Record};
+use crate::selection::ROW_BYTES as SELECTED_BYTES;
 use crate::shingles::Shingles;
+use crate::texts::Texts;
 
 /// What happens to a document that holds an n-gram of an evaluation set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,11 +191,13 @@ struct Match {
 /// Characters of the corpus that a match shows.
 const EXCERPT_CHARS: usize = 160;
 
+/// Bytes of a match in Parquet, about: a record's name, and an excerpt that is compressed.
+const MATCH_BYTES: u64 = 128;
+
 /// Stage `decontaminate`.
 pub struct DecontaminateStage {
     config: DecontaminateConfig,
-    documents: String,
-    selection: Option<String>,
+    texts: Texts,
     base: PathBuf,
     index: OnceLock<Arc<Index>>,
 }
@@ -212,13 +216,7 @@ impl DecontaminateStage {
         if config.benchmarks.is_empty() {
             return refuse("benchmarks", "there is none: name the evaluation sets to look for");
         }
-        Ok(Self {
-            config,
-            documents: documents.into(),
-            selection: selection.map(Into::into),
-            base: base.into(),
-            index: OnceLock::new(),
-        })
+        Ok(Self { config, texts: Texts::new(documents, selection), base: base.into(), index: OnceLock::new() })
     }
 
     fn index(&self) -> Result<Arc<Index>> {
@@ -242,7 +240,7 @@ impl Stage for DecontaminateStage {
     }
 
     fn inputs(&self) -> Vec<String> {
-        std::iter::once(self.documents.clone()).chain(self.selection.clone()).collect()
+        self.texts.stages()
     }
 
     fn config(&self) -> Result<serde_json::Value> {
@@ -257,16 +255,19 @@ impl Stage for DecontaminateStage {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        if self.config.action == Action::Mask {
-            check_room(run, Self::NAME, run.shards(&self.documents)?.iter().map(|shard| shard.bytes).sum())?;
-        }
-        tasks_per_shard(run, self.selection.as_ref().unwrap_or(&self.documents))
+        let documents = self.texts.count(run)?;
+        let rows = match self.config.action {
+            Action::Drop => documents * SELECTED_BYTES,
+            Action::Mask => self.texts.stored_bytes(run)?,
+        };
+        let met = (documents as f64 * EXPECTED_DUPLICATES) as u64 * MATCH_BYTES;
+        check_room(run, Self::NAME, rows + met)?;
+        self.texts.tasks(run)
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let index = self.index()?;
-        let input = self.selection.as_ref().unwrap_or(&self.documents);
-        let read = task.run.shard(input, task.index())?.rows;
+        let read = task.run.shard(self.texts.chosen(), task.index())?.rows;
         let session = crate::selection::session(task);
         let matches = Arc::new(Mutex::new(Vec::new()));
         session.register_udf(ScalarUDF::from(Contamination {
@@ -275,7 +276,7 @@ impl Stage for DecontaminateStage {
             config: self.config.clone(),
             matches: matches.clone(),
         }));
-        let rows = task.read_selected(&session, &self.documents, self.selection.as_deref(), task.index()).await?;
+        let rows = self.texts.rows(task, &session, task.index()).await?;
         crate::selection::register(&session, "documents", rows)?;
         let mask = self.config.action == Action::Mask;
         let found = session

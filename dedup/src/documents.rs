@@ -1,13 +1,15 @@
 //! The documents of a corpus as dense numbers: the rows of the shards of a stage, one shard after the
-//! other, those of older indices before all.
+//! other, those of older indices before all. And the run files of a stage, which are read in this order.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use pipeline::digest::Digest;
 use pipeline::document::ordinal;
-use pipeline::{Error, Journal, JournalEntry, Manifest, Result, RunContext, StageState};
+use pipeline::{Error, Journal, JournalEntry, Manifest, Result, RunContext, StageState, TaskContext};
 
-use crate::runs::{RunFile, run_name, u32_at};
+use crate::partition::stop_if_asked;
+use crate::runs::{Record, RunFile, Section, run_name, u32_at};
 
 /// Tag of the table of documents in the run files of hashes and signatures. A row is the record number
 /// in the ingest shard (4 bytes), the bytes of text, cut at 4 GiB (4 bytes), and what the stage adds.
@@ -67,6 +69,22 @@ impl Documents {
                 xxh3: file.xxh3,
             });
         }
+    }
+
+    /// Give the records that a radix partition or a shard is made of to `take`: of every run file, the sections whose tag is
+    /// one of `tags`, the records with keys from the first to the last of `keys`. The order is that of the documents.
+    pub(crate) fn each_section<R: Record>(
+        &self,
+        task: &TaskContext,
+        tags: Range<u32>,
+        keys: (u64, u64),
+        mut take: impl FnMut(&Source, &Section, &[R]) -> Result<()>,
+    ) -> Result<()> {
+        self.sources.iter().try_for_each(|source| {
+            stop_if_asked(task)?;
+            RunFile::open(&source.path)?
+                .each_section::<R>(tags.clone(), keys, |section, records| take(source, section, records))
+        })
     }
 
     /// Number of documents.
@@ -129,24 +147,23 @@ pub(crate) fn digest_of_stage(run: &RunContext, stage: &str) -> Digest {
     Digest::of(&bytes)
 }
 
-/// The run files of a stage, in order.
-pub(crate) fn run_files(run: &RunContext, stage: &str) -> Vec<PathBuf> {
-    run.journal(stage).keys().map(|&task| run.stage_dir(stage).join(run_name(task))).collect()
-}
-
 /// Sum of a note of the journal lines of a stage.
 pub(crate) fn sum_of_notes(run: &RunContext, stage: &str, note: &str) -> u64 {
     run.journal(stage).values().filter_map(|entry| entry.notes.get(note)?.as_u64()).sum()
 }
 
-/// Refuse an index that was not made as `config` says, or is not finished.
-pub(crate) fn check_index(dir: &Path, config: &serde_json::Value) -> Result<Digest> {
+/// Refuse an index that was not made by `version` of the stage as `config` says, or is not finished.
+pub(crate) fn check_index(dir: &Path, version: u32, config: &serde_json::Value) -> Result<Digest> {
     let refuse = |reason: String| Err(Error::Recipe(format!("against: {}: {reason}", dir.display())));
     let Some(manifest) = Manifest::load(dir)? else {
         return refuse("no manifest.json: not the directory of a stage".into());
     };
     if manifest.state != StageState::Done {
         return refuse("the stage is not done: finish that run first".into());
+    }
+    if manifest.version != version {
+        let made = manifest.version;
+        return refuse(format!("made by version {made} of the stage, this is version {version}: run it again"));
     }
     if manifest.config != *config {
         return refuse(format!("made with {}, this recipe says {config}: keys would never meet", manifest.config));

@@ -30,7 +30,6 @@ use datafusion::dataframe::DataFrame;
 use datafusion::prelude::col;
 use futures::StreamExt;
 use pipeline::document::SCHEMA;
-use pipeline::stage::tasks_per_shard;
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
@@ -38,12 +37,13 @@ use crate::buckets::Buckets;
 use crate::disk::check_room;
 use crate::documents::{Documents, ROW_BYTES, TABLE, check_index, put_row};
 use crate::normalise::{Normalise, canonical_url, content_hash};
-use crate::partition::{PARTITION_ROWS, input_number, partitions, stop_if_asked};
+use crate::partition::{PARTITION_ROWS, keys_of, partition_tasks};
 use crate::paths::indices;
 use crate::removals::{MEMBERS, Removals, Similarity};
-use crate::runs::{Pair, Record, RunFile, RunWriter, key_range, u64_at};
+use crate::runs::{Pair, Record, RunWriter, u64_at};
 use crate::selection::{Selection, no_rows, planning_session, session};
 use crate::survivor::Keep;
+use crate::texts::Texts;
 
 /// What makes two documents the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,13 +159,13 @@ fn chain(
         Key::Sql(_) => "same_value",
     };
     let against: Vec<PathBuf> = against.iter().map(|dir| dir.with_file_name(&hashes)).collect();
+    let texts = Texts::new(documents, selection);
     let first = Hashes {
         name: hashes.clone(),
         key,
         normalise: config.normalise,
         keep: config.keep.clone(),
-        documents: documents.into(),
-        selection: selection.map(Into::into),
+        texts: texts.clone(),
         signals: signals.filter(|_| config.keep.expression().is_some()).map(Into::into),
     };
     let second = Groups {
@@ -186,7 +186,7 @@ fn chain(
             similarity: Similarity::One,
             against,
         }),
-        Arc::new(Selection { name: name.into(), rule, selection: selection.unwrap_or(documents).into(), removals }),
+        Arc::new(Selection { name: name.into(), rule, selection: texts.chosen().into(), removals }),
     ])
 }
 
@@ -218,6 +218,8 @@ impl Record for ContentKey {
 const HASHES: u32 = 0;
 /// Documents in a section: row numbers in two bytes.
 const SECTION_ROWS: u64 = 1 << 16;
+/// Version of the hashes, which older indices must have been made by.
+const HASHES_VERSION: u32 = 2;
 
 /// A hash for every document of a shard.
 struct Hashes {
@@ -225,8 +227,7 @@ struct Hashes {
     key: Key,
     normalise: Normalise,
     keep: Keep,
-    documents: String,
-    selection: Option<String>,
+    texts: Texts,
     signals: Option<String>,
 }
 
@@ -237,11 +238,11 @@ impl Stage for Hashes {
     }
 
     fn version(&self) -> u32 {
-        2
+        HASHES_VERSION
     }
 
     fn inputs(&self) -> Vec<String> {
-        [Some(self.documents.clone()), self.selection.clone(), self.signals.clone()].into_iter().flatten().collect()
+        self.texts.stages().into_iter().chain(self.signals.clone()).collect()
     }
 
     fn config(&self) -> Result<serde_json::Value> {
@@ -256,18 +257,14 @@ impl Stage for Hashes {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let input = self.selection.as_ref().unwrap_or(&self.documents);
-        let documents: u64 = run.shards(input)?.iter().map(|s| s.rows).sum();
-        check_room(run, &self.name, documents * (ContentKey::BYTES + ROW_BYTES + self.keep.row_bytes() + 1) as u64)?;
-        tasks_per_shard(run, input)
+        let bytes = (ContentKey::BYTES + ROW_BYTES + self.keep.row_bytes() + 1) as u64;
+        check_room(run, &self.name, self.texts.count(run)? * bytes)?;
+        self.texts.tasks(run)
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let input = self.selection.as_ref().unwrap_or(&self.documents);
-        let expected = task.run.shard(input, task.index())?.rows;
         let session = session(task);
-        let documents = task.read_selected(&session, &self.documents, self.selection.as_deref(), task.index()).await?;
-        let documents = self.key.with_key(documents)?;
+        let documents = self.key.with_key(self.texts.rows(task, &session, task.index()).await?)?;
         let rows = self.keep.with_value(task, &session, documents, self.signals.as_deref()).await?;
         let columns = ["ordinal", "text", "value", "key"].map(col).to_vec();
         let mut stream = rows.select(columns)?.execute_stream().await?;
@@ -309,16 +306,8 @@ impl Stage for Hashes {
         }
         writer.records(HASHES, base, &mut hashes)?;
         writer.table(TABLE, base, row_bytes, &table)?;
-        if row != expected {
-            return Err(Error::RowsLost {
-                stage: self.name.clone(),
-                task: task.index(),
-                read: expected,
-                kept: row,
-                dropped: 0,
-            });
-        }
-        Ok(TaskReport { files: vec![writer.finish(row)?], rows_read: row, rows_kept: row, ..TaskReport::default() })
+        self.texts.all_read(task, task.index(), row)?;
+        writer.report(row, serde_json::Value::Null)
     }
 }
 
@@ -350,7 +339,8 @@ impl Stage for Groups {
         if self.against.is_empty() {
             return Ok(serde_json::json!({}));
         }
-        let against = self.against.iter().map(|dir| check_index(dir, &self.made_by)).collect::<Result<Vec<_>>>()?;
+        let check = |dir: &PathBuf| check_index(dir, HASHES_VERSION, &self.made_by);
+        let against = self.against.iter().map(check).collect::<Result<Vec<_>>>()?;
         Ok(serde_json::json!({ "against": against }))
     }
 
@@ -361,36 +351,20 @@ impl Stage for Groups {
         if documents.sources.is_empty() {
             return Ok(Vec::new());
         }
-        let count = partitions(documents.len(), self.partition_rows);
-        let digest = documents.digest();
-        let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "hashes": digest }) };
-        Ok((0..count).map(task).collect())
+        Ok(partition_tasks(documents.len(), self.partition_rows, documents.digest()))
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let (first, last) = key_range(task.index(), input_number(&task.task, "partitions")?, ContentKey::KEY_BITS);
         let mut writer = RunWriter::create(task)?;
         let mut buckets = Buckets::new(MEMBERS, false, 2 * self.partition_rows as usize);
-        let mut bytes = Vec::new();
-        for source in &Documents::of(&task.run, &self.hashes, &self.against)?.sources {
-            stop_if_asked(task)?;
-            let file = RunFile::open(&source.path)?;
-            for section in file.sections(HASHES) {
-                let start = source.start + section.base;
-                file.range::<ContentKey>(section, first, last, &mut bytes, |key| {
-                    buckets.push((key.high, key.low), start + u64::from(key.row));
-                })?;
-                buckets.shorten(&mut writer)?;
-            }
-        }
+        let documents = Documents::of(&task.run, &self.hashes, &self.against)?;
+        let range = keys_of::<ContentKey>(task)?;
+        documents.each_section(task, HASHES..HASHES + 1, range, |source, section, keys: &[ContentKey]| {
+            let start = source.start + section.base;
+            keys.iter().for_each(|key| buckets.push((key.high, key.low), start + u64::from(key.row)));
+            buckets.shorten(&mut writer)
+        })?;
         let pairs = buckets.finish(&mut writer)?;
-        let notes = serde_json::json!({ "pairs": pairs });
-        Ok(TaskReport {
-            files: vec![writer.finish(pairs)?],
-            rows_read: pairs,
-            rows_kept: pairs,
-            notes,
-            ..TaskReport::default()
-        })
+        writer.report(pairs, serde_json::json!({ "pairs": pairs }))
     }
 }

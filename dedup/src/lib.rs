@@ -28,6 +28,7 @@ mod selection;
 pub mod shingles;
 mod substring;
 mod survivor;
+mod texts;
 mod unicode_tables;
 mod union_find;
 pub mod words;

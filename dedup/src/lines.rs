@@ -21,17 +21,17 @@ use arrow::datatypes::DataType;
 use async_trait::async_trait;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use datafusion::prelude::{col, lit, when};
-use futures::StreamExt;
 use pipeline::document::COLUMNS;
-use pipeline::stage::{RULE, tasks_per_shard};
+use pipeline::stage::RULE;
 use pipeline::{Error, Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{EXPECTED_DUPLICATES, check_room, text_bytes};
-use crate::documents::{Documents, digest_of_stage, run_files};
+use crate::documents::{Documents, digest_of_stage, sum_of_notes};
 use crate::normalise::{Normalise, content_hash};
-use crate::partition::{PARTITION_ROWS, input_number, partitions, stop_if_asked};
-use crate::runs::{Record, RunFile, RunWriter, key_range, u32_at, u64_at};
+use crate::partition::{PARTITION_ROWS, keys_of, partition_tasks, stop_if_asked};
+use crate::runs::{Record, RunWriter, u32_at, u64_at};
+use crate::texts::Texts;
 
 /// What is compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -123,7 +123,7 @@ const FILTER: &str = "line_filter";
 /// `documents`. The last is called `lines`.
 pub fn line_stages(config: &LinesConfig, documents: &str, selection: Option<&str>) -> Result<Vec<Arc<dyn Stage>>> {
     config.check()?;
-    let input = Input { config: config.clone(), documents: documents.into(), selection: selection.map(Into::into) };
+    let input = Input { config: config.clone(), texts: Texts::new(documents, selection) };
     let last = |decisions: &str| Arc::new(Rewrite { input: input.clone(), decisions: decisions.into() });
     Ok(match config.method {
         Method::Exact => vec![
@@ -135,46 +135,34 @@ pub fn line_stages(config: &LinesConfig, documents: &str, selection: Option<&str
     })
 }
 
-/// The texts that are read.
+/// The texts that are read, and how.
 #[derive(Clone)]
 struct Input {
     config: LinesConfig,
-    documents: String,
-    selection: Option<String>,
+    texts: Texts,
 }
 
 impl Input {
-    fn stages(&self) -> Vec<String> {
-        std::iter::once(self.documents.clone()).chain(self.selection.clone()).collect()
-    }
-
-    fn shards(&self) -> &str {
-        self.selection.as_deref().unwrap_or(&self.documents)
-    }
-
-    /// Give the hashes of the lines of every document of a shard to `take`, with the number of the document.
+    /// Give the hashes of the lines of every document of a shard to `take`, with the number of the document; how many
+    /// documents there were.
     async fn each_document(
         &self,
         task: &TaskContext,
         shard: u32,
         mut take: impl FnMut(u32, &[u128]) -> Result<()> + Send,
-    ) -> Result<()> {
-        let session = crate::selection::session(task);
-        let rows = task.read_selected(&session, &self.documents, self.selection.as_deref(), shard).await?;
-        let mut stream = rows.select(vec![col("text")])?.execute_stream().await?;
+    ) -> Result<u64> {
         let (mut row, mut hashes, mut scratch) = (0, Vec::new(), String::new());
-        while let Some(batch) = stream.next().await {
-            let texts = cast(batch?.column(0), &DataType::Utf8View)?;
-            for text in texts.as_string_view() {
+        self.texts
+            .each(task, shard, |_, text| {
                 hashes.clear();
-                for unit in units(text.unwrap_or_default(), self.config.unit) {
+                for unit in units(text, self.config.unit) {
                     hashes.extend(hash(unit, &self.config, &mut scratch));
                 }
                 take(row, &hashes)?;
                 row += 1;
-            }
-        }
-        Ok(())
+                Ok(())
+            })
+            .await
     }
 }
 
@@ -292,21 +280,21 @@ impl Stage for Hashes {
         1
     }
     fn inputs(&self) -> Vec<String> {
-        self.input.stages()
+        self.input.texts.stages()
     }
     fn config(&self) -> Result<serde_json::Value> {
         let LinesConfig { unit, normalise, min_bytes, .. } = &self.input.config;
         Ok(serde_json::json!({ "unit": unit, "normalise": normalise, "min_bytes": min_bytes }))
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let lines = text_bytes(run, &self.input.documents)? as f64 / LINE_BYTES;
+        let lines = text_bytes(run, &self.input.texts.documents)? as f64 / LINE_BYTES;
         check_room(run, HASHES, (lines * (LineKey::BYTES + 1) as f64) as u64)?;
-        tasks_per_shard(run, self.input.shards())
+        self.input.texts.tasks(run)
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let mut writer = RunWriter::create(task)?;
         let mut lines: HashMap<u128, (u32, u32)> = HashMap::new();
-        let (mut documents, mut written) = (0, 0);
+        let mut written = 0;
         let mut seen = HashSet::new();
         let mut flush = |lines: &mut HashMap<u128, (u32, u32)>, writer: &mut RunWriter| {
             let key = |(hash, (first, documents)): (u128, (u32, u32))| LineKey {
@@ -319,7 +307,8 @@ impl Stage for Hashes {
             written += keys.len();
             writer.records(KEYS, 0, &mut keys)
         };
-        self.input
+        let documents = self
+            .input
             .each_document(task, task.index(), |row, hashes| {
                 seen.clear();
                 for &hash in hashes {
@@ -327,19 +316,11 @@ impl Stage for Hashes {
                         lines.entry(hash).or_insert((row, 0)).1 += 1;
                     }
                 }
-                documents += 1;
                 if lines.len() >= SECTION_RECORDS { flush(&mut lines, &mut writer) } else { Ok(()) }
             })
             .await?;
         flush(&mut lines, &mut writer)?;
-        let notes = serde_json::json!({ "lines": written });
-        Ok(TaskReport {
-            files: vec![writer.finish(documents)?],
-            rows_read: documents,
-            rows_kept: documents,
-            notes,
-            ..TaskReport::default()
-        })
+        writer.report(documents, serde_json::json!({ "lines": written }))
     }
 }
 
@@ -363,26 +344,18 @@ impl Stage for Counts {
         Ok(serde_json::json!({ "max_documents": self.config.max_documents, "keep_first": self.config.keep_first }))
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let lines = crate::documents::sum_of_notes(run, HASHES, "lines");
+        let lines = sum_of_notes(run, HASHES, "lines");
         check_room(run, COUNTS, (lines as f64 * EXPECTED_DUPLICATES * (Hit::BYTES + 1) as f64) as u64)?;
-        let count = partitions(lines, self.partition_rows);
-        let hashes = digest_of_stage(run, HASHES);
-        let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "hashes": hashes }) };
-        Ok((0..count).map(task).collect())
+        Ok(partition_tasks(lines, self.partition_rows, digest_of_stage(run, HASHES)))
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let (first, last) = key_range(task.index(), input_number(&task.task, "partitions")?, LineKey::KEY_BITS);
         let mut writer = RunWriter::create(task)?;
-        let (mut lines, mut bytes) = (Vec::new(), Vec::new());
-        for source in &Documents::of(&task.run, HASHES, &[])?.sources {
-            stop_if_asked(task)?;
-            let file = RunFile::open(&source.path)?;
-            for section in file.sections(KEYS) {
-                file.range::<LineKey>(section, first, last, &mut bytes, |key| {
-                    lines.push((key.high, key.low, source.shard, key.first, key.documents));
-                })?;
-            }
-        }
+        let mut lines = Vec::new();
+        let files = Documents::of(&task.run, HASHES, &[])?;
+        files.each_section(task, KEYS..KEYS + 1, keys_of::<LineKey>(task)?, |source, _, keys: &[LineKey]| {
+            lines.extend(keys.iter().map(|key| (key.high, key.low, source.shard, key.first, key.documents)));
+            Ok(())
+        })?;
         lines.sort_unstable();
         let (mut hits, mut frequent) = (Vec::new(), 0);
         for line in lines.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
@@ -402,12 +375,7 @@ impl Stage for Counts {
             }
         }
         writer.records(HITS, 0, &mut hits)?;
-        Ok(TaskReport {
-            files: vec![writer.finish(frequent)?],
-            rows_read: frequent,
-            rows_kept: frequent,
-            ..TaskReport::default()
-        })
+        writer.report(frequent, serde_json::json!({ "frequent": frequent }))
     }
 }
 
@@ -453,15 +421,15 @@ impl Stage for Filter {
         1
     }
     fn inputs(&self) -> Vec<String> {
-        self.input.stages()
+        self.input.texts.stages()
     }
     fn config(&self) -> Result<serde_json::Value> {
         Ok(serde_json::json!(self.input.config))
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let lines = text_bytes(run, &self.input.documents)? as f64 / LINE_BYTES;
+        let lines = text_bytes(run, &self.input.texts.documents)? as f64 / LINE_BYTES;
         check_room(run, FILTER, (lines * EXPECTED_DUPLICATES * (Hit::BYTES + 1) as f64) as u64)?;
-        let shards: Vec<_> = run.shards(self.input.shards())?.iter().map(|s| s.xxh3).collect();
+        let shards: Vec<_> = run.shards(self.input.texts.chosen())?.iter().map(|s| s.xxh3).collect();
         Ok(vec![Task { index: 0, inputs: serde_json::json!({ "shards": shards }) }])
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
@@ -477,7 +445,7 @@ impl Stage for Filter {
         let (mut lines, mut found) = (0u64, 0u64);
         let mut hits = Vec::new();
         let mut seen: HashSet<u128> = HashSet::new();
-        for shard in task.run.shards(self.input.shards())? {
+        for shard in task.run.shards(self.input.texts.chosen())? {
             stop_if_asked(task)?;
             // A line that is new here and comes again in a later document of the shard goes from there alone.
             let mut own: HashMap<u128, u32> = HashMap::new();
@@ -506,13 +474,7 @@ impl Stage for Filter {
             hits.clear();
         }
         let notes = serde_json::json!({ "lines": lines, "seen_before": found, "filter_bytes": bytes });
-        Ok(TaskReport {
-            files: vec![writer.finish(found)?],
-            rows_read: found,
-            rows_kept: found,
-            notes,
-            ..TaskReport::default()
-        })
+        writer.report(found, notes)
     }
 }
 
@@ -531,30 +493,24 @@ impl Stage for Rewrite {
         1
     }
     fn inputs(&self) -> Vec<String> {
-        self.input.stages().into_iter().chain([self.decisions.clone()]).collect()
+        self.input.texts.stages().into_iter().chain([self.decisions.clone()]).collect()
     }
     fn config(&self) -> Result<serde_json::Value> {
         Ok(serde_json::json!({}))
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        check_room(run, LINES, run.shards(&self.input.documents)?.iter().map(|shard| shard.bytes).sum())?;
-        let decisions = digest_of_stage(run, &self.decisions);
-        let mut tasks = tasks_per_shard(run, self.input.shards())?;
-        tasks.iter_mut().for_each(|task| task.inputs = serde_json::json!([task.inputs, decisions]));
-        Ok(tasks)
+        check_room(run, LINES, self.input.texts.stored_bytes(run)?)?;
+        self.input.texts.tasks_with(run, digest_of_stage(run, &self.decisions))
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let shard = u64::from(task.index());
-        let (mut gone, mut bytes) = (HashMap::new(), Vec::new());
-        for path in run_files(&task.run, &self.decisions) {
-            let file = RunFile::open(&path)?;
-            for section in file.sections(HITS) {
-                file.range::<Hit>(section, shard, shard, &mut bytes, |hit| {
-                    gone.insert(u128::from(hit.high) << 64 | u128::from(hit.low), hit.keep);
-                })?;
-            }
-        }
-        let read = task.run.shard(self.input.shards(), task.index())?.rows;
+        let mut gone = HashMap::new();
+        let decisions = Documents::of(&task.run, &self.decisions, &[])?;
+        decisions.each_section(task, HITS..HITS + 1, (shard, shard), |_, _, hits: &[Hit]| {
+            gone.extend(hits.iter().map(|hit| (u128::from(hit.high) << 64 | u128::from(hit.low), hit.keep)));
+            Ok(())
+        })?;
+        let read = task.run.shard(self.input.texts.chosen(), task.index())?.rows;
         let session = crate::selection::session(task);
         let state = Arc::new(Mutex::new(State { row: 0, lines: 0, bytes: 0 }));
         let without = ScalarUDF::from(Without {
@@ -563,8 +519,7 @@ impl Stage for Rewrite {
             gone: Arc::new(gone),
             state: state.clone(),
         });
-        let rows =
-            task.read_selected(&session, &self.input.documents, self.input.selection.as_deref(), task.index()).await?;
+        let rows = self.input.texts.rows(task, &session, task.index()).await?;
         let rows = rows.with_column("text", without.call(vec![col("text")]))?;
         let rows = rows.with_column(RULE, when(col("text").eq(lit("")), lit("no_line_left")).end()?)?;
         let output = Output { kept: &COLUMNS, dropped: &["id", "ordinal", "source", "url", RULE] };

@@ -4,6 +4,8 @@
 use pipeline::digest::Digest;
 use pipeline::{Error, Result, Shard, Task, TaskContext};
 
+use crate::runs::{Record, key_range};
+
 /// Records of a partition, about: 32 MB of keys with their documents, twice that at most.
 pub(crate) const PARTITION_ROWS: u64 = 1 << 21;
 
@@ -12,6 +14,18 @@ pub(crate) const PARTITION_ROWS: u64 = 1 << 21;
 pub(crate) fn partitions(rows: u64, partition_rows: u64) -> u32 {
     let wanted = rows.div_ceil(partition_rows.max(1)).next_power_of_two();
     u32::try_from(wanted).unwrap_or(1 << 31)
+}
+
+/// A task for each of the partitions that `rows` records are cut into, which are in files of digest `made_of`.
+pub(crate) fn partition_tasks(rows: u64, partition_rows: u64, made_of: Digest) -> Vec<Task> {
+    let count = partitions(rows, partition_rows);
+    let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "made_of": made_of }) };
+    (0..count).map(task).collect()
+}
+
+/// First and last key of the partition that is the task of [`partition_tasks`].
+pub(crate) fn keys_of<R: Record>(task: &TaskContext) -> Result<(u64, u64)> {
+    Ok(key_range(task.index(), input_number(&task.task, "partitions")?, R::KEY_BITS))
 }
 
 /// One digest over the shards of a stage, for the inputs of a task that reads all of them.

@@ -11,11 +11,11 @@ use pipeline::shard::{BATCH_ROWS, ShardWriter, part_name};
 use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use crate::disk::check_room;
-use crate::documents::{Documents, ROW_BYTES as HEAD_BYTES, digest_of_stage, ordinal_of, run_files, sum_of_notes};
-use crate::minhash::{jaccard, sketch_similarity};
+use crate::documents::{Documents, ROW_BYTES as HEAD_BYTES, digest_of_stage, ordinal_of, sum_of_notes};
+use crate::minhash::{SKETCH_BYTES, jaccard, sketch_similarity};
 use crate::near::Sets;
-use crate::partition::{input_number, partitions, stop_if_asked};
-use crate::runs::{Pair, Record, RunFile, key_range};
+use crate::partition::{keys_of, partition_tasks};
+use crate::runs::Pair;
 use crate::survivor::Keep;
 
 /// Tag of the members: pairs of the smallest document of a cluster and another of it.
@@ -34,8 +34,6 @@ pub(crate) enum Similarity {
     One,
     /// By the sketches in the table.
     Sketch {
-        /// Permutations of the signature.
-        permutations: usize,
         /// Policy, whose value stands before the sketch.
         keep: Keep,
     },
@@ -106,10 +104,7 @@ impl Stage for Removals {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let pairs = sum_of_notes(run, &self.members, "pairs");
         check_room(run, &self.name, (pairs as f64 * ROW_BYTES) as u64)?;
-        let count = partitions(pairs, PARTITION_MEMBERS);
-        let members = digest_of_stage(run, &self.members);
-        let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "members": members }) };
-        Ok((0..count).map(task).collect())
+        Ok(partition_tasks(pairs, PARTITION_MEMBERS, digest_of_stage(run, &self.members)))
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
@@ -136,19 +131,16 @@ impl Stage for Removals {
 impl Removals {
     /// Give the members of the partition to `take`, some at a time.
     fn each_chunk(&self, task: &TaskContext, mut take: impl FnMut(&[Pair]) -> Result<()>) -> Result<()> {
-        let (first, last) = key_range(task.index(), input_number(&task.task, "partitions")?, Pair::KEY_BITS);
-        let (mut chunk, mut bytes) = (Vec::new(), Vec::new());
-        for path in run_files(&task.run, &self.members) {
-            let file = RunFile::open(&path)?;
-            for section in file.sections(MEMBERS) {
-                stop_if_asked(task)?;
-                file.range::<Pair>(section, first, last, &mut bytes, |pair| chunk.push(pair))?;
-                if chunk.len() >= CHUNK {
-                    chunk.chunks(CHUNK).try_for_each(&mut take)?;
-                    chunk.clear();
-                }
+        let mut chunk: Vec<Pair> = Vec::new();
+        let members = Documents::of(&task.run, &self.members, &[])?;
+        members.each_section(task, MEMBERS..MEMBERS + 1, keys_of::<Pair>(task)?, |_, _, pairs: &[Pair]| {
+            chunk.extend_from_slice(pairs);
+            if chunk.len() >= CHUNK {
+                chunk.chunks(CHUNK).try_for_each(&mut take)?;
+                chunk.clear();
             }
-        }
+            Ok(())
+        })?;
         chunk.chunks(CHUNK).try_for_each(&mut take)
     }
 
@@ -195,9 +187,7 @@ impl Removals {
             gone.iter().map(|g| g.0).chain(gone.iter().map(|g| g.1)).chain(gone.iter().map(|g| g.2)).collect();
         let mut removals = vec![Removal::default(); n];
         let (width, from) = match &self.similarity {
-            Similarity::Sketch { permutations, keep } => {
-                (crate::minhash::sketch_bytes(*permutations), HEAD_BYTES + keep.row_bytes())
-            }
+            Similarity::Sketch { keep } => (SKETCH_BYTES, HEAD_BYTES + keep.row_bytes()),
             _ => (0, 0),
         };
         let mut sketches = vec![0; 2 * n * width];
@@ -214,11 +204,11 @@ impl Removals {
         })?;
         match &self.similarity {
             Similarity::One => removals.iter_mut().for_each(|r| r.similarity = 1.0),
-            Similarity::Sketch { permutations, .. } => {
+            Similarity::Sketch { .. } => {
                 for (i, removal) in removals.iter_mut().enumerate() {
                     let (a, b) =
                         (&sketches[i * width..(i + 1) * width], &sketches[(n + i) * width..(n + i + 1) * width]);
-                    removal.similarity = sketch_similarity(a, b, *permutations, 0) as f32;
+                    removal.similarity = sketch_similarity(a, b, 0) as f32;
                 }
             }
             Similarity::Exact => {

@@ -16,11 +16,12 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use pipeline::shard::PendingWriter;
-use pipeline::{Error, PendingFile, Result, TaskContext};
+use pipeline::{Error, PendingFile, Result, TaskContext, TaskReport};
 
 const MAGIC: &[u8; 8] = b"FULGRUN1";
 const SECTION_BYTES: usize = 40;
@@ -143,6 +144,12 @@ impl RunWriter {
         self.write(&end)?;
         self.file.finish(rows)
     }
+
+    /// As [`Self::finish`], for a task whose one file this is: `rows` records, of which nothing was dropped.
+    pub(crate) fn report(self, rows: u64, notes: serde_json::Value) -> Result<TaskReport> {
+        let files = vec![self.finish(rows)?];
+        Ok(TaskReport { files, rows_read: rows, rows_kept: rows, notes, ..TaskReport::default() })
+    }
 }
 
 /// File name of the run file of task `index`.
@@ -199,12 +206,23 @@ impl RunFile {
         self.sections.iter().filter(move |s| s.tag == tag)
     }
 
-    /// Every tag there is below `end`, once.
-    pub(crate) fn tags_below(&self, end: u32) -> Vec<u32> {
-        let mut tags: Vec<u32> = self.sections.iter().map(|s| s.tag).filter(|tag| *tag < end).collect();
-        tags.sort_unstable();
-        tags.dedup();
-        tags
+    /// Give the records of every section whose tag is one of `tags` and whose keys are those from the first to the last of
+    /// `keys` to `take`, section by section as they were written, each in order. Sections without one are left out.
+    pub(crate) fn each_section<R: Record>(
+        &self,
+        tags: Range<u32>,
+        keys: (u64, u64),
+        mut take: impl FnMut(&Section, &[R]) -> Result<()>,
+    ) -> Result<()> {
+        let (mut records, mut bytes) = (Vec::new(), Vec::new());
+        for section in self.sections.iter().filter(|s| tags.contains(&s.tag)) {
+            records.clear();
+            self.range(section, keys.0, keys.1, &mut bytes, |record: R| records.push(record))?;
+            if !records.is_empty() {
+                take(section, &records)?;
+            }
+        }
+        Ok(())
     }
 
     /// Fill `bytes` from `offset`.

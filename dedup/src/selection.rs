@@ -13,7 +13,7 @@ use crate::functions::udfs;
 use crate::partition::digest_of;
 
 /// Bytes of a document in Parquet, at most about: its id, its ordinal and, if it goes, for whom.
-const ROW_BYTES: u64 = 48;
+pub(crate) const ROW_BYTES: u64 = 48;
 
 /// The documents of a shard that are in no removal.
 pub(crate) struct Selection {

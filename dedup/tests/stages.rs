@@ -473,6 +473,14 @@ fn expressions_that_cannot_be_planned_are_refused_before_any_work() {
     assert_eq!(refused(Keep::Highest("word_count".into()), None).len(), 2);
 }
 
+/// Why a run of `stages` over `corpus` is refused before any work.
+fn refused(corpus: &[Vec<Document>], stages: Vec<Arc<dyn Stage>>) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunContext::new(dir.path(), RunOptions::new()).unwrap();
+    let first: Arc<dyn Stage> = Arc::new(Corpus(corpus.to_vec()));
+    Runner::new(run, std::iter::once(first).chain(stages).collect()).err().unwrap().to_string()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_crawl_against_an_index_goes_as_in_a_joint_run() {
     let corpus = families();
@@ -498,17 +506,15 @@ async fn a_new_crawl_against_an_index_goes_as_in_a_joint_run() {
             let own = wanted >= 2 << 32;
             assert_eq!(if own { shifted(survivor) } else { *survivor }, wanted);
         }
-        let other = NearConfig { seed: 2, ..incremental };
-        // Refused before anything runs.
-        let error = Runner::new(
-            RunContext::new(tempfile::tempdir().unwrap().path(), RunOptions::new()).unwrap(),
-            std::iter::once(Arc::new(Corpus(new.to_vec())) as Arc<dyn Stage>)
-                .chain(stages(&other, dirs[1].path()))
-                .collect(),
-        )
-        .err()
-        .unwrap();
-        assert!(error.to_string().contains("keys would never meet"), "{error}");
+        let other = NearConfig { seed: 2, ..incremental.clone() };
+        let error = refused(new, stages(&other, dirs[1].path()));
+        assert!(error.contains("keys would never meet"), "{error}");
+        // Signatures of another version mean something else.
+        let manifest = dirs[1].path().join("old-1/near_signatures/manifest.json");
+        let made = std::fs::read_to_string(&manifest).unwrap().replace("\"version\": 3", "\"version\": 2");
+        std::fs::write(&manifest, made).unwrap();
+        let error = refused(new, stages(&incremental, dirs[1].path()));
+        assert!(error.contains("made by version 2 of the stage, this is version 3"), "{error}");
     }
 }
 
@@ -577,15 +583,8 @@ async fn new_documents_equal_to_those_of_an_index_go_as_in_a_joint_run() {
         let expected: Vec<u64> = joint_kept.into_iter().filter(|o| *o >= 2 << 32).collect();
         assert_eq!(kept.into_iter().map(shifted).collect::<Vec<u64>>(), expected);
         let other = ExactConfig { normalise: dedup::normalise::Normalise::None, ..incremental.clone() };
-        let error = Runner::new(
-            RunContext::new(tempfile::tempdir().unwrap().path(), RunOptions::new()).unwrap(),
-            std::iter::once(Arc::new(Corpus(new.to_vec())) as Arc<dyn Stage>)
-                .chain(stages(&other, dirs[1].path()))
-                .collect(),
-        )
-        .err()
-        .unwrap();
-        assert!(error.to_string().contains("keys would never meet"), "{error}");
+        let error = refused(new, stages(&other, dirs[1].path()));
+        assert!(error.contains("keys would never meet"), "{error}");
         let missing = ExactConfig { against: vec!["older/exact_hashes".into()], ..incremental };
         let error = exact_stages(&missing, "documents", None, None, dirs[1].path()).err().unwrap();
         assert!(error.to_string().contains("exact.against: nothing matches older/exact_hashes"), "{error}");

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{CLUSTERS, MOST_BANDS, SIGNATURES};
 use crate::disk::check_room;
-use crate::documents::{Documents, digest_of_stage, run_files, sum_of_notes};
+use crate::documents::{Documents, digest_of_stage, sum_of_notes};
 use crate::partition::stop_if_asked;
 use crate::removals::MEMBERS;
 use crate::runs::{Buffered, Pair, Record, RunFile, RunWriter};
@@ -70,19 +70,13 @@ impl Clusters {
         let cells = cells.cells();
         let documents = cells.len();
         let sets = UnionFind::new(cells);
-        let files = run_files(&task.run, &self.edges);
-        files.par_iter().try_for_each(|path| -> Result<()> {
+        let edges = Documents::of(&task.run, &self.edges, &[])?;
+        edges.sources.par_iter().try_for_each(|source| -> Result<()> {
             stop_if_asked(task)?;
-            let file = RunFile::open(path)?;
-            let mut bytes = Vec::new();
-            for tag in file.tags_below(MOST_BANDS) {
-                for section in file.sections(tag) {
-                    file.range::<Pair>(section, 0, u64::MAX, &mut bytes, |pair| {
-                        sets.union(pair.first() as usize, pair.second as usize);
-                    })?;
-                }
-            }
-            Ok(())
+            RunFile::open(&source.path)?.each_section(0..MOST_BANDS, (0, u64::MAX), |_, pairs: &[Pair]| {
+                pairs.iter().for_each(|pair| sets.union(pair.first() as usize, pair.second as usize));
+                Ok(())
+            })
         })?;
         let mut writer = RunWriter::create(task)?;
         let mut members = Buffered::new(MEMBERS);
@@ -94,13 +88,6 @@ impl Clusters {
         }
         members.flush(&mut writer)?;
         let rows = members.written();
-        let notes = serde_json::json!({ "pairs": rows, "documents": documents });
-        Ok(TaskReport {
-            files: vec![writer.finish(rows)?],
-            rows_read: rows,
-            rows_kept: rows,
-            notes,
-            ..TaskReport::default()
-        })
+        writer.report(rows, serde_json::json!({ "pairs": rows, "documents": documents }))
     }
 }

@@ -26,11 +26,12 @@ use std::sync::Arc;
 use pipeline::{Error, Result, Stage};
 use serde::{Deserialize, Serialize};
 
-use crate::minhash::{MinHash, Mode, sketch_bytes};
+use crate::minhash::{MinHash, Mode, SKETCH_BYTES, positions_of_band, sketch_bound};
 use crate::paths::indices;
 use crate::removals::{Removals, Similarity};
 use crate::selection::Selection;
 use crate::survivor::Keep;
+use crate::texts::Texts;
 
 mod clusters;
 mod estimate;
@@ -63,7 +64,8 @@ pub enum Verify {
     /// Not at all: a common band is enough, as in datatrove.
     #[default]
     None,
-    /// By the similarity of the sketches; its standard error is about 0.05 with 112 permutations.
+    /// By the similarity of the sketches, whose standard error at 0.75 is 0.038. So that few pairs below the threshold pass,
+    /// an estimate must be half a standard error above it.
     Sketch,
     /// By the Jaccard similarity of the shingle sets. Reads the text of shards with candidates again.
     Exact,
@@ -143,14 +145,16 @@ impl NearConfig {
         MinHash::new(self.mode, self.ngram as usize, self.bands as usize, self.rows as usize, self.seed)
     }
 
-    /// Permutations.
-    pub(crate) fn permutations(&self) -> usize {
-        self.bands as usize * self.rows as usize
+    /// Of two documents that share band `band`: the positions of their sketches that agree for that, and what the others must
+    /// come to.
+    fn bound(&self, band: usize) -> (usize, f64) {
+        let agreed = positions_of_band(band, self.rows as usize);
+        (agreed, sketch_bound(self.threshold, agreed))
     }
 
     /// Bytes of a document's row in the table of documents.
     pub(crate) fn row_bytes(&self) -> usize {
-        crate::documents::ROW_BYTES + self.keep.row_bytes() + sketch_bytes(self.permutations())
+        crate::documents::ROW_BYTES + self.keep.row_bytes() + SKETCH_BYTES
     }
 
     /// What signatures depend on: of an older index it must be the same.
@@ -177,20 +181,19 @@ pub fn near_stages(
 ) -> Result<Vec<Arc<dyn Stage>>> {
     config.check()?;
     let against = indices("near.against", &config.against, base)?;
+    let texts = Texts::new(documents, selection);
     let signatures = signatures::Signatures {
         config: config.clone(),
-        documents: documents.into(),
-        selection: selection.map(Into::into),
+        texts: texts.clone(),
         signals: signals.filter(|_| config.keep.expression().is_some()).map(Into::into),
     };
-    let sets =
-        sets::SetStage { config: config.clone(), documents: documents.into(), selection: selection.map(Into::into) };
+    let sets = sets::SetStage { config: config.clone(), texts: texts.clone() };
     let mut stages: Vec<Arc<dyn Stage>> = vec![Arc::new(signatures)];
     stages.extend(clustering(config, &against, Some(sets)));
     stages.push(Arc::new(Selection {
         name: "near".into(),
         rule: "near_duplicate",
-        selection: selection.unwrap_or(documents).into(),
+        selection: texts.chosen().into(),
         removals: REMOVALS.into(),
     }));
     Ok(stages)
@@ -225,7 +228,7 @@ fn clustering(config: &NearConfig, against: &[PathBuf], sets: Option<sets::SetSt
         keep: config.keep.clone(),
         similarity: match config.verify {
             Verify::Exact => Similarity::Exact,
-            _ => Similarity::Sketch { permutations: config.permutations(), keep: config.keep.clone() },
+            _ => Similarity::Sketch { keep: config.keep.clone() },
         },
         against,
     }));

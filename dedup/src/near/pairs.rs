@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
-use super::signatures::BandKey;
+use super::signatures::{self, BandKey};
 use super::{NearConfig, PAIRS, SIGNATURES, Verify};
 use crate::buckets::Buckets;
 use crate::disk::{EXPECTED_DUPLICATES, check_room};
 use crate::documents::{Documents, check_index};
-use crate::partition::{PARTITION_ROWS, input_number, partitions, stop_if_asked};
-use crate::runs::{Pair, Record, RunFile, RunWriter, key_range};
+use crate::partition::{PARTITION_ROWS, input_number, partitions};
+use crate::runs::{Pair, Record, RunWriter, key_range};
 
 /// The pairs of one band and one partition of its keys: the smallest document of every bucket with each
 /// other. So in one band a document is in the pairs of one first document, and a bucket is a first document
@@ -49,7 +49,8 @@ impl Stage for Pairs {
 
     fn config(&self) -> Result<serde_json::Value> {
         let wanted = self.config.signature();
-        let against = self.against.iter().map(|dir| check_index(dir, &wanted)).collect::<Result<Vec<_>>>()?;
+        let check = |dir: &PathBuf| check_index(dir, signatures::VERSION, &wanted);
+        let against = self.against.iter().map(check).collect::<Result<Vec<_>>>()?;
         Ok(serde_json::json!({ "candidates": self.config.verify == Verify::Exact, "against": against }))
     }
 
@@ -72,30 +73,16 @@ impl Stage for Pairs {
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let band = input_number(&task.task, "band")?;
         let (partition, partitions) = (input_number(&task.task, "partition")?, input_number(&task.task, "partitions")?);
-        let (first, last) = key_range(partition, partitions, BandKey::KEY_BITS);
+        let keys = key_range(partition, partitions, BandKey::KEY_BITS);
         let documents = Documents::of(&task.run, SIGNATURES, &self.against)?;
         let mut writer = RunWriter::create(task)?;
         let mut buckets = Buckets::new(band, self.config.verify == Verify::Exact, 2 * self.partition_rows as usize);
-        let mut bytes = Vec::new();
-        for source in &documents.sources {
-            stop_if_asked(task)?;
-            let file = RunFile::open(&source.path)?;
-            for section in file.sections(band) {
-                let start = source.start + section.base;
-                file.range::<BandKey>(section, first, last, &mut bytes, |key| {
-                    buckets.push(key.key, start + u64::from(key.row));
-                })?;
-                buckets.shorten(&mut writer)?;
-            }
-        }
+        documents.each_section(task, band..band + 1, keys, |source, section, keys: &[BandKey]| {
+            let start = source.start + section.base;
+            keys.iter().for_each(|key| buckets.push(key.key, start + u64::from(key.row)));
+            buckets.shorten(&mut writer)
+        })?;
         let pairs = buckets.finish(&mut writer)?;
-        let notes = serde_json::json!({ "pairs": pairs });
-        Ok(TaskReport {
-            files: vec![writer.finish(pairs)?],
-            rows_read: pairs,
-            rows_kept: pairs,
-            notes,
-            ..TaskReport::default()
-        })
+        writer.report(pairs, serde_json::json!({ "pairs": pairs }))
     }
 }

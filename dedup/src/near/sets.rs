@@ -2,21 +2,16 @@
 
 use std::collections::HashMap;
 
-use arrow::array::AsArray;
-use arrow::compute::cast;
-use arrow::datatypes::DataType;
 use async_trait::async_trait;
-use datafusion::prelude::col;
-use futures::StreamExt;
-use pipeline::stage::tasks_per_shard;
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::{NearConfig, PAIRS, SETS, SIGNATURES};
 use crate::buckets::{CANDIDATES, Number};
 use crate::disk::{check_room, text_bytes};
-use crate::documents::{Documents, digest_of_stage, run_files, sum_of_notes};
+use crate::documents::{Documents, digest_of_stage, sum_of_notes};
 use crate::minhash::Scratch;
 use crate::runs::{NUMBER_BYTES, Record, RunFile, RunWriter, number_at, put_number, run_name, u32_at};
+use crate::texts::Texts;
 
 /// Tag of the places of the sets.
 const PLACES: u32 = 0;
@@ -60,8 +55,7 @@ pub(crate) fn predicted_bytes(documents: f64, bytes: f64) -> u64 {
 /// The sets of a document shard.
 pub(super) struct SetStage {
     pub(super) config: NearConfig,
-    pub(super) documents: String,
-    pub(super) selection: Option<String>,
+    pub(super) texts: Texts,
 }
 
 #[async_trait]
@@ -75,9 +69,7 @@ impl Stage for SetStage {
     }
 
     fn inputs(&self) -> Vec<String> {
-        let mut inputs = vec![self.documents.clone(), PAIRS.into()];
-        inputs.extend(self.selection.clone());
-        inputs
+        self.texts.stages().into_iter().chain([PAIRS.into()]).collect()
     }
 
     fn config(&self) -> Result<serde_json::Value> {
@@ -85,18 +77,11 @@ impl Stage for SetStage {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let documents: u64 =
-            run.shards(self.selection.as_ref().unwrap_or(&self.documents))?.iter().map(|s| s.rows).sum();
-        let texts: u64 = run.shards(&self.documents)?.iter().map(|s| s.rows).sum();
-        let bytes = text_bytes(run, &self.documents)? as f64 / texts.max(1) as f64;
-        let candidates = documents.min(sum_of_notes(run, PAIRS, "pairs"));
+        let texts: u64 = run.shards(&self.texts.documents)?.iter().map(|s| s.rows).sum();
+        let bytes = text_bytes(run, &self.texts.documents)? as f64 / texts.max(1) as f64;
+        let candidates = self.texts.count(run)?.min(sum_of_notes(run, PAIRS, "pairs"));
         check_room(run, SETS, predicted_bytes(candidates as f64, bytes))?;
-        let pairs = digest_of_stage(run, PAIRS);
-        let mut tasks = tasks_per_shard(run, self.selection.as_ref().unwrap_or(&self.documents))?;
-        for task in &mut tasks {
-            task.inputs = serde_json::json!([task.inputs, pairs]);
-        }
-        Ok(tasks)
+        self.texts.tasks_with(run, digest_of_stage(run, PAIRS))
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
@@ -105,18 +90,14 @@ impl Stage for SetStage {
         let mut writer = RunWriter::create(task)?;
         let mut places = Vec::new();
         if wanted.iter().any(|w| *w) {
-            let session = crate::selection::session(task);
-            let rows = task.read_selected(&session, &self.documents, self.selection.as_deref(), task.index()).await?;
-            let mut stream = rows.select(vec![col("text")])?.execute_stream().await?;
             let minhash = self.config.minhash();
             let mut scratch = Scratch::default();
             let (mut set, mut bytes, mut row) = (Vec::new(), Vec::new(), 0usize);
-            while let Some(batch) = stream.next().await {
-                let batch = batch?;
-                for text in cast(batch.column(0), &DataType::Utf8View)?.as_string_view() {
+            self.texts
+                .each(task, task.index(), |_, text| {
                     if wanted.get(row).copied().unwrap_or(false) {
                         set.clear();
-                        set.extend_from_slice(minhash.shingles(text.unwrap_or_default(), &mut scratch));
+                        set.extend_from_slice(minhash.shingles(text, &mut scratch));
                         set.sort_unstable();
                         set.dedup();
                         bytes.clear();
@@ -125,12 +106,13 @@ impl Stage for SetStage {
                         places.push(Place { row: row as u64, offset, shingles: set.len() as u32 });
                     }
                     row += 1;
-                }
-            }
+                    Ok(())
+                })
+                .await?;
         }
         let rows = places.len() as u64;
         writer.records(PLACES, 0, &mut places)?;
-        Ok(TaskReport { files: vec![writer.finish(rows)?], rows_read: rows, rows_kept: rows, ..TaskReport::default() })
+        writer.report(rows, serde_json::Value::Null)
     }
 }
 
@@ -141,15 +123,12 @@ fn candidates(task: &TaskContext, documents: &Documents) -> Result<Vec<bool>> {
     if source.rows == 0 {
         return Ok(wanted);
     }
-    let mut bytes = Vec::new();
-    for path in run_files(&task.run, PAIRS) {
-        let file = RunFile::open(&path)?;
-        for section in file.sections(CANDIDATES) {
-            file.range::<Number>(section, source.start, source.start + source.rows - 1, &mut bytes, |number| {
-                wanted[(number.0 - source.start) as usize] = true;
-            })?;
-        }
-    }
+    let pairs = Documents::of(&task.run, PAIRS, &[])?;
+    let own = (source.start, source.start + source.rows - 1);
+    pairs.each_section(task, CANDIDATES..CANDIDATES + 1, own, |_, _, numbers: &[Number]| {
+        numbers.iter().for_each(|number| wanted[(number.0 - source.start) as usize] = true);
+        Ok(())
+    })?;
     Ok(wanted)
 }
 

@@ -8,14 +8,17 @@ use arrow::datatypes::{DataType, Float64Type, SchemaRef, UInt64Type};
 use async_trait::async_trait;
 use datafusion::prelude::col;
 use futures::StreamExt;
-use pipeline::stage::tasks_per_shard;
-use pipeline::{Error, PendingFile, Result, RunContext, Stage, Task, TaskContext, TaskReport};
+use pipeline::{PendingFile, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::{NearConfig, SIGNATURES};
 use crate::disk::check_room;
 use crate::documents::{TABLE, put_row};
-use crate::minhash::{MinHash, Scratch};
+use crate::minhash::{MinHash, SKETCH_BYTES, Scratch};
 use crate::runs::{Record, RunWriter, u64_at};
+use crate::texts::Texts;
+
+/// Version of the stage, which older indices must have been made by.
+pub(super) const VERSION: u32 = 3;
 
 /// Documents in a section: row numbers in two bytes.
 const SECTION_ROWS: usize = 1 << 16;
@@ -44,8 +47,8 @@ impl Record for BandKey {
 
 /// Bytes on disk of `documents` documents, about.
 pub(crate) fn predicted_bytes(config: &NearConfig, documents: u64) -> u64 {
-    // The directories of the sections: an eighth of a byte a record at least, a fourth at most.
-    let band = BandKey::BYTES as f64 + 0.25;
+    // The directories of the sections: an eighth of a byte a record at most.
+    let band = BandKey::BYTES as f64 + 0.125;
     (documents as f64 * (f64::from(config.bands) * band + config.row_bytes() as f64)) as u64
 }
 
@@ -109,8 +112,7 @@ impl SignatureWriter {
 /// The signatures of a document shard.
 pub(super) struct Signatures {
     pub(super) config: NearConfig,
-    pub(super) documents: String,
-    pub(super) selection: Option<String>,
+    pub(super) texts: Texts,
     pub(super) signals: Option<String>,
 }
 
@@ -121,11 +123,11 @@ impl Stage for Signatures {
     }
 
     fn version(&self) -> u32 {
-        2
+        VERSION
     }
 
     fn inputs(&self) -> Vec<String> {
-        [Some(self.documents.clone()), self.selection.clone(), self.signals.clone()].into_iter().flatten().collect()
+        self.texts.stages().into_iter().chain(self.signals.clone()).collect()
     }
 
     fn config(&self) -> Result<serde_json::Value> {
@@ -138,17 +140,13 @@ impl Stage for Signatures {
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let input = self.selection.as_ref().unwrap_or(&self.documents);
-        let documents = run.shards(input)?.iter().map(|s| s.rows).sum();
-        check_room(run, SIGNATURES, predicted_bytes(&self.config, documents))?;
-        tasks_per_shard(run, input)
+        check_room(run, SIGNATURES, predicted_bytes(&self.config, self.texts.count(run)?))?;
+        self.texts.tasks(run)
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let input = self.selection.as_ref().unwrap_or(&self.documents);
-        let expected = task.run.shard(input, task.index())?.rows;
         let session = crate::selection::session(task);
-        let documents = task.read_selected(&session, &self.documents, self.selection.as_deref(), task.index()).await?;
+        let documents = self.texts.rows(task, &session, task.index()).await?;
         let rows = self.config.keep.with_value(task, &session, documents, self.signals.as_deref()).await?;
         let mut stream = rows.select(vec![col("ordinal"), col("text"), col("value")])?.execute_stream().await?;
         let minhash = self.config.minhash();
@@ -167,15 +165,7 @@ impl Stage for Signatures {
             }
         }
         let rows = writer.rows();
-        if rows != expected {
-            return Err(Error::RowsLost {
-                stage: SIGNATURES.into(),
-                task: task.index(),
-                read: expected,
-                kept: rows,
-                dropped: 0,
-            });
-        }
+        self.texts.all_read(task, task.index(), rows)?;
         Ok(TaskReport { files: vec![writer.finish()?], rows_read: rows, rows_kept: rows, ..TaskReport::default() })
     }
 }
@@ -200,7 +190,7 @@ impl Signatures {
             if any {
                 minhash.sketch(scratch, row);
             } else {
-                row.resize(row.len() + minhash.sketch_bytes(), 0);
+                row.resize(row.len() + SKETCH_BYTES, 0);
             }
         })
     }

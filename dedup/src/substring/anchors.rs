@@ -1,15 +1,14 @@
 //! Stages `substring_anchors` and `substring_candidates`: anchors that the corpus has more than once.
 
 use async_trait::async_trait;
-use pipeline::stage::tasks_per_shard;
 use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::windows::Finder;
 use super::{ANCHORS, CANDIDATES, Input, Measure, Sizes, SubstringConfig};
 use crate::disk::{EXPECTED_DUPLICATES, check_room, text_bytes};
-use crate::documents::{Documents, digest_of_stage, run_files, sum_of_notes};
-use crate::partition::{input_number, partitions, stop_if_asked};
-use crate::runs::{Record, RunFile, RunWriter, key_range, u32_at, u64_at};
+use crate::documents::{Documents, digest_of_stage, sum_of_notes};
+use crate::partition::{keys_of, partition_tasks};
+use crate::runs::{Record, RunWriter, u32_at, u64_at};
 
 /// An anchor of a section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,15 +86,15 @@ impl Stage for Anchors {
         1
     }
     fn inputs(&self) -> Vec<String> {
-        self.input.stages()
+        self.input.texts.stages()
     }
     fn config(&self) -> Result<serde_json::Value> {
         Ok(serde_json::json!(self.input.config))
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let text = text_bytes(run, &self.input.documents)?;
+        let text = text_bytes(run, &self.input.texts.documents)?;
         check_room(run, ANCHORS, predicted_bytes(&self.input.config, text))?;
-        tasks_per_shard(run, self.input.shards())
+        self.input.texts.tasks(run)
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let mut writer = RunWriter::create(task)?;
@@ -110,7 +109,8 @@ impl Stage for Anchors {
         };
         let documents = self
             .input
-            .each_document(task, |_, text| {
+            .texts
+            .each(task, task.index(), |_, text| {
                 finder.set(text, &self.input.config);
                 let places = finder.windows().chunk_by(|a, b| a.anchor == b.anchor);
                 hashes.extend(places.map(|windows| finder.anchor(&windows[0])));
@@ -118,13 +118,7 @@ impl Stage for Anchors {
             })
             .await?;
         flush(&mut hashes, &mut writer)?;
-        Ok(TaskReport {
-            files: vec![writer.finish(documents)?],
-            rows_read: documents,
-            rows_kept: documents,
-            notes: serde_json::json!({ "anchors": written }),
-            ..TaskReport::default()
-        })
+        writer.report(documents, serde_json::json!({ "anchors": written }))
     }
 }
 
@@ -150,24 +144,16 @@ impl Stage for Candidates {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let anchors = sum_of_notes(run, ANCHORS, "anchors");
         check_room(run, CANDIDATES, (anchors as f64 * EXPECTED_DUPLICATES * (Candidate::BYTES + 1) as f64) as u64)?;
-        let count = partitions(anchors, self.sizes.partition);
-        let digest = digest_of_stage(run, ANCHORS);
-        let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "anchors": digest }) };
-        Ok((0..count).map(task).collect())
+        Ok(partition_tasks(anchors, self.sizes.partition, digest_of_stage(run, ANCHORS)))
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let (first, last) = key_range(task.index(), input_number(&task.task, "partitions")?, Anchor::KEY_BITS);
         let mut writer = RunWriter::create(task)?;
-        let (mut anchors, mut bytes) = (Vec::new(), Vec::new());
-        for source in &Documents::of(&task.run, ANCHORS, &[])?.sources {
-            stop_if_asked(task)?;
-            let file = RunFile::open(&source.path)?;
-            for section in file.sections(TAG) {
-                file.range::<Anchor>(section, first, last, &mut bytes, |anchor| {
-                    anchors.push((anchor.hash, source.shard, anchor.more));
-                })?;
-            }
-        }
+        let mut anchors = Vec::new();
+        let files = Documents::of(&task.run, ANCHORS, &[])?;
+        files.each_section(task, TAG..TAG + 1, keys_of::<Anchor>(task)?, |source, _, found: &[Anchor]| {
+            anchors.extend(found.iter().map(|anchor| (anchor.hash, source.shard, anchor.more)));
+            Ok(())
+        })?;
         anchors.sort_unstable();
         let (mut candidates, mut written) = (Vec::new(), 0);
         for anchor in anchors.chunk_by(|a, b| a.0 == b.0) {
@@ -184,26 +170,19 @@ impl Stage for Candidates {
         }
         written += candidates.len() as u64;
         writer.records(TAG, 0, &mut candidates)?;
-        Ok(TaskReport {
-            files: vec![writer.finish(written)?],
-            rows_read: written,
-            rows_kept: written,
-            notes: serde_json::json!({ "candidates": written }),
-            ..TaskReport::default()
-        })
+        writer.report(written, serde_json::json!({ "candidates": written }))
     }
 }
 
-/// The anchors of shard `shard` that the corpus has more than once, sorted.
-pub(super) fn candidates(run: &RunContext, shard: u32) -> Result<Vec<u64>> {
-    let (mut hashes, mut bytes) = (Vec::new(), Vec::new());
-    for path in run_files(run, CANDIDATES) {
-        let file = RunFile::open(&path)?;
-        for section in file.sections(TAG) {
-            let shard = u64::from(shard);
-            file.range::<Candidate>(section, shard, shard, &mut bytes, |candidate| hashes.push(candidate.hash))?;
-        }
-    }
+/// The anchors of the task's shard that the corpus has more than once, sorted.
+pub(super) fn candidates(task: &TaskContext) -> Result<Vec<u64>> {
+    let mut hashes = Vec::new();
+    let shard = u64::from(task.index());
+    let files = Documents::of(&task.run, CANDIDATES, &[])?;
+    files.each_section(task, TAG..TAG + 1, (shard, shard), |_, _, found: &[Candidate]| {
+        hashes.extend(found.iter().map(|candidate| candidate.hash));
+        Ok(())
+    })?;
     hashes.sort_unstable();
     Ok(hashes)
 }

@@ -12,17 +12,18 @@ use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, Sca
 use datafusion::prelude::{col, lit, when};
 use pipeline::document::COLUMNS;
 use pipeline::shard::{ShardWriter, part_name};
-use pipeline::stage::{RULE, tasks_per_shard};
+use pipeline::stage::RULE;
 use pipeline::{Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::repeats::{Repeat, repeats};
-use super::{Input, REPEATS, SECTION_RECORDS, SUBSTRING};
+use super::{REPEATS, SECTION_RECORDS, SUBSTRING};
 use crate::disk::check_room;
 use crate::documents::digest_of_stage;
+use crate::texts::Texts;
 
 /// Writes the documents without their repeats.
 pub(super) struct Cut {
-    pub(super) input: Input,
+    pub(super) texts: Texts,
 }
 
 #[async_trait]
@@ -34,22 +35,18 @@ impl Stage for Cut {
         1
     }
     fn inputs(&self) -> Vec<String> {
-        self.input.stages().into_iter().chain([REPEATS.into()]).collect()
+        self.texts.stages().into_iter().chain([REPEATS.into()]).collect()
     }
     fn config(&self) -> Result<serde_json::Value> {
         Ok(serde_json::json!({}))
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
-        let documents: u64 = run.shards(&self.input.documents)?.iter().map(|shard| shard.bytes).sum();
-        check_room(run, SUBSTRING, documents)?;
-        let repeats = digest_of_stage(run, REPEATS);
-        let mut tasks = tasks_per_shard(run, self.input.shards())?;
-        tasks.iter_mut().for_each(|task| task.inputs = serde_json::json!([task.inputs, repeats]));
-        Ok(tasks)
+        check_room(run, SUBSTRING, self.texts.stored_bytes(run)?)?;
+        self.texts.tasks_with(run, digest_of_stage(run, REPEATS))
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let repeats = repeats(&task.run, task.index(), SECTION_RECORDS)?;
-        let read = task.run.shard(self.input.shards(), task.index())?.rows;
+        let repeats = repeats(task, SECTION_RECORDS)?;
+        let read = task.run.shard(self.texts.chosen(), task.index())?.rows;
         let session = crate::selection::session(task);
         let name = Path::new("cuts").join(part_name(task.index()));
         let schema = schema();
@@ -60,8 +57,7 @@ impl Stage for Cut {
             repeats: Arc::new(repeats),
             cuts: cuts.clone(),
         });
-        let rows =
-            task.read_selected(&session, &self.input.documents, self.input.selection.as_deref(), task.index()).await?;
+        let rows = self.texts.rows(task, &session, task.index()).await?;
         let rows = rows.with_column("text", without.call(vec![col("ordinal"), col("text")]))?;
         let rows = rows.with_column(RULE, when(col("text").eq(lit("")), lit("no_text_left")).end()?)?;
         let output = Output { kept: &COLUMNS, dropped: &["id", "ordinal", "source", "url", RULE] };

@@ -40,15 +40,11 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, UInt64Type};
-use datafusion::prelude::col;
-use futures::StreamExt;
-use pipeline::{Error, Result, Stage, TaskContext};
+use pipeline::{Error, Result, Stage};
 use serde::{Deserialize, Serialize};
 
 use crate::partition::PARTITION_ROWS;
+use crate::texts::Texts;
 
 mod anchors;
 mod cut;
@@ -125,53 +121,19 @@ pub fn substring_stages_cut(
     if config.length == 0 {
         return Err(Error::setting("substring.length", "must be at least 1"));
     }
-    let input = Input { config: config.clone(), documents: documents.into(), selection: selection.map(Into::into) };
+    let input = Input { config: config.clone(), texts: Texts::new(documents, selection) };
     Ok(vec![
         Arc::new(anchors::Anchors { input: input.clone(), sizes }),
         Arc::new(anchors::Candidates { sizes }),
         Arc::new(repeats::Windows { input: input.clone(), sizes }),
         Arc::new(repeats::Repeats { sizes }),
-        Arc::new(cut::Cut { input }),
+        Arc::new(cut::Cut { texts: input.texts }),
     ])
 }
 
-/// The texts that are read.
+/// The texts that are read, and what for.
 #[derive(Clone)]
 struct Input {
     config: SubstringConfig,
-    documents: String,
-    selection: Option<String>,
-}
-
-impl Input {
-    fn stages(&self) -> Vec<String> {
-        std::iter::once(self.documents.clone()).chain(self.selection.clone()).collect()
-    }
-
-    fn shards(&self) -> &str {
-        self.selection.as_deref().unwrap_or(&self.documents)
-    }
-
-    /// Give ordinal and text of every document of the task's shard to `take`; the number of documents.
-    async fn each_document(
-        &self,
-        task: &TaskContext,
-        mut take: impl FnMut(u64, &str) -> Result<()> + Send,
-    ) -> Result<u64> {
-        let session = crate::selection::session(task);
-        let rows = task.read_selected(&session, &self.documents, self.selection.as_deref(), task.index()).await?;
-        let mut stream = rows.select(vec![col("ordinal"), col("text")])?.execute_stream().await?;
-        let mut documents = 0;
-        while let Some(batch) = stream.next().await {
-            let batch = batch?;
-            let ordinals = batch.column(0).as_primitive::<UInt64Type>().values();
-            let texts = cast(batch.column(1), &DataType::Utf8View)?;
-            let texts = texts.as_string_view();
-            for (row, &ordinal) in ordinals.iter().enumerate() {
-                take(ordinal, texts.value(row))?;
-            }
-            documents += texts.len() as u64;
-        }
-        Ok(documents)
-    }
+    texts: Texts,
 }

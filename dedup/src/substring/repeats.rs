@@ -2,16 +2,15 @@
 
 use async_trait::async_trait;
 use pipeline::document::ordinal;
-use pipeline::stage::tasks_per_shard;
 use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::anchors::{candidates, half_words};
 use super::windows::Finder;
 use super::{CANDIDATES, Input, REPEATS, Sizes, WINDOWS};
 use crate::disk::check_room;
-use crate::documents::{Documents, digest_of_stage, run_files, sum_of_notes};
-use crate::partition::{input_number, partitions, stop_if_asked};
-use crate::runs::{Record, RunFile, RunWriter, key_range, u32_at, u64_at};
+use crate::documents::{Documents, digest_of_stage, sum_of_notes};
+use crate::partition::{keys_of, partition_tasks};
+use crate::runs::{Record, RunWriter, u32_at, u64_at};
 
 /// A window in a text of the shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +99,7 @@ impl Stage for Windows {
         1
     }
     fn inputs(&self) -> Vec<String> {
-        self.input.stages().into_iter().chain([CANDIDATES.into()]).collect()
+        self.input.texts.stages().into_iter().chain([CANDIDATES.into()]).collect()
     }
     fn config(&self) -> Result<serde_json::Value> {
         Ok(serde_json::json!(self.input.config))
@@ -109,19 +108,17 @@ impl Stage for Windows {
         // An anchor is that of about half as many windows as a window has halves.
         let windows = sum_of_notes(run, CANDIDATES, "candidates") as f64 * (half_words(&self.input.config) / 2.0 + 1.0);
         check_room(run, WINDOWS, (windows * (Occurrence::BYTES + 1) as f64) as u64)?;
-        let candidates = digest_of_stage(run, CANDIDATES);
-        let mut tasks = tasks_per_shard(run, self.input.shards())?;
-        tasks.iter_mut().for_each(|task| task.inputs = serde_json::json!([task.inputs, candidates]));
-        Ok(tasks)
+        self.input.texts.tasks_with(run, digest_of_stage(run, CANDIDATES))
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let candidates = candidates(&task.run, task.index())?;
+        let candidates = candidates(task)?;
         let mut writer = RunWriter::create(task)?;
         let (mut finder, mut windows, mut written) = (Finder::default(), Vec::new(), 0);
         let config = &self.input.config;
         let documents = self
             .input
-            .each_document(task, |ordinal, text| {
+            .texts
+            .each(task, task.index(), |ordinal, text| {
                 if candidates.is_empty() {
                     return Ok(());
                 }
@@ -152,13 +149,7 @@ impl Stage for Windows {
             .await?;
         written += windows.len();
         writer.records(TAG, 0, &mut windows)?;
-        Ok(TaskReport {
-            files: vec![writer.finish(documents)?],
-            rows_read: documents,
-            rows_kept: documents,
-            notes: serde_json::json!({ "windows": written }),
-            ..TaskReport::default()
-        })
+        writer.report(documents, serde_json::json!({ "windows": written }))
     }
 }
 
@@ -184,36 +175,21 @@ impl Stage for Repeats {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let windows = sum_of_notes(run, WINDOWS, "windows");
         check_room(run, REPEATS, windows * (Repeat::BYTES as u64 + 1))?;
-        let count = partitions(windows, self.sizes.partition);
-        let digest = digest_of_stage(run, WINDOWS);
-        let task = |index| Task { index, inputs: serde_json::json!({ "partitions": count, "windows": digest }) };
-        Ok((0..count).map(task).collect())
+        Ok(partition_tasks(windows, self.sizes.partition, digest_of_stage(run, WINDOWS)))
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let (first, last) = key_range(task.index(), input_number(&task.task, "partitions")?, Occurrence::KEY_BITS);
         let mut writer = RunWriter::create(task)?;
         let mut held =
             Held { windows: Vec::new(), most: 2 * self.sizes.partition as usize, repeats: Vec::new(), written: 0 };
-        let mut bytes = Vec::new();
-        for source in &Documents::of(&task.run, WINDOWS, &[])?.sources {
-            stop_if_asked(task)?;
-            let file = RunFile::open(&source.path)?;
-            for section in file.sections(TAG) {
-                file.range::<Occurrence>(section, first, last, &mut bytes, |o| {
-                    held.windows.push((o.high, o.low, ordinal(source.shard, o.record), o.start, o.end));
-                })?;
-                held.shorten(&mut writer, self.sizes)?;
-            }
-        }
+        let files = Documents::of(&task.run, WINDOWS, &[])?;
+        files.each_section(task, TAG..TAG + 1, keys_of::<Occurrence>(task)?, |source, _, found: &[Occurrence]| {
+            let window = |o: &Occurrence| (o.high, o.low, ordinal(source.shard, o.record), o.start, o.end);
+            held.windows.extend(found.iter().map(window));
+            held.shorten(&mut writer, self.sizes)
+        })?;
         held.compare(&mut writer, self.sizes)?;
         held.flush(&mut writer)?;
-        Ok(TaskReport {
-            files: vec![writer.finish(held.written)?],
-            rows_read: held.written,
-            rows_kept: held.written,
-            notes: serde_json::json!({ "repeats": held.written }),
-            ..TaskReport::default()
-        })
+        writer.report(held.written, serde_json::json!({ "repeats": held.written }))
     }
 }
 
@@ -266,21 +242,20 @@ impl Held {
     }
 }
 
-/// The repeats in the texts of shard `shard`, in order, those that meet as one. More than `most` are not held beyond what
+/// The repeats in the texts of the task's shard, in order, those that meet as one. More than `most` are not held beyond what
 /// merging leaves.
-pub(super) fn repeats(run: &RunContext, shard: u32, mut most: usize) -> Result<Vec<Repeat>> {
-    let (mut repeats, mut bytes) = (Vec::new(), Vec::new());
-    for path in run_files(run, REPEATS) {
-        let file = RunFile::open(&path)?;
-        for section in file.sections(TAG) {
-            let (first, last) = (ordinal(shard, 0), ordinal(shard, u32::MAX));
-            file.range::<Repeat>(section, first, last, &mut bytes, |repeat| repeats.push(repeat))?;
-            if repeats.len() > most {
-                merge(&mut repeats);
-                most = most.max(2 * repeats.len());
-            }
+pub(super) fn repeats(task: &TaskContext, mut most: usize) -> Result<Vec<Repeat>> {
+    let mut repeats: Vec<Repeat> = Vec::new();
+    let own = (ordinal(task.index(), 0), ordinal(task.index(), u32::MAX));
+    let files = Documents::of(&task.run, REPEATS, &[])?;
+    files.each_section(task, TAG..TAG + 1, own, |_, _, found: &[Repeat]| {
+        repeats.extend_from_slice(found);
+        if repeats.len() > most {
+            merge(&mut repeats);
+            most = most.max(2 * repeats.len());
         }
-    }
+        Ok(())
+    })?;
     merge(&mut repeats);
     Ok(repeats)
 }

@@ -1,6 +1,5 @@
 //! The windows of a text and their anchors.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_128;
@@ -30,17 +29,16 @@ pub(super) struct Finder {
     powers: Vec<u64>,
     /// From every word on the shortest run of half the length: the word behind it, and its hash.
     halves: Vec<(usize, u64)>,
-    /// Halves that may become the smallest, in order, hashes rising.
-    queue: VecDeque<usize>,
+    /// For the halves of a block, the smallest of those from each on to the end of the block.
+    smallest: Vec<usize>,
     windows: Vec<Window>,
 }
 
 impl Finder {
     /// The windows of `text`, in order. A text of 4 GiB and more has none: places are 32 bits.
     pub(super) fn set(&mut self, text: &str, config: &SubstringConfig) -> &[Window] {
-        let Self { shingles, places, words, powers, halves, queue, windows } = self;
+        let Self { shingles, places, words, powers, halves, smallest, windows } = self;
         halves.clear();
-        queue.clear();
         windows.clear();
         words.clear();
         places.clear();
@@ -50,7 +48,8 @@ impl Finder {
             return windows;
         }
         let hashes = shingles.words(text, places);
-        words.extend(hashes.iter().flat_map(|hash| hash.to_le_bytes()));
+        words.resize(8 * hashes.len(), 0);
+        words.as_chunks_mut::<8>().0.iter_mut().zip(hashes).for_each(|(word, hash)| *word = hash.to_le_bytes());
         let measure = |first: usize, end: usize| match config.measure {
             _ if end <= first => 0,
             Measure::Words => end - first,
@@ -73,7 +72,13 @@ impl Finder {
             }
             sum = sum.wrapping_sub(go.wrapping_mul(powers[end - first - 1]));
         }
-        let (mut end, mut next) = (0, 0);
+        // The smallest half of a window is that of two parts: of a block of halves, of which the first ones leave one by one, and of
+        // those behind, which come one by one. When the block is used up, those behind are the next. No branch of it is hard to
+        // guess, and ties go to the first.
+        smallest.clear();
+        smallest.resize(halves.len(), 0);
+        let least = |a: usize, b: usize| if halves[b].1 < halves[a].1 { b } else { a };
+        let (mut end, mut next, mut block_end, mut behind) = (0, 0, 0, 0);
         for first in 0..halves.len() {
             while end < hashes.len() && measure(first, end) < length {
                 end += 1;
@@ -81,18 +86,20 @@ impl Finder {
             if measure(first, end) < length {
                 break;
             }
+            // The half that begins where the window does is in it, so there is one from `first` on.
             while next < halves.len() && halves[next].0 <= end {
-                while queue.back().is_some_and(|&last| halves[last].1 > halves[next].1) {
-                    queue.pop_back();
-                }
-                queue.push_back(next);
+                behind = if next == block_end { next } else { least(behind, next) };
                 next += 1;
             }
-            while queue.front().is_some_and(|&anchor| anchor < first) {
-                queue.pop_front();
+            if first == block_end {
+                let mut last = next - 1;
+                for half in (first..next).rev() {
+                    last = least(half, last);
+                    smallest[half] = last;
+                }
+                block_end = next;
             }
-            // The run that begins where the window does is in it.
-            let anchor = queue.front().copied().unwrap_or(first);
+            let anchor = if block_end < next { least(smallest[first], behind) } else { smallest[first] };
             windows.push(Window { first, end, anchor });
         }
         windows
