@@ -156,6 +156,47 @@ async fn signals_are_the_columns_of_every_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_signal_that_is_left_out_has_no_column_and_the_others_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let without = ["compression_ratio", "char_count"].map(str::to_owned);
+    let config = SignalsConfig { without: without.to_vec(), ..SignalsConfig::default() };
+    let texts = vec![good(1), "short".into(), String::new()];
+    let run = RunContext::new(dir.path(), RunOptions::new()).unwrap();
+    let stages: Vec<Arc<dyn Stage>> = vec![
+        Arc::new(Documents { shards: vec![texts.clone()] }),
+        Arc::new(SignalsStage::new("documents", None, &config, Path::new(".")).unwrap()),
+        Arc::new(FilterStage::new("signals", &FilterConfig::default(), &config).unwrap()),
+    ];
+    Runner::new(run, stages).unwrap().run(None).await.unwrap();
+    let batch = read(&part(dir.path(), "signals", 0)).await;
+    assert_eq!(batch.num_columns(), 2 + SIGNALS.len() - 2 + 3);
+    assert_eq!(ordinals(&read(&part(dir.path(), "filter", 0)).await), [0]);
+    for signal in &SIGNALS {
+        let Some(column) = batch.column_by_name(signal.name) else {
+            assert!(without.iter().any(|name| name == signal.name), "{}", signal.name);
+            continue;
+        };
+        let column = arrow::compute::cast(column, &arrow::datatypes::DataType::Float64).unwrap();
+        for (row, text) in texts.iter().enumerate() {
+            let all = compute(text, &mut Scratch::default()).values();
+            let at = SIGNALS.iter().position(|s| s.name == signal.name).unwrap();
+            let expected = match all[at] {
+                Value::Int64(n) => n as f64,
+                Value::Float64(x) => x,
+                Value::Boolean(is) => f64::from(u8::from(is)),
+            };
+            assert_eq!(column.as_primitive::<Float64Type>().value(row), expected, "{} of row {row}", signal.name);
+        }
+    }
+    let wrong = SignalsConfig { without: vec!["compresion_ratio".into()], ..SignalsConfig::default() };
+    let error = SignalsStage::new("documents", None, &wrong, Path::new(".")).err().unwrap().to_string();
+    assert!(error.contains("signals.without.0") && error.contains("did you mean \"compression_ratio\"?"), "{error}");
+    let needed = SignalsConfig { without: vec!["hash_ratio".into()], ..SignalsConfig::default() };
+    let error = FilterConfig::default().resolve(&needed).unwrap_err().to_string();
+    assert!(error.contains("gopher_hashes") && error.contains("signals.without leaves it out"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dropped_documents_say_why() {
     let dir = tempfile::tempdir().unwrap();
     let config = FilterConfig {

@@ -111,14 +111,12 @@ pub(super) fn nfc(out: &mut Output<'_>) {
 /// Private-use and replacement characters go; odd spaces, Latin ligatures and full-width letters become plain.
 pub(super) fn special(out: &mut Output<'_>, spans: &[Range<usize>]) {
     let text = out.text();
-    if text.is_ascii() {
-        return;
-    }
     let mut span = 0;
-    for (at, character) in text.char_indices() {
-        if character.is_ascii() {
-            continue;
-        }
+    let mut next = 0;
+    while let Some(offset) = text.as_bytes()[next..].iter().position(|byte| !byte.is_ascii()) {
+        let at = next + offset;
+        let Some(character) = text[at..].chars().next() else { break };
+        next = at + character.len_utf8();
         let ascii;
         let with = match u32::from(character) {
             0xa0 | 0x1680 | 0x2000..=0x200a | 0x202f | 0x205f => " ",
@@ -136,7 +134,7 @@ pub(super) fn special(out: &mut Output<'_>, spans: &[Range<usize>]) {
             _ => continue,
         };
         if !is_protected(spans, &mut span, at) {
-            out.replace(at..at + character.len_utf8(), with);
+            out.replace(at..next, with);
         }
     }
 }

@@ -1,18 +1,16 @@
 //! Line-level cleaning by the rules of C4 and of RefinedWeb.
 
 use super::Output;
-use crate::signals::{RefinedWebLine, c4_clean, c4_removes, refinedweb_line};
+use crate::signals::{RefinedWebLine, c4_clean, refinedweb_line};
 
 /// Keeps the lines that C4 keeps; blank lines go with those removed.
 pub(super) fn c4(out: &mut Output<'_>) {
     let text = out.text();
-    let removed = text.split('\n').map(str::trim).filter(|line| !line.is_empty() && c4_removes(line)).count() as u64;
-    if removed == 0 {
-        return;
-    }
     let mut kept = String::with_capacity(text.len());
-    c4_clean(text, &mut kept);
-    out.become_all(kept, removed);
+    let removed = c4_clean(text, &mut kept).removed();
+    if removed > 0 {
+        out.become_all(kept, removed);
+    }
 }
 
 /// Removes and cuts the lines that RefinedWeb does.

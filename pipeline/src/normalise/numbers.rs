@@ -1,33 +1,64 @@
 //! Numbers in one form: ASCII digits, no separators between thousands, a point before the fraction.
 
 use std::ops::Range;
-use std::sync::LazyLock;
-
-use regex::Regex;
 
 use super::{Output, is_protected};
 
-/// Digits and what may stand between them.
-static NUMBER: LazyLock<Regex> = LazyLock::new(|| {
-    #[allow(clippy::unwrap_used, reason = "a constant pattern, compiled by the tests")]
-    Regex::new("[0-9\u{ff10}-\u{ff19}]+(?:[.,'’\u{a0}\u{2009}\u{202f}\u{ff0c}\u{ff0e}][0-9\u{ff10}-\u{ff19}]+)*")
-        .unwrap()
-});
+fn is_digit(character: char) -> bool {
+    matches!(character, '0'..='9' | '\u{ff10}'..='\u{ff19}')
+}
+
+/// What may stand between two digits of one number.
+fn parts_digits(character: char) -> bool {
+    matches!(character, '.' | ',' | '\'' | '’' | '\u{a0}' | '\u{2009}' | '\u{202f}' | '\u{ff0c}' | '\u{ff0e}')
+}
+
+/// Bytes of the number at the start of `rest`, which begins with a digit: digits, parted by one sign at a time.
+fn length(rest: &str) -> usize {
+    let mut length = 0;
+    // Whether a sign stands behind the last digit.
+    let mut parted = false;
+    for (at, character) in rest.char_indices() {
+        if is_digit(character) {
+            length = at + character.len_utf8();
+            parted = false;
+        } else if !parted && parts_digits(character) {
+            parted = true;
+        } else {
+            break;
+        }
+    }
+    length
+}
 
 pub(super) fn standardise(out: &mut Output<'_>, spans: &[Range<usize>]) {
     let text = out.text();
     let mut span = 0;
-    for found in NUMBER.find_iter(text) {
-        // `v1,234` and `x_1` are names.
-        let before = text[..found.start()].chars().next_back();
-        let joined = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
-        if joined(before) || is_protected(spans, &mut span, found.start()) {
+    let mut at = 0;
+    // Full-width digits begin with EF, as other characters do.
+    while let Some(offset) = text.as_bytes()[at..].iter().position(|byte| matches!(byte, b'0'..=b'9' | 0xef)) {
+        let start = at + offset;
+        let Some(first) = text[start..].chars().next() else { break };
+        if !is_digit(first) {
+            at = start + first.len_utf8();
             continue;
         }
-        let plain = ascii(found.as_str());
+        let found = &text[start..start + length(&text[start..])];
+        at = start + found.len();
+        // Nearly all numbers are in the one form already.
+        if found.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
+        // `v1,234` and `x_1` are names.
+        let before = text[..start].chars().next_back();
+        let joined = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+        if joined(before) || is_protected(spans, &mut span, start) {
+            continue;
+        }
+        let plain = ascii(found);
         let standard = ungrouped(&plain).unwrap_or(plain);
-        if standard != found.as_str() {
-            out.replace(found.range(), &standard);
+        if standard != found {
+            out.replace(start..at, &standard);
         }
     }
 }

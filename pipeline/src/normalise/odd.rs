@@ -36,6 +36,13 @@ fn words(out: &mut Output<'_>, line: &str, line_start: usize, spans: &[Range<usi
     let bytes = line.as_bytes();
     let mut at = 0;
     while at < bytes.len() {
+        // Words of fewer bytes are none of these: white space is looked for from where the shortest blob would end, and
+        // what it ends is not looked at.
+        let reach = &bytes[at..bytes.len().min(at + MIN_BLOB)];
+        if let Some(last) = reach.iter().rposition(u8::is_ascii_whitespace) {
+            at += last + 1;
+            continue;
+        }
         let length = bytes[at..].iter().position(u8::is_ascii_whitespace).unwrap_or(bytes.len() - at);
         let word = &line[at..at + length];
         let start = line_start + at;

@@ -29,19 +29,34 @@ fn repeats(character: char) -> bool {
     )
 }
 
+/// First bytes of these marks, which other characters share.
+static MAY_REPEAT: [bool; 256] = {
+    let mut table = [false; 256];
+    let firsts = *b"!?,;.\xc2\xd8\xe0\xe2\xe3\xef";
+    let mut at = 0;
+    while at < firsts.len() {
+        table[firsts[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
 pub(super) fn collapse(out: &mut Output<'_>, spans: &[Range<usize>]) {
     let text = out.text();
     let mut span = 0;
-    let mut characters = text.char_indices().peekable();
-    while let Some((start, first)) = characters.next() {
+    let mut at = 0;
+    while let Some(offset) = text.as_bytes()[at..].iter().position(|byte| MAY_REPEAT[usize::from(*byte)]) {
+        let start = at + offset;
+        let Some(first) = text[start..].chars().next() else { break };
+        let mut end = start + first.len_utf8();
+        at = end;
         if !repeats(first) {
             continue;
         }
         let exclaims = |c: char| matches!(c, '!' | '?' | '！' | '？');
-        let mut end = start + first.len_utf8();
         let mut count = 1usize;
         let mut second = None;
-        while let Some((at, next)) = characters.peek().copied() {
+        for next in text[end..].chars() {
             if next != first && !(exclaims(first) && exclaims(next)) {
                 break;
             }
@@ -49,9 +64,9 @@ pub(super) fn collapse(out: &mut Output<'_>, spans: &[Range<usize>]) {
                 second.get_or_insert(next);
             }
             count += 1;
-            end = at + next.len_utf8();
-            characters.next();
+            end += next.len_utf8();
         }
+        at = end;
         let with: String = match (first, second) {
             // `..` is a slip or a path, `...` an ellipsis.
             ('.', _) if count <= 3 => continue,
@@ -64,6 +79,20 @@ pub(super) fn collapse(out: &mut Output<'_>, spans: &[Range<usize>]) {
         };
         if !is_protected(spans, &mut span, start) {
             out.replace(start..end, &with);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_byte_of_every_mark_is_looked_at() {
+        for mark in ('\0'..=char::MAX).filter(|c| repeats(*c)) {
+            let mut bytes = [0; 4];
+            mark.encode_utf8(&mut bytes);
+            assert!(MAY_REPEAT[usize::from(bytes[0])], "{mark}");
         }
     }
 }

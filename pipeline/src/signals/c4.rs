@@ -6,7 +6,7 @@
 //! these reasons in that order, which is the reference's. Letter case is ignored for ASCII letters.
 
 use super::lines;
-use super::words::{self, CURLY, JAY, Word};
+use super::words::{self, JAY, Word};
 
 /// Fewest words of a line that stays.
 pub const MIN_WORDS_PER_LINE: usize = 3;
@@ -56,12 +56,6 @@ impl C4Lines {
     }
 }
 
-/// Whether C4 removes this line, which is trimmed and not blank.
-pub fn c4_removes(line: &str) -> bool {
-    let (count, phrases) = look(line);
-    !C4Lines::default().count(line, count, phrases)
-}
-
 fn look(line: &str) -> (usize, Phrases) {
     let mut phrases = Phrases::default();
     let mut count = 0;
@@ -75,7 +69,7 @@ fn look(line: &str) -> (usize, Phrases) {
 /// Appends to `out` the lines of `text` that C4 keeps, trimmed and joined by `\n`, and counts all of them.
 pub fn c4_clean(text: &str, out: &mut String) -> C4Lines {
     let mut counts = C4Lines::default();
-    lines::for_each(text, |line| {
+    lines::for_each(text, |_, line| {
         if line.is_empty() {
             return;
         }
@@ -103,33 +97,70 @@ pub(super) struct Phrases {
     pub policy: bool,
     /// "lorem ipsum"
     pub lorem_ipsum: bool,
-    /// `{`
-    pub curly_bracket: bool,
 }
 
 impl Phrases {
-    /// Looks at one more word of `line`. Every phrase of several words is found at its last one, which
-    /// stands behind a space and so begins a word; what comes before is compared backwards.
+    /// Looks at one more word of `line`.
     #[inline]
-    pub fn observe(&mut self, line: &[u8], word: &Word) {
-        self.curly_bracket |= word.class & CURLY != 0;
+    fn observe(&mut self, line: &[u8], word: &Word) {
         let bytes = &line[word.start..word.end];
-        if word.class & JAY != 0 && !self.javascript {
-            self.javascript = contains(bytes, b"javascript");
-        }
-        let before = &line[..word.start];
-        match bytes[0] | 0x20 {
-            b'p' if starts(bytes, b"policy") => {
-                self.policy |= ends(before, b"privacy ") || ends(before, b"cookie ");
-            }
-            b'c' if starts(bytes, b"cookies") => {
-                self.policy |= ends(before, b"use ") || ends(before, b"uses ") || ends(before, b"use of ");
-            }
-            b'u' if starts(bytes, b"use") => self.policy |= ends(before, b"terms of "),
-            b'i' if starts(bytes, b"ipsum") => self.lorem_ipsum |= ends(before, b"lorem "),
-            _ => {}
+        self.javascript |= speaks_of_javascript(bytes, word.class);
+        if may_end_phrase(bytes) {
+            self.look_back(&line[..word.start], bytes);
         }
     }
+
+    /// Looks for a phrase that ends with `word`, of which [`may_end_phrase`] is true; `before` is what stands before
+    /// it in the line. The last word of every phrase stands behind a space and so begins a word; what comes before is compared
+    /// backwards.
+    pub fn look_back(&mut self, before: &[u8], word: &[u8]) {
+        if starts(word, b"policy") {
+            self.policy |= ends(before, b"privacy ") || ends(before, b"cookie ");
+        } else if starts(word, b"cookies") {
+            self.policy |= ends(before, b"use ") || ends(before, b"uses ") || ends(before, b"use of ");
+        } else if starts(word, b"use") {
+            self.policy |= ends(before, b"terms of ");
+        } else if starts(word, b"ipsum") {
+            self.lorem_ipsum |= ends(before, b"lorem ");
+        }
+    }
+}
+
+/// Whether a word begins as the last word of one of the phrases does. Without branches: which letters words begin with
+/// cannot be predicted.
+#[inline]
+pub(super) fn may_end_phrase(word: &[u8]) -> bool {
+    let head = match word.first_chunk::<8>() {
+        Some(head) => u64::from_le_bytes(*head),
+        None => word.iter().rev().fold(0, |head, byte| head << 8 | u64::from(*byte)),
+    };
+    begins_as_last_word(head)
+}
+
+/// As [`may_end_phrase`], of the first eight bytes, from the lowest on, with zeros behind a shorter word.
+#[inline]
+pub(super) fn begins_as_last_word(head: u64) -> bool {
+    const fn number(letters: &[u8]) -> u64 {
+        let mut number = 0;
+        let mut at = letters.len();
+        while at > 0 {
+            at -= 1;
+            number = number << 8 | letters[at] as u64;
+        }
+        number
+    }
+    // Letters in lower case; nothing but `P` and `p` becomes `p`.
+    let head = head | 0x2020_2020_2020_2020;
+    (head & number(&[0xff; 6]) == number(b"policy"))
+        | (head & number(&[0xff; 7]) == number(b"cookies"))
+        | (head & number(&[0xff; 5]) == number(b"ipsum"))
+        | (head & number(&[0xff; 3]) == number(b"use"))
+}
+
+/// Whether a word of class bits `class` has "javascript" in it.
+#[inline]
+pub(super) fn speaks_of_javascript(word: &[u8], class: u16) -> bool {
+    class & JAY != 0 && contains(word, b"javascript")
 }
 
 fn starts(bytes: &[u8], prefix: &[u8]) -> bool {

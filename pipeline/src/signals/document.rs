@@ -12,7 +12,7 @@ use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, Sca
 use serde::{Deserialize, Serialize};
 
 use super::udf::{self, Columns};
-use super::{SIGNALS, Scratch, StopWords};
+use super::{SIGNALS, Scratch, StopWords, profiles};
 use crate::classify::{Classifier, ClassifierScratch, FastTextScratch};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -26,10 +26,15 @@ pub const LANGUAGE_SCORE: &str = "language_score";
 /// Fraction of the characters of judged paragraphs that are in the document's language; null where none was judged.
 pub const LANGUAGE_PARAGRAPH_FRACTION: &str = "language_paragraph_fraction";
 
-/// What is computed besides the signals of the text, which are all computed whichever rules ask for them.
+/// What is computed: the signals of the text, all of them whichever rules ask for them unless left out here, and what
+/// else the recipe asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SignalsConfig {
+    /// Signals of the text that get no column. Of those that take time of their own it is saved, which is
+    /// `compression_ratio` more than all others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<String>,
     /// Identify the language of every document.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub language: Option<LanguageConfig>,
@@ -64,8 +69,14 @@ impl SignalsConfig {
         fields
     }
 
+    /// Whether this signal of the text has a column.
+    fn has(&self, signal: &str) -> bool {
+        self.without.iter().all(|name| name != signal)
+    }
+
     fn fields(&self) -> Fields {
-        udf::fields().iter().cloned().chain(self.more_fields().into_iter().map(Arc::new)).collect()
+        let of_text = udf::fields().iter().filter(|field| self.has(field.name())).cloned().collect::<Vec<_>>();
+        of_text.into_iter().chain(self.more_fields().into_iter().map(Arc::new)).collect()
     }
 
     /// The schema that rules are planned against: every column of the stage's shards but `id` and `ordinal`.
@@ -93,6 +104,12 @@ impl DocumentSignals {
     /// # Errors
     /// [`Error::Setting`] for a model that cannot be used and for a name that cannot be a column's.
     pub fn load(config: &SignalsConfig, base_dir: &Path) -> Result<Self> {
+        if let Some(number) = config.without.iter().position(|name| SIGNALS.iter().all(|s| s.name != name)) {
+            let names: Vec<&str> = SIGNALS.iter().map(|signal| signal.name).collect();
+            let name = &config.without[number];
+            let reason = format!("unknown signal \"{name}\"{}", profiles::suggest(name, &names));
+            return Err(Error::setting(format!("signals.without.{number}"), reason));
+        }
         let mut digests = Vec::new();
         let mut digest = |key: String, path: &Path| -> Result<()> {
             let path = base_dir.join(path);
@@ -145,13 +162,16 @@ impl DocumentSignals {
         let rows = texts.len();
         let (texts, languages) = (cast(texts, &DataType::Utf8View)?, cast(languages, &DataType::Utf8View)?);
         let (texts, languages) = (texts.as_string_view(), languages.as_string_view());
-        let mut columns = Columns::new(rows);
+        let mut columns = Columns::of(rows, |signal| self.config.has(signal));
         let mut language = StringViewBuilder::with_capacity(rows);
         let mut score = Float64Builder::with_capacity(rows);
         let mut paragraph_fraction = Float64Builder::with_capacity(rows);
         let mut probabilities: Vec<Float64Builder> =
             self.classifiers.iter().map(|_| Float64Builder::with_capacity(rows)).collect();
         let mut scratch = Scratch::default();
+        if !self.config.has("compression_ratio") {
+            scratch.leave_out_compression();
+        }
         let mut words = FastTextScratch::default();
         let mut features = ClassifierScratch::default();
         let paragraphs = self.config.language.as_ref().is_some_and(|l| l.paragraphs);

@@ -9,15 +9,17 @@ use memchr::memchr_iter;
 /// Lines of at most this many characters are short (FineWeb: `short_line_length`).
 pub(super) const SHORT_LINE_CHARS: usize = 30;
 
-/// Calls `visit` with every piece of `text` between two `\n`, white space trimmed: blank ones come as `""`.
+/// Calls `visit` with every piece of `text` between two `\n`, white space trimmed, and where it begins in the text: blank
+/// ones come as `""`.
 #[inline]
-pub(super) fn for_each<'t>(text: &'t str, mut visit: impl FnMut(&'t str)) {
+pub(super) fn for_each<'t>(text: &'t str, mut visit: impl FnMut(usize, &'t str)) {
     let mut start = 0;
-    for end in memchr_iter(b'\n', text.as_bytes()) {
-        visit(text[start..end].trim());
+    // The end of the text ends its last line.
+    for end in memchr_iter(b'\n', text.as_bytes()).chain([text.len()]) {
+        let begun = text[start..end].trim_start();
+        visit(end - begun.len(), begun.trim_end());
         start = end + 1;
     }
-    visit(text[start..].trim());
 }
 
 /// Whether the line starts with a bullet: `•` and `-` (datatrove) or `*` (Dolma).
@@ -72,7 +74,10 @@ mod tests {
 
     fn lines(text: &str) -> Vec<&str> {
         let mut out = Vec::new();
-        for_each(text, |line| out.push(line));
+        for_each(text, |at, line| {
+            assert!(text[at..].starts_with(line));
+            out.push(line);
+        });
         out
     }
 

@@ -23,16 +23,23 @@ mod refinedweb;
 mod repetition;
 mod stop_words;
 pub mod udf;
+mod vocabulary;
 mod words;
 
-pub use c4::{C4Lines, MIN_WORDS_PER_LINE, c4_clean, c4_removes};
+pub use c4::{C4Lines, MIN_WORDS_PER_LINE, c4_clean};
 pub use document::{ClassifierConfig, DocumentSignals, SignalsConfig};
 pub use refinedweb::{COUNTERS, LineFault, RefinedWebLine, refinedweb_line};
 pub use stop_words::StopWords;
 
+use c4::Phrases;
 use compression::Compression;
 use refinedweb::LineShape;
 use repetition::Repetition;
+use vocabulary::{
+    ALL_CAPS, ALPHABETIC, ALPHANUMERIC, Description, DistinctWord, ELLIPSES, JAVASCRIPT, LISTED, PHRASE, SENTENCE_END,
+    Vocabulary,
+};
+use words::{Scan, Short, Spaces};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Type of a signal's column.
@@ -264,11 +271,20 @@ signals! {
 }
 
 /// Memory that [`compute`] keeps from document to document: after the first few, no allocation. A document
-/// needs up to 70 bytes of it per word; what a document of more than some four million words took is given back.
+/// needs up to 120 bytes of it per word; what a document of more than some four million words took is given back.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    spaces: Spaces,
+    vocabulary: Vocabulary,
     repetition: Repetition,
     compression: Compression,
+}
+
+impl Scratch {
+    /// `compression_ratio`, which takes more time than any other signal, stays 0 from now on.
+    pub fn leave_out_compression(&mut self) {
+        self.compression.leave_out();
+    }
 }
 
 /// All signals of `text` in English. Linear time; a function of the text alone.
@@ -278,22 +294,17 @@ pub fn compute(text: &str, scratch: &mut Scratch) -> Signals {
 
 /// All signals of `text` in the language of `stop_words`, on which `stop_word_count` and `stop_word_fraction` depend.
 pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> Signals {
-    let Scratch { repetition, compression } = scratch;
+    let Scratch { spaces, vocabulary, repetition, compression } = scratch;
+    let bytes = text.as_bytes();
+    spaces.look(bytes);
+    vocabulary.begin(bytes.len());
     repetition.clear();
-    let mut characters = CharacterCounts::default();
+    let mut wide = Scan::default();
     let mut all_sentences = 0u64;
-    let mut all_caps_words = 0u64;
-    let mut listed_words = 0u64;
     let mut javascript_lines = 0u64;
     let mut refinedweb = RefinedWebCounts::default();
     let mut word_count = 0u64;
-    let mut non_symbol_words = 0u64;
-    let mut non_symbol_chars = 0u64;
-    let mut alpha_words = 0u64;
-    let mut max_word_length = 0;
-    let mut hashes = 0;
     let mut ellipses = 0;
-    let mut gopher_words = 0u8;
     let mut bullet_lines = 0u64;
     let mut ellipsis_lines = 0u64;
     let mut terminal_lines = 0u64;
@@ -301,13 +312,13 @@ pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> 
     let mut c4_lines = C4Lines::default();
     let mut c4_sentences = 0u64;
     let mut lorem_ipsum = false;
-    let mut curly_bracket = false;
     let mut newlines = 0u64;
     let mut newlines_to_last_line = 0u64;
     let mut newlines_to_first_line = None;
     let mut after_blank = true;
+    let mut tokens = [Token::default(); AHEAD];
 
-    lines::for_each(text, |line| {
+    lines::for_each(text, |at, line| {
         newlines += 1;
         if line.is_empty() {
             after_blank = true;
@@ -315,85 +326,73 @@ pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> 
         }
         newlines_to_first_line.get_or_insert(newlines);
         newlines_to_last_line = newlines;
-        let mut phrases = c4::Phrases::default();
-        let mut sentences = 0u64;
-        let mut sentence_open = false;
-        let mut words_of_line = 0usize;
-        let bytes = line.as_bytes();
-        let scan = words::scan(line, |word| {
-            let word_bytes = &bytes[word.start..word.end];
-            let chars = word.chars();
-            words_of_line += 1;
-            let hash = xxh3_64(word_bytes);
-            repetition.push_word(hash, chars);
-            max_word_length = max_word_length.max(chars);
-            if word.class & words::ALPHANUMERIC != 0 {
-                non_symbol_words += 1;
-                non_symbol_chars += chars as u64;
+        let mut found = LineWords::new(text, at, stop_words, &mut tokens);
+        let mut scan = Scan::default();
+        spaces.runs(at..at + line.len(), |from, to| {
+            match Short::of(bytes, from, to).filter(|short| short.is_ascii()) {
+                Some(short) => found.add(Token { from, to, hash: short.hash() }, vocabulary),
+                // Long words, and those beyond ASCII, among which may be other white space.
+                None => scan.add(words::scan(&text[from..to], |word| {
+                    let (from, to) = (from + word.start, from + word.end);
+                    found.add(Token { from, to, hash: words::hash_within(bytes, from, to) }, vocabulary);
+                })),
             }
-            alpha_words += u64::from(word.class & words::ALPHABETIC);
-            all_caps_words += u64::from(word.class & (words::UPPER | words::LOWER) == words::UPPER);
-            hashes += words::hash_signs(word_bytes, word.class);
-            ellipses += words::ellipses(word_bytes, &word);
-            let (gopher_word, listed) = stop_words.look_up(word_bytes, hash);
-            gopher_words |= gopher_word;
-            listed_words += u64::from(listed);
-            phrases.observe(bytes, &word);
-            sentence_open = !words::ends_sentence(&line[word.start..word.end]);
-            sentences += u64::from(!sentence_open);
         });
+        found.settle(vocabulary);
+        let line_bytes = line.as_bytes();
         let chars = line.len() - scan.continuation;
-        let ascii = words::ascii_counts(bytes);
-        let upper = ascii.upper + scan.upper;
-        let numbers = ascii.digits + scan.numbers;
-        characters.alphanumeric += (ascii.alphanumeric + scan.alphanumeric) as u64;
-        characters.upper += upper as u64;
-        characters.numbers += numbers as u64;
-        characters.curly += ascii.curly as u64;
-        refinedweb.add(line, LineShape { words: words_of_line, characters: chars, upper, numbers });
-        all_sentences += sentences + u64::from(sentence_open);
+        let (ascii_upper, ascii_digits) = words::ascii_upper_and_digits(line_bytes);
+        let (upper, numbers) = (ascii_upper + scan.upper, ascii_digits + scan.numbers);
+        refinedweb.add(line, LineShape { words: found.words, characters: chars, upper, numbers });
+        wide.add(scan);
+        let phrases = found.phrases();
+        let sentences = found.sentences();
+        all_sentences += sentences;
+        ellipses += found.ellipses;
         javascript_lines += u64::from(phrases.javascript);
-        word_count += words_of_line as u64;
-        repetition.push_line(xxh3_64(bytes), chars, after_blank);
+        word_count += found.words as u64;
+        repetition.push_line(xxh3_64(line_bytes), chars, after_blank);
         after_blank = false;
         bullet_lines += u64::from(lines::starts_with_bullet(line));
         ellipsis_lines += u64::from(lines::ends_with_ellipsis(line));
         terminal_lines += u64::from(lines::ends_with_terminal_mark(line));
         short_lines += u64::from(chars <= lines::SHORT_LINE_CHARS);
         lorem_ipsum |= phrases.lorem_ipsum;
-        curly_bracket |= phrases.curly_bracket;
-        if c4_lines.count(line, words_of_line, phrases) {
-            c4_sentences += sentences + u64::from(sentence_open);
+        if c4_lines.count(line, found.words, phrases) {
+            c4_sentences += sentences;
         }
     });
 
+    let of_words = WordCounts::of(vocabulary.distinct());
+    let word_chars = of_words.chars;
     let line_count = repetition.line_count();
     let paragraph_count = repetition.paragraph_count();
     let line_chars = repetition.line_chars();
-    let word_chars = repetition.word_chars();
     let duplicate_lines = repetition.duplicate_lines();
     let duplicate_paragraphs = repetition.duplicate_paragraphs();
-    let ngrams = repetition.ngram_chars();
+    let ngrams = repetition.ngram_chars(vocabulary);
     let inner_newlines = newlines_to_first_line.map_or(0, |first| newlines_to_last_line - first);
     let top = ngrams.top.map(|chars| ratio(chars.min(word_chars), word_chars));
     let duplicate = ngrams.duplicate.map(|chars| ratio(chars, word_chars));
     let covered = ngrams.covered.map(|chars| ratio(chars, word_chars));
     let content = text.trim().as_bytes();
+    let byte_counts = entropy::count(content);
+    let characters = CharacterCounts::of(&byte_counts, wide);
 
     Signals {
         byte_count: text.len() as i64,
         char_count: text.chars().count() as i64,
         word_count: word_count as i64,
-        non_symbol_word_count: non_symbol_words as i64,
+        non_symbol_word_count: of_words.non_symbol as i64,
         line_count: line_count as i64,
         paragraph_count: paragraph_count as i64,
-        mean_word_length: ratio(non_symbol_chars, non_symbol_words),
-        max_word_length: max_word_length as i64,
-        hash_ratio: ratio(hashes, word_count),
+        mean_word_length: ratio(of_words.non_symbol_chars, of_words.non_symbol),
+        max_word_length: of_words.longest as i64,
+        hash_ratio: ratio(characters.hashes, word_count),
         ellipsis_ratio: ratio(ellipses, word_count),
-        symbol_ratio: ratio(hashes + ellipses, word_count),
-        alpha_word_fraction: ratio(alpha_words, word_count),
-        stop_word_count: i64::from(gopher_words.count_ones()),
+        symbol_ratio: ratio(characters.hashes + ellipses, word_count),
+        alpha_word_fraction: ratio(of_words.alphabetic, word_count),
+        stop_word_count: i64::from(of_words.gopher.count_ones()),
         bullet_line_fraction: ratio(bullet_lines, line_count),
         ellipsis_line_fraction: ratio(ellipsis_lines, line_count),
         duplicate_line_fraction: ratio(duplicate_lines.units, line_count),
@@ -416,15 +415,15 @@ pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> 
         c4_policy_line_count: c4_lines.policy as i64,
         c4_sentence_count: c4_sentences as i64,
         c4_has_lorem_ipsum: lorem_ipsum,
-        c4_has_curly_bracket: curly_bracket,
+        c4_has_curly_bracket: characters.opening_curly > 0,
         terminal_line_fraction: ratio(terminal_lines, line_count),
         short_line_fraction: ratio(short_lines, line_count),
         newline_ratio: ratio(inner_newlines, word_count),
         sentence_count: all_sentences as i64,
-        stop_word_fraction: ratio(listed_words, word_count),
+        stop_word_fraction: ratio(of_words.listed, word_count),
         unique_word_fraction: ratio(ngrams.distinct_words, word_count),
         word_entropy: word_entropy(word_count, ngrams.count_logs),
-        all_caps_word_fraction: ratio(all_caps_words, word_count),
+        all_caps_word_fraction: ratio(of_words.all_caps, word_count),
         curly_bracket_fraction: ratio(characters.curly, word_chars),
         uppercase_char_fraction: ratio(characters.upper, word_chars),
         digit_char_fraction: ratio(characters.numbers, word_chars),
@@ -443,18 +442,205 @@ pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> 
         refinedweb_one_word_line_count: refinedweb.one_word as i64,
         refinedweb_cut_line_count: refinedweb.cut as i64,
         refinedweb_removed_word_fraction: ratio(refinedweb.removed_words, word_count),
-        byte_entropy: entropy::of_bytes(content),
+        byte_entropy: entropy::of_counts(&byte_counts),
         compression_ratio: compression.ratio(content),
     }
 }
 
-/// Characters of all words, by what they are.
+/// A word in a text: its first byte, the byte behind it and its hash.
+#[derive(Clone, Copy, Default)]
+struct Token {
+    from: usize,
+    to: usize,
+    hash: u64,
+}
+
+/// So many words are hashed before the first of them is looked up: whether a word is new cannot be predicted, and what
+/// depends on the answer should not wait for a hash too.
+const AHEAD: usize = 64;
+
+/// What the words of a line come to, one after the other.
+struct LineWords<'t> {
+    text: &'t str,
+    stop_words: &'t StopWords,
+    /// First byte of the line.
+    start: usize,
+    words: usize,
+    /// Words that end a sentence.
+    ends: u64,
+    ellipses: u64,
+    /// Marks of all words.
+    marks: u8,
+    /// Marks of the last one.
+    last: u8,
+    phrases: Phrases,
+    /// Words that have not been looked up: the first `waiting` of them.
+    tokens: &'t mut [Token; AHEAD],
+    waiting: usize,
+}
+
+impl<'t> LineWords<'t> {
+    fn new(text: &'t str, start: usize, stop_words: &'t StopWords, tokens: &'t mut [Token; AHEAD]) -> Self {
+        Self {
+            text,
+            stop_words,
+            start,
+            words: 0,
+            ends: 0,
+            ellipses: 0,
+            marks: 0,
+            last: SENTENCE_END,
+            phrases: Phrases::default(),
+            tokens,
+            waiting: 0,
+        }
+    }
+
+    /// The next word.
+    #[inline]
+    fn add(&mut self, token: Token, vocabulary: &mut Vocabulary) {
+        self.tokens[self.waiting] = token;
+        self.waiting += 1;
+        if self.waiting == AHEAD {
+            self.settle(vocabulary);
+        }
+    }
+
+    /// Looks up the words that wait.
+    #[inline(never)]
+    fn settle(&mut self, vocabulary: &mut Vocabulary) {
+        for number in 0..self.waiting {
+            let Token { from, to, hash } = self.tokens[number];
+            let marks = vocabulary.add(hash, || describe(self.text, from, to, hash, self.stop_words));
+            self.ends += u64::from(marks & SENTENCE_END);
+            self.marks |= marks;
+            self.last = marks;
+            if marks & (PHRASE | ELLIPSES) != 0 {
+                self.look_closer(from, to, marks);
+            }
+        }
+        self.words += self.waiting;
+        self.waiting = 0;
+    }
+
+    #[cold]
+    fn look_closer(&mut self, from: usize, to: usize, marks: u8) {
+        let text = self.text.as_bytes();
+        let word = &text[from..to];
+        if marks & PHRASE != 0 {
+            self.phrases.look_back(&text[self.start..from], word);
+        }
+        if marks & ELLIPSES != 0 {
+            self.ellipses += words::ellipses(word);
+        }
+    }
+
+    /// What remains after the last end of a sentence is one more.
+    fn sentences(&self) -> u64 {
+        self.ends + u64::from(self.last & SENTENCE_END == 0)
+    }
+
+    fn phrases(&self) -> Phrases {
+        Phrases { javascript: self.marks & JAVASCRIPT != 0, ..self.phrases }
+    }
+}
+
+/// What is to be known of the word `text[from..to]`: everything that depends on it alone.
+#[inline(never)]
+fn describe(text: &str, from: usize, to: usize, hash: u64, stop_words: &StopWords) -> Description {
+    let mark = |is: bool, mark: u8| if is { mark } else { 0 };
+    let of_class = |class: u16| {
+        mark(class & words::ALPHABETIC != 0, ALPHABETIC)
+            | mark(class & words::ALPHANUMERIC != 0, ALPHANUMERIC)
+            | mark(class & (words::UPPER | words::LOWER) == words::UPPER, ALL_CAPS)
+    };
+    let (gopher, listed) = stop_words.look_up(hash);
+    let short = Short::of(text.as_bytes(), from, to).filter(|short| short.is_ascii()).map(|s| (s, s.class()));
+    // Most words are letters alone: these end no sentence, have no ellipsis and nothing to take off.
+    if let Some((short, class)) = short
+        && class & (words::SIGN | words::JAY) == 0
+        && text.as_bytes()[from] != 0
+        && text.as_bytes()[to - 1] != 0
+    {
+        let marks = of_class(class) | mark(short.may_end_phrase(), PHRASE) | mark(listed, LISTED);
+        return Description { chars: (to - from) as u32, marks, gopher };
+    }
+    let word = &text[from..to];
+    let bytes = word.as_bytes();
+    let (class, chars) = match short {
+        Some((_, class)) => (class, word.len()),
+        None => words::class_and_chars(word),
+    };
+    let listed = listed || stop_words.has_core(text.as_bytes(), from, to);
+    let dotted = class & (words::DOT | words::ELLIPSIS) != 0;
+    let marks = of_class(class)
+        | mark(words::ends_sentence(word), SENTENCE_END)
+        | mark(c4::speaks_of_javascript(bytes, class), JAVASCRIPT)
+        | mark(c4::may_end_phrase(bytes), PHRASE)
+        | mark(dotted && words::ellipses(bytes) > 0, ELLIPSES)
+        | mark(listed, LISTED);
+    Description { chars: chars as u32, marks, gopher }
+}
+
+/// What depends on each word alone, of all words.
 #[derive(Default)]
+struct WordCounts {
+    chars: u64,
+    non_symbol: u64,
+    non_symbol_chars: u64,
+    alphabetic: u64,
+    all_caps: u64,
+    listed: u64,
+    longest: u64,
+    /// Which of the first eight stop words there are.
+    gopher: u8,
+}
+
+impl WordCounts {
+    fn of(distinct: &[DistinctWord]) -> Self {
+        let mut all = Self::default();
+        for DistinctWord { count, is, .. } in distinct {
+            // Nothing is added where a word is not of the kind: a branch could not be predicted.
+            let of = |mark: u8| u64::from(*count) * u64::from(is.marks & mark != 0);
+            let chars = u64::from(is.chars);
+            all.chars += u64::from(*count) * chars;
+            all.non_symbol += of(ALPHANUMERIC);
+            all.non_symbol_chars += of(ALPHANUMERIC) * chars;
+            all.alphabetic += of(ALPHABETIC);
+            all.all_caps += of(ALL_CAPS);
+            all.listed += of(LISTED);
+            all.longest = all.longest.max(chars);
+            all.gopher |= is.gopher;
+        }
+        all
+    }
+}
+
+/// Characters of all words, by what they are.
 struct CharacterCounts {
     alphanumeric: u64,
     upper: u64,
     numbers: u64,
     curly: u64,
+    opening_curly: u64,
+    hashes: u64,
+}
+
+impl CharacterCounts {
+    /// Of the bytes of a text, and what was found beyond ASCII.
+    fn of(bytes: &[u64; 256], wide: Scan) -> Self {
+        let sum = |first: u8, last: u8| bytes[usize::from(first)..=usize::from(last)].iter().sum::<u64>();
+        let (upper, digits) = (sum(b'A', b'Z'), sum(b'0', b'9'));
+        let opening_curly = sum(b'{', b'{');
+        Self {
+            alphanumeric: upper + digits + sum(b'a', b'z') + wide.alphanumeric as u64,
+            upper: upper + wide.upper as u64,
+            numbers: digits + wide.numbers as u64,
+            curly: opening_curly + sum(b'}', b'}'),
+            opening_curly,
+            hashes: sum(b'#', b'#'),
+        }
+    }
 }
 
 /// Lines that RefinedWeb removes or cuts.

@@ -176,8 +176,7 @@ fn twin(text: &str) -> Signals {
     let all = chars(&words);
     let count_chars = |f: &dyn Fn(char) -> bool| words.iter().flat_map(|w| w.chars()).filter(|c| f(*c)).count();
     let upper_only = |w: &str| w.chars().any(char::is_uppercase) && !w.chars().any(char::is_lowercase);
-    let listed =
-        |w: &str| [w, core(w)].iter().any(|w| StopWords::of(None).look_up(w.as_bytes(), xxh3_64(w.as_bytes())).1);
+    let listed = |w: &str| [w, core(w)].iter().any(|w| StopWords::of(None).look_up(words::hash(w.as_bytes())).1);
 
     let inner = text.trim().matches('\n').count();
     Signals {

@@ -208,6 +208,16 @@ pub fn resolve<'a>(
             }
         }
     }
+    // The recipe may have left the signal of a published rule out.
+    let there = |signal: &String| schema.field_with_name(signal).is_ok();
+    if let Some(rule) = rules.iter().find(|rule| !rule.signal.as_ref().is_none_or(there)) {
+        return Err(RuleError::UnknownSignal {
+            rule: rule.name.clone(),
+            column: rule.signal.clone().unwrap_or_default(),
+            drop_when: rule.drop_when.clone(),
+            known: Vec::new(),
+        });
+    }
     for (name, value) in thresholds {
         let Some(rule) = rules.iter_mut().find(|rule| rule.name == *name) else {
             let known = rules.into_iter().map(|rule| rule.name).collect();
@@ -405,7 +415,7 @@ fn literal(expr: &Expr) -> Option<f64> {
 }
 
 /// `, did you mean "x"?` for the nearest known name, when one is near.
-fn suggest<S: AsRef<str>>(name: &str, known: &[S]) -> String {
+pub(super) fn suggest<S: AsRef<str>>(name: &str, known: &[S]) -> String {
     let name = name.to_lowercase();
     known
         .iter()
@@ -551,6 +561,22 @@ mod tests {
         languages: &BTreeMap<String, LanguageRules>,
     ) -> Result<Vec<Rule>, RuleError> {
         resolve(profiles.iter().copied(), thresholds, own.iter().copied(), languages, &schema())
+    }
+
+    #[test]
+    fn a_rule_needs_its_signal() {
+        let without = SignalsConfig { without: vec!["hash_ratio".into()], ..SignalsConfig::default() }.schema();
+        let resolved = |profile: &'static str, own: Option<(&'static str, &'static str)>| {
+            resolve([profile], &BTreeMap::new(), own, &BTreeMap::new(), &without).map_err(message)
+        };
+        assert_eq!(
+            resolved("gopher", None).unwrap_err(),
+            "rule \"gopher_hashes\": unknown signal \"hash_ratio\" in: hash_ratio > 0.1"
+        );
+        assert!(
+            resolved("c4", Some(("mine", "hash_ratio > 1"))).unwrap_err().contains("unknown signal \"hash_ratio\"")
+        );
+        assert!(resolved("c4", Some(("mine", "symbol_ratio > 1"))).is_ok());
     }
 
     #[test]

@@ -55,16 +55,22 @@ pub enum RefinedWebLine<'t> {
 
 /// Looks at one line, which is trimmed and not blank.
 pub fn refinedweb_line(line: &str) -> RefinedWebLine<'_> {
+    let (upper, digits) = words::ascii_upper_and_digits(line.as_bytes());
+    if line.is_ascii() {
+        // More words than a short line has are all the same.
+        let runs = line.as_bytes().split(|byte| matches!(byte, b'\t'..=b'\r' | b' ')).filter(|run| !run.is_empty());
+        let words = runs.take(SHORT_LINE_WORDS + 1).count();
+        return judge(line, LineShape { words, characters: line.len(), upper, numbers: digits });
+    }
     let mut words = 0;
     let scan = words::scan(line, |_| words += 1);
-    let ascii = words::ascii_counts(line.as_bytes());
     judge(
         line,
         LineShape {
             words,
             characters: line.len() - scan.continuation,
-            upper: ascii.upper + scan.upper,
-            numbers: ascii.digits + scan.numbers,
+            upper: upper + scan.upper,
+            numbers: digits + scan.numbers,
         },
     )
 }

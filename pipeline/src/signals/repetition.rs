@@ -7,6 +7,8 @@
 
 use std::sync::LazyLock;
 
+use super::vocabulary::Vocabulary;
+
 /// Numbers distinct keys in order of first occurrence and counts them: an open-addressing table that is
 /// kept from document to document.
 #[derive(Debug, Default)]
@@ -74,7 +76,26 @@ impl Numbering {
     }
 }
 
-/// An n-gram that occurs more than once.
+/// An n-gram both of whose (n-1)-grams occur more than once.
+#[derive(Clone, Copy, Debug, Default)]
+struct Candidate {
+    /// The numbers of the two, which tell it from all others.
+    key: u64,
+    /// Number of its first word.
+    position: u32,
+    /// Bits of a hash of the key.
+    spread: u32,
+}
+
+impl Candidate {
+    #[inline]
+    fn new(position: u32, left: u32, right: u32) -> Self {
+        let key = u64::from(left) << 32 | u64::from(right);
+        Self { key, position, spread: mix(key) as u32 }
+    }
+}
+
+/// An n-gram that may occur more than once.
 #[derive(Clone, Copy, Debug)]
 struct Gram {
     /// Number of its first word.
@@ -92,16 +113,18 @@ pub(super) struct Duplicates {
     pub chars: u64,
 }
 
-/// The words, lines and paragraphs of one document, and the tables to count them with. Up to 2³² − 2 words.
+/// The lines and paragraphs of one document, and the tables to count them and the n-grams of its words with.
 #[derive(Debug, Default)]
 pub(super) struct Repetition {
-    /// Hash of every word.
-    words: Vec<u64>,
     /// `ends[k]`: characters of the first k words.
     ends: Vec<u64>,
     lines: Vec<Unit>,
     paragraphs: Vec<Unit>,
     numbering: Numbering,
+    /// Room for the candidates of one length; how many there are is handed on apart.
+    candidates: Vec<Candidate>,
+    /// 1 or more where a candidate has been met, 2 or more where two have.
+    met: Vec<u8>,
     grams: Vec<Gram>,
 }
 
@@ -133,28 +156,22 @@ impl Repetition {
     pub fn clear(&mut self) {
         /// Elements kept for the next document; a longer one gives its memory back.
         const KEEP: usize = 1 << 22;
-        self.words.clear();
         self.ends.clear();
-        self.ends.push(0);
         self.lines.clear();
         self.paragraphs.clear();
         self.grams.clear();
-        self.words.shrink_to(KEEP);
         self.ends.shrink_to(KEEP);
         self.lines.shrink_to(KEEP);
         self.paragraphs.shrink_to(KEEP);
         self.grams.shrink_to(KEEP);
+        self.candidates.truncate(KEEP);
+        self.candidates.shrink_to(KEEP);
+        self.met.truncate(8 * KEEP);
+        self.met.shrink_to(8 * KEEP);
         self.numbering.slots.truncate(2 * KEEP);
         self.numbering.slots.shrink_to(2 * KEEP);
         self.numbering.entries.clear();
         self.numbering.entries.shrink_to(KEEP);
-    }
-
-    #[inline]
-    pub fn push_word(&mut self, hash: u64, chars: usize) {
-        let before = self.ends.last().copied().unwrap_or(0);
-        self.words.push(hash);
-        self.ends.push(before + chars as u64);
     }
 
     /// One more line; `begins_paragraph` when it is the first of its paragraph.
@@ -186,11 +203,6 @@ impl Repetition {
         self.lines.iter().map(|line| line.chars).sum()
     }
 
-    /// Characters of all words.
-    pub fn word_chars(&self) -> u64 {
-        self.ends.last().copied().unwrap_or(0)
-    }
-
     pub fn duplicate_lines(&mut self) -> Duplicates {
         duplicates(&mut self.numbering, &self.lines)
     }
@@ -199,14 +211,16 @@ impl Repetition {
         duplicates(&mut self.numbering, &self.paragraphs)
     }
 
-    pub fn ngram_chars(&mut self) -> NgramChars {
-        let mut found = NgramChars::default();
-        self.number_words();
-        found.distinct_words = self.numbering.entries.len() as u64;
-        found.count_logs = self.numbering.entries.iter().map(|entry| count_log(entry.count)).sum();
-        self.keep_repeated();
+    /// Of the words of a document.
+    pub fn ngram_chars(&mut self, words: &Vocabulary) -> NgramChars {
+        let mut found = NgramChars {
+            distinct_words: words.distinct().len() as u64,
+            count_logs: words.distinct().iter().map(|word| count_log(word.count)).sum(),
+            ..NgramChars::default()
+        };
         for n in 2..=10 {
-            self.lengthen();
+            let candidates = if n == 2 { self.pairs(words) } else { self.lengthen() };
+            self.number(candidates);
             if n <= 4 {
                 found.top[n - 2] = self.top_chars(n);
             } else {
@@ -220,31 +234,72 @@ impl Repetition {
         found
     }
 
-    /// Level 1: the words.
-    fn number_words(&mut self) {
-        self.numbering.reset(self.words.len());
-        self.grams.clear();
-        for (position, hash) in self.words.iter().enumerate() {
-            let number = self.numbering.number(*hash);
-            self.grams.push(Gram { position: position as u32, number });
+    /// The 2-grams of words that both repeat; and the ends of the words. Gives the number of candidates.
+    fn pairs(&mut self, words: &Vocabulary) -> usize {
+        let Self { ends, candidates, .. } = self;
+        let (numbers, distinct) = (words.words(), words.distinct());
+        if candidates.len() < numbers.len() {
+            candidates.resize(numbers.len(), Candidate::default());
         }
+        ends.clear();
+        ends.push(0);
+        let mut chars = 0;
+        let mut found = 0;
+        let mut left = 0;
+        let mut left_repeats = false;
+        for (position, number) in numbers.iter().enumerate() {
+            let word = &distinct[*number as usize];
+            chars += u64::from(word.is.chars);
+            ends.push(chars);
+            let repeats = word.count > 1;
+            // Written in any case and kept if it counts: whether it does cannot be predicted.
+            candidates[found] = Candidate::new((position as u32).wrapping_sub(1), left, *number);
+            found += usize::from(left_repeats & repeats);
+            (left, left_repeats) = (*number, repeats);
+        }
+        found
     }
 
-    /// From n-grams to (n+1)-grams, in place: wherever two neighbouring positions both hold a repeated
-    /// n-gram.
-    fn lengthen(&mut self) {
-        let Self { grams, numbering, .. } = self;
-        numbering.reset(grams.len());
-        let mut kept = 0;
-        for at in 1..grams.len() {
-            let (left, right) = (grams[at - 1], grams[at]);
-            if left.position + 1 == right.position {
-                let key = u64::from(left.number) << 32 | u64::from(right.number);
-                grams[kept] = Gram { position: left.position, number: numbering.number(key) };
-                kept += 1;
-            }
+    /// From n-grams that repeat to (n+1)-grams: wherever two neighbouring positions both hold one. Gives the number of
+    /// candidates.
+    fn lengthen(&mut self) -> usize {
+        let Self { grams, candidates, .. } = self;
+        // No more of them than grams, of which there were no more than candidates before.
+        let mut found = 0;
+        for pair in grams.windows(2) {
+            let (left, right) = (pair[0], pair[1]);
+            candidates[found] = Candidate::new(left.position, left.number, right.number);
+            found += usize::from(left.position + 1 == right.position);
         }
-        grams.truncate(kept);
+        found
+    }
+
+    /// From the first candidates to numbered n-grams. Most candidates occur once, and a table of bytes says so of most of
+    /// these without a branch; what it lets pass is numbered exactly.
+    fn number(&mut self, candidates: usize) {
+        let Self { candidates: all, met, numbering, grams, .. } = self;
+        let candidates = &mut all[..candidates];
+        grams.clear();
+        let size = (candidates.len() * 8).next_power_of_two();
+        if met.len() < size {
+            met.resize(size, 0);
+        }
+        let met = &mut met[..size];
+        met.fill(0);
+        for candidate in candidates.iter() {
+            let times = &mut met[candidate.spread as usize & (size - 1)];
+            *times = *times << 1 | 1;
+        }
+        let mut kept = 0;
+        for at in 0..candidates.len() {
+            let candidate = candidates[at];
+            candidates[kept] = candidate;
+            kept += usize::from(met[candidate.spread as usize & (size - 1)] > 1);
+        }
+        numbering.reset(kept);
+        for candidate in &candidates[..kept] {
+            grams.push(Gram { position: candidate.position, number: numbering.number(candidate.key) });
+        }
     }
 
     fn keep_repeated(&mut self) {
@@ -266,7 +321,7 @@ impl Repetition {
     }
 
     fn top_chars(&self, n: usize) -> u64 {
-        if self.words.len() < n {
+        if self.ends.len() <= n {
             return 0;
         }
         let mut best = (1, 0);
@@ -346,15 +401,22 @@ fn duplicates(numbering: &mut Numbering, units: &[Unit]) -> Duplicates {
 
 #[cfg(test)]
 mod tests {
+    use super::super::vocabulary::Description;
     use super::*;
 
-    fn of(words: &str) -> (NgramChars, u64) {
+    fn of(text: &str) -> (NgramChars, u64) {
+        let mut words = Vocabulary::default();
+        words.begin(text.len());
+        for word in text.split_whitespace() {
+            let chars = word.chars().count() as u32;
+            words.add(super::super::words::hash(word.as_bytes()), || Description { chars, ..Description::default() });
+        }
         let mut repetition = Repetition::default();
         repetition.clear();
-        for word in words.split_whitespace() {
-            repetition.push_word(xxhash_rust::xxh3::xxh3_64(word.as_bytes()), word.chars().count());
-        }
-        (repetition.ngram_chars(), repetition.word_chars())
+        (
+            repetition.ngram_chars(&words),
+            words.distinct().iter().map(|w| u64::from(w.is.chars) * u64::from(w.count)).sum(),
+        )
     }
 
     #[test]

@@ -6,12 +6,15 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use xxhash_rust::xxh3::xxh3_64;
+use super::words;
 
 /// The stop words of one language.
 #[derive(Debug)]
 pub struct StopWords {
-    /// Open addressing: hash of a word, 0 for a free slot.
+    /// Open addressing: a byte of the hash of a word, never 0, which is a free slot. So few bytes stay near the processor,
+    /// and nearly every word that is not in the list ends here.
+    tags: Vec<u8>,
+    /// Beside each tag: the hash.
     keys: Vec<u64>,
     /// Beside each key: [`LISTED`] and the bit of one of the first eight words.
     values: Vec<u16>,
@@ -34,9 +37,9 @@ impl StopWords {
 
     fn new(words: &str) -> Self {
         let size = (words.split_whitespace().count() * 8).next_power_of_two().max(16);
-        let mut list = Self { keys: vec![0; size], values: vec![0; size] };
-        for (number, word) in words.split_whitespace().enumerate() {
-            let bit = if number < 8 { 1 << number } else { 0 };
+        let mut list = Self { tags: vec![0; size], keys: vec![0; size], values: vec![0; size] };
+        for (place, word) in words.split_whitespace().enumerate() {
+            let bit = if place < 8 { 1 << place } else { 0 };
             list.insert(word, LISTED | bit);
             let mut letters = word.chars();
             let capitalised: String = letters.next().into_iter().flat_map(char::to_uppercase).chain(letters).collect();
@@ -48,45 +51,50 @@ impl StopWords {
     }
 
     fn insert(&mut self, word: &str, value: u16) {
-        let hash = xxh3_64(word.as_bytes());
+        let hash = words::hash(word.as_bytes());
         let mut at = hash as usize & (self.keys.len() - 1);
-        while self.keys[at] != 0 && self.keys[at] != hash {
+        while self.tags[at] != 0 && self.keys[at] != hash {
             at = (at + 1) & (self.keys.len() - 1);
         }
+        self.tags[at] = tag(hash);
         self.keys[at] = hash;
         self.values[at] |= value;
     }
 
     #[inline]
     fn get(&self, hash: u64) -> u16 {
-        let mut at = hash as usize & (self.keys.len() - 1);
+        let mut at = hash as usize & (self.tags.len() - 1);
         loop {
-            match self.keys[at] {
+            match self.tags[at] {
                 0 => return 0,
-                key if key == hash => return self.values[at],
-                _ => at = (at + 1) & (self.keys.len() - 1),
+                found if found == tag(hash) && self.keys[at] == hash => return self.values[at],
+                _ => at = (at + 1) & (self.tags.len() - 1),
             }
         }
     }
 
-    /// What the list says of a word whose hash is `hash`: a bit if it is exactly one of the first eight, and whether it
-    /// is in the list once the punctuation at its ends is off.
+    /// What the list says of a word by its hash: a bit if it is exactly one of the first eight, and whether it is in the
+    /// list.
     #[inline]
-    pub(super) fn look_up(&self, word: &[u8], hash: u64) -> (u8, bool) {
+    pub(super) fn look_up(&self, hash: u64) -> (u8, bool) {
         let found = self.get(hash);
-        if found != 0 {
-            return (found as u8, true);
-        }
+        (found as u8, found != 0)
+    }
+
+    /// Whether `text[from..to]` is in the list once the ASCII punctuation at its ends is off.
+    pub(super) fn has_core(&self, text: &[u8], from: usize, to: usize) -> bool {
+        let word = &text[from..to];
         let plain = |b: &u8| b.is_ascii_alphanumeric() || *b >= 0x80;
-        match (word.first(), word.last()) {
-            (Some(first), Some(last)) if !(plain(first) && plain(last)) => {}
-            _ => return (0, false),
-        }
-        let Some(start) = word.iter().position(plain) else { return (0, false) };
+        let Some(start) = word.iter().position(plain) else { return false };
         let end = word.iter().rposition(plain).map_or(word.len(), |n| n + 1);
         // No stop word is longer.
-        (0, end - start <= 24 && self.get(xxh3_64(&word[start..end])) != 0)
+        end - start <= 24 && self.get(words::hash_within(text, from + start, from + end)) != 0
     }
+}
+
+/// A byte of a hash that is not 0.
+fn tag(hash: u64) -> u8 {
+    (hash >> 56) as u8 | 1
 }
 
 /// ISO 639-1 and 639-3 codes, and the words.
@@ -126,7 +134,8 @@ mod tests {
     use super::*;
 
     fn look(list: &StopWords, word: &str) -> (u8, bool) {
-        list.look_up(word.as_bytes(), xxh3_64(word.as_bytes()))
+        let (first, listed) = list.look_up(words::hash(word.as_bytes()));
+        (first, listed || list.has_core(word.as_bytes(), 0, word.len()))
     }
 
     #[test]

@@ -133,7 +133,8 @@ fn for_each_text(args: &ScalarFunctionArgs, visit: impl FnMut(Option<&str>)) -> 
 
 /// The signals of many documents, column by column.
 pub(super) struct Columns {
-    builders: Vec<Builder>,
+    /// One for each of [`SIGNALS`]; none for those that get no column.
+    builders: Vec<Option<Builder>>,
     validity: NullBufferBuilder,
 }
 
@@ -144,14 +145,20 @@ enum Builder {
 }
 
 impl Columns {
-    pub fn new(rows: usize) -> Self {
+    /// Of all signals.
+    fn new(rows: usize) -> Self {
+        Self::of(rows, |_| true)
+    }
+
+    /// Of the signals whose names are `wanted`.
+    pub fn of(rows: usize, wanted: impl Fn(&str) -> bool) -> Self {
         let builder = |kind| match kind {
             Kind::Int64 => Builder::Int64(Int64Builder::with_capacity(rows)),
             Kind::Float64 => Builder::Float64(Float64Builder::with_capacity(rows)),
             Kind::Boolean => Builder::Boolean(BooleanBuilder::with_capacity(rows)),
         };
         Self {
-            builders: SIGNALS.iter().map(|signal| builder(signal.kind)).collect(),
+            builders: SIGNALS.iter().map(|signal| wanted(signal.name).then(|| builder(signal.kind))).collect(),
             validity: NullBufferBuilder::new(rows),
         }
     }
@@ -160,7 +167,7 @@ impl Columns {
     pub fn push(&mut self, text: Option<&str>, stop_words: &StopWords, scratch: &mut Scratch) {
         self.validity.append(text.is_some());
         let Some(text) = text else {
-            for builder in &mut self.builders {
+            for builder in self.builders.iter_mut().flatten() {
                 match builder {
                     Builder::Int64(builder) => builder.append_null(),
                     Builder::Float64(builder) => builder.append_null(),
@@ -171,19 +178,21 @@ impl Columns {
         };
         for (builder, value) in self.builders.iter_mut().zip(compute_in(text, stop_words, scratch).values()) {
             match (builder, value) {
-                (Builder::Int64(builder), Value::Int64(value)) => builder.append_value(value),
-                (Builder::Float64(builder), Value::Float64(value)) => builder.append_value(value),
-                (Builder::Boolean(builder), Value::Boolean(value)) => builder.append_value(value),
-                // Builders and values come from one list; were they not, the short column fails below.
+                (Some(Builder::Int64(builder)), Value::Int64(value)) => builder.append_value(value),
+                (Some(Builder::Float64(builder)), Value::Float64(value)) => builder.append_value(value),
+                (Some(Builder::Boolean(builder)), Value::Boolean(value)) => builder.append_value(value),
+                // No column is wanted. Builders and values come from one list; were they not, the short column fails
+                // below.
                 _ => {}
             }
         }
     }
 
-    /// One array for each signal.
+    /// One array for each signal that is wanted.
     pub fn finish_columns(&mut self) -> Vec<ArrayRef> {
         self.builders
             .iter_mut()
+            .flatten()
             .map(|builder| match builder {
                 Builder::Int64(builder) => Arc::new(builder.finish()) as ArrayRef,
                 Builder::Float64(builder) => Arc::new(builder.finish()),

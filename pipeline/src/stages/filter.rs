@@ -69,8 +69,12 @@ impl FilterConfig {
     pub fn resolve(&self, signals: &SignalsConfig) -> Result<Vec<Rule>> {
         let own = self.rules.iter().map(|rule| (rule.name.as_str(), rule.drop_when.as_str()));
         let profiles = self.profiles.iter().map(String::as_str);
-        profiles::resolve(profiles, &self.thresholds, own, &self.languages, &signals.schema())
-            .map_err(|error| Error::setting(self.key_of(&error), error.to_string()))
+        profiles::resolve(profiles, &self.thresholds, own, &self.languages, &signals.schema()).map_err(|error| {
+            let left_out =
+                matches!(&error, RuleError::UnknownSignal { column, .. } if signals.without.contains(column));
+            let why = if left_out { "; signals.without leaves it out" } else { "" };
+            Error::setting(self.key_of(&error), format!("{error}{why}"))
+        })
     }
 }
 
