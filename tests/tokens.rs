@@ -5,7 +5,7 @@
 mod support;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use support::{fulgurite, is_done, nothing_was_done_twice, outputs, small_recipe, succeed};
@@ -19,7 +19,7 @@ fn committed(run: &Path, stage: &str) -> usize {
 /// Run a command and kill it when it has committed two tasks more of a stage; whether that was before the last of them.
 fn is_killed_within(command: &mut Command, run: &Path, stage: &str) -> bool {
     let before = committed(run, stage);
-    let mut child = command.spawn().unwrap();
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     while committed(run, stage) < before + 2 && child.try_wait().unwrap().is_none() {
         std::thread::sleep(Duration::from_micros(200));
     }
@@ -34,7 +34,8 @@ fn killed_in_both_passes_of_the_shuffle_the_token_shards_are_those_of_a_whole_ru
     let recipe = small_recipe(dir.path());
     let run = |run: &Path, threads: u32, until: &str| {
         let mut command = fulgurite();
-        command.args(["run", "-q", "--set", "tokenize.shard_tokens=8000", "--until", until, "--run-dir"]).arg(run);
+        command.args(["run", "-q", "--set", "ingest.split_bytes=15000", "--set", "tokenize.shard_tokens=15000"]);
+        command.args(["--until", until, "--run-dir"]).arg(run);
         command.args(["--threads", &threads.to_string()]).arg(&recipe);
         command
     };
