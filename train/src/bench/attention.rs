@@ -69,7 +69,8 @@ pub(super) fn seconds(device: &Device, mut call: impl FnMut()) -> Result<f64, Er
 /// tokens, on random data.
 ///
 /// # Errors
-/// [`Error::Device`] when `device` is no CUDA device; [`Error::Input`] for a shape that is empty, and when the device fails.
+/// [`Error::Device`] when `device` is no CUDA device; [`Error::Input`] for a shape that is empty or whose heads are too wide
+/// for the GPU, and when the device fails.
 pub fn attention(
     device: &Device,
     shapes: &[AttentionShape],
@@ -95,6 +96,7 @@ pub fn attention(
             Heads::of(cuda::contiguous(cuda::of(tensor.cast(DType::BF16))))
         };
         let [q, k, v, d_o, o, d_q, d_k, d_v] = [(); 8].map(|()| normal());
+        lightning::check_widths(&q, &v)?;
         let cube = q.device().clone();
         let rates: Vec<f32> = decay_rates(heads, 0, 24).into_iter().map(|rate| rate as f32).collect();
         let decay = cuda::upload_floats(&cube, &rates);
