@@ -101,6 +101,8 @@ struct Launch {
 #define TILES (2 + THETA)
 #define TABLE_WORDS (HALF ? 192 : 128)
 #define TABLES (STAGES * STAGE_BYTES + NW * TILES * BOX)
+#define SUMS (THETA && !STATE_ONLY)
+#define MARKED (DOCS || SUMS)       // whether a stage has something of its tokens' positions beside its tiles
 
 // The two 16-bit numbers of a word, and back.
 #if HALF
@@ -382,29 +384,26 @@ struct Cuts {
     }
 };
 
-// Decays the scores (and zeroes those across documents) and lays them down as [i][j]; i0 and j0 are this lane's first row
-// and column. With float16 every row is multiplied with a power of two, which goes to `scales`.
-template <bool MASKED>
-__device__ __forceinline__ void decay_scores(float (&score)[32], const float* d0, u32 to, const Cuts& cuts, int i0, int j0, float* scales) {
+// Zeroes the scores across documents; i0 and j0 are this lane's first row and column.
+__device__ __forceinline__ void mask_scores(float (&score)[32], const Cuts& cuts, int i0, int j0) {
+    const int border[2] = {cuts.border(i0) - j0, cuts.border(i0 + 8) - j0};
+#pragma unroll
+    for (int n = 0; n < 32; n++)
+        if ((8 * (n / 4) + (n & 1) >= border[(n >> 1) & 1]) == cuts.backwards) score[n] = 0.0f;
+}
+
+// Decays the scores and lays them down as [i][j]; i0 and j0 are this lane's first row and column. With float16 every row
+// is multiplied with a power of two, which goes to `scales`.
+__device__ __forceinline__ void decay_scores(float (&score)[32], const float* d0, u32 to, int i0, int j0, float* scales) {
     const int m = threadIdx.x % 32 / 8, r = threadIdx.x % 8;
-    int border[2];
-    if (MASKED) {
-        border[0] = cuts.border(i0) - j0;
-        border[1] = cuts.border(i0 + 8) - j0;
-    }
 #pragma unroll
     for (int p = 0; p < 4; p++) {
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             const int up = 8 * (e & 1), across = 16 * p + 8 * (e >> 1);
             const int at = 8 * p + 4 * (e >> 1) + 2 * (e & 1);
-            float f0 = d0[up - across], f1 = d0[up - across - 1];
-            if (MASKED) {
-                if ((across >= border[e & 1]) == cuts.backwards) f0 = 0.0f;
-                if ((across + 1 >= border[e & 1]) == cuts.backwards) f1 = 0.0f;
-            }
-            score[at] *= f0;
-            score[at + 1] *= f1;
+            score[at] *= d0[up - across];
+            score[at + 1] *= d0[up - across - 1];
         }
     }
 #if HALF
@@ -463,22 +462,15 @@ __device__ __forceinline__ void split_state(const float (&state)[XB][32], int fi
 struct Columns {
     u32 plain[1 + THETA][4][4], weighted[1 + THETA][4][4];
 
-    template <bool MASKED>
-    __device__ __forceinline__ void load(u32 z, const float* U, const Cuts& cuts) {
-        const int q = threadIdx.x % 4, exit = MASKED ? cuts.exit() : 0;
+    __device__ __forceinline__ void load(u32 z, const float* U) {
+        const int q = threadIdx.x % 4;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             load_transposed(plain[0][k], z + k * 2048);
 #if THETA
             load_transposed(plain[1][k], z + NW * BOX + k * 2048);
 #endif
-            float2 f[2] = {*(const float2*)(U + 16 * k + 2 * q), *(const float2*)(U + 16 * k + 8 + 2 * q)};
-            if (MASKED)
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    if ((16 * k + 8 * h + 2 * q >= exit) == cuts.backwards) f[h].x = 0.0f;
-                    if ((16 * k + 8 * h + 2 * q + 1 >= exit) == cuts.backwards) f[h].y = 0.0f;
-                }
+            const float2 f[2] = {*(const float2*)(U + 16 * k + 2 * q), *(const float2*)(U + 16 * k + 8 + 2 * q)};
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 const u32 z0 = plain[0][k][e];
@@ -493,6 +485,22 @@ struct Columns {
                 weighted[0][k][e] = rounded;
             }
         }
+    }
+    // What a document's end keeps from the state becomes zero.
+    __device__ __forceinline__ void mask(const Cuts& cuts) {
+        const int exit = cuts.exit() - 2 * ((int)threadIdx.x % 4);
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int j = 16 * k + 8 * h;
+                const u32 reaches = ((j >= exit) != cuts.backwards ? 0xffffu : 0) | ((j + 1 >= exit) != cuts.backwards ? 0xffff0000u : 0);
+#pragma unroll
+                for (int part = 0; part <= THETA; part++) {
+                    weighted[part][k][2 * h] &= reaches;
+                    weighted[part][k][2 * h + 1] &= reaches;
+                }
+            }
     }
 };
 // The state decayed: before products are in flight.
@@ -521,6 +529,11 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
     float* const tables = distance + 128;                        // per warpgroup R, U and, with HALF, the scales of P
     // full, empty, ready (SiLU is applied) of every stage; then the tile of each warpgroup is full
     const u32 barriers = base + TABLES + 4 * (128 + NW * TABLE_WORDS);
+#if MARKED
+    // Beside the tiles of every stage: where documents begin in it, and the positions.
+    u64* const stage_starts = (u64*)(shared + (barriers - base)) + 3 * STAGES + NW;
+    float* const stage_positions = (float*)(stage_starts + STAGES);
+#endif
 
     const int block = blockIdx.x / a.walks;
     const int z_group = block % a.z_groups, bh = block / a.z_groups;
@@ -563,7 +576,7 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
 
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
-            barrier_init(barriers + 8 * s, HOPPER ? 1 : COPIERS);
+            barrier_init(barriers + 8 * s, HOPPER ? 1 + MARKED : COPIERS);
             barrier_init(barriers + 8 * (STAGES + s), HOPPER ? NW : 128 * NW);
             barrier_init(barriers + 8 * (2 * STAGES + s), 96);
         }
@@ -604,30 +617,49 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
             return;
         }
 #endif
-        if (HOPPER && tid > 0) return;
+        if (HOPPER && tid >= (MARKED ? 32 : 1)) return;
+#if MARKED
+        // Asked for a chunk ahead of the tiles: they come from far, all heads of a row ask at about the same time.
+        int2 positions = count > 0 ? chunk_positions(a, row, (backwards ? last - 1 : first) * C) : make_int2(1, 1);
+#endif
         for (int n = 0; n < count; n++) {
             const int chunk = backwards ? last - 1 - n : first + n, t = chunk * C;
             const int s = n % STAGES;
             const u32 full = barriers + 8 * s, empty = barriers + 8 * (STAGES + s);
             if (n >= STAGES) barrier_wait(empty, (n / STAGES + 1) & 1);
+            if (!HOPPER || tid == 0) {
 #if HOPPER
-            barrier_expect(full, STAGE_BYTES);
+                barrier_expect(full, STAGE_BYTES);
 #define ARRIVAL full
 #else
 #define ARRIVAL tid, COPIERS
 #endif
-            u32 to = base + s * STAGE_BYTES;
-            for (int part = 0; part < XB; part++, to += BOX)
-                tile_load(to, pass.y, part * 64, t, head, row, ARRIVAL);
-            for (int part = 0; part < NW; part++, to += BOX)
-                tile_load(to, pass.z, (z_group * NW + part) * 64, t, head, row, ARRIVAL);
+                u32 to = base + s * STAGE_BYTES;
+                for (int part = 0; part < XB; part++, to += BOX)
+                    tile_load(to, pass.y, part * 64, t, head, row, ARRIVAL);
+                for (int part = 0; part < NW; part++, to += BOX)
+                    tile_load(to, pass.z, (z_group * NW + part) * 64, t, head, row, ARRIVAL);
 #if THETA
-            for (int part = 0; part < NW; part++, to += BOX)
-                tile_load(to, pass.z_rest, (z_group * NW + part) * 64, t, head, row, ARRIVAL);
+                for (int part = 0; part < NW; part++, to += BOX)
+                    tile_load(to, pass.z_rest, (z_group * NW + part) * 64, t, head, row, ARRIVAL);
 #endif
 #if !STATE_ONLY
-            for (int part = 0; part < XB; part++, to += BOX)
-                tile_load(to, pass.x, part * 64, t, head, row, ARRIVAL);
+                for (int part = 0; part < XB; part++, to += BOX)
+                    tile_load(to, pass.x, part * 64, t, head, row, ARRIVAL);
+#endif
+            }
+#if MARKED
+            if (tid < 32) {
+#if SUMS
+                stage_positions[64 * s + tid] = (float)positions.x;
+                stage_positions[64 * s + tid + 32] = (float)positions.y;
+#endif
+                const u64 starts = document_starts(positions);
+                if (tid == 0) stage_starts[s] = starts;
+                __syncwarp();
+                if (HOPPER && tid == 0) barrier_arrive(full);    // else with the copies
+                if (n + 1 < count) positions = chunk_positions(a, row, t + (backwards ? -C : C));
+            }
 #endif
 #if !HOPPER
             // A stage is full when the copies of the next one are under way.
@@ -718,9 +750,6 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
 
     int tables_for = 0;                                          // tokens of the chunk that R and U hold for
     float full_G = 0.0f;
-#if DOCS
-    u64 starts = count > 0 ? document_starts(chunk_positions(a, row, (backwards ? last - 1 : first) * C)) : 0;
-#endif
 #if THETA && !STATE_ONLY
     double theta = 0.0;                                          // of channel g of this warp, over the tokens of this lane
 #endif
@@ -732,12 +761,6 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
 #if !STATE_ONLY
         const u32 x = y + XB * BOX + NW * (1 + THETA) * BOX;
 #endif
-#if DOCS
-        const Cuts cuts = {starts, backwards};
-#else
-        const Cuts cuts = {0, backwards};
-#endif
-        const bool mixed = DOCS && cuts.starts != 0;             // else a chunk takes no masks
         if (c != tables_for) {                                   // the first chunk, and one that is not full
 #if STATE_ONLY
             group_sync(group);                                   // with output, the last chunk's barriers come after the tables' reads
@@ -750,7 +773,6 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
             tables_for = c;
             group_sync(group);
         }
-        const float G = mixed ? 0.0f : full_G;
 #if (SILU || THETA) && !STATE_ONLY
         if (pass.beside) {                                       // into the output tile, and the one behind it
 #if HOPPER
@@ -773,6 +795,14 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
         }
 #endif
         barrier_wait(barriers + 8 * (SILU ? 2 * STAGES + s : s), (n / STAGES) & 1);
+#if DOCS
+        const Cuts cuts = {stage_starts[s], backwards};
+        const bool mixed = cuts.starts != 0;                     // else a chunk takes no masks
+        const float G = mixed ? 0.0f : full_G;
+#else
+        const float G = full_G;
+#endif
+        Columns columns;
 
 #if !STATE_ONLY
         float score[32], out[32];
@@ -806,8 +836,10 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
 #endif
         const float* d0 = distance + 63 + 16 * warp + g - 2 * q;
         float* const scales = R + 128;                           // with HALF
-        if (mixed) decay_scores<true>(score, d0, scores + p_row, cuts, 16 * warp + g, 2 * q, scales);
-        else decay_scores<false>(score, d0, scores + p_row, cuts, 16 * warp + g, 2 * q, scales);
+#if DOCS
+        if (mixed) mask_scores(score, cuts, 16 * warp + g, 2 * q);
+#endif
+        decay_scores(score, d0, scores + p_row, 16 * warp + g, 2 * q, scales);
 #if HOPPER
         if (tid == 0) asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");   // the last tile has left
 #endif
@@ -828,18 +860,18 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
         }
 #endif
         mma_wait<0>();
-        Columns columns;
+        columns.load(z + z_address, R + 64);
+#if DOCS
         if (mixed) {
-            const int entry = cuts.entry();
+            const int entry = cuts.entry() - 2 * q;
 #pragma unroll
             for (int p = 0; p < 8; p++) {
-                if ((8 * p + 2 * q >= entry) != backwards) out[4 * p] = out[4 * p + 2] = 0.0f;
-                if ((8 * p + 2 * q + 1 >= entry) != backwards) out[4 * p + 1] = out[4 * p + 3] = 0.0f;
+                if ((8 * p >= entry) != backwards) out[4 * p] = out[4 * p + 2] = 0.0f;
+                if ((8 * p + 1 >= entry) != backwards) out[4 * p + 1] = out[4 * p + 3] = 0.0f;
             }
-            columns.load<true>(z + z_address, R + 64, cuts);
-        } else {
-            columns.load<false>(z + z_address, R + 64, cuts);
+            columns.mask(cuts);
         }
+#endif
 #pragma unroll
         for (int p = 0; p < 8; p++) {
             float2 f = *(const float2*)(R + 8 * p + 2 * q);
@@ -859,13 +891,6 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
             for (int k = 0; k < 4; k++) mma_registers<0>(out, columns.plain[part][k], scores, k * 16, 1);
         mma_commit();
         update_state(state, columns, y);
-#if THETA
-        const int2 positions = chunk_positions(a, row, t);
-#endif
-#if DOCS
-        // Where documents begin in the next chunk, asked for while products are in flight.
-        const int2 next_positions = n + 1 < count ? chunk_positions(a, row, t + (backwards ? -C : C)) : make_int2(1, 1);
-#endif
         mma_wait<1>();
 #if HALF
 #pragma unroll
@@ -900,10 +925,8 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
                     const float* const d_sin = d_cos + 2;
                     const float cos0 = left(w[2 * h]) + left(more[2 * h]), cos1 = right(w[2 * h]) + right(more[2 * h]);
                     const float sin0 = left(w[2 * h + 1]) + left(more[2 * h + 1]), sin1 = right(w[2 * h + 1]) + right(more[2 * h + 1]);
-                    const int token = 16 * (p & 1) + 8 * h + 2 * q;      // among 32
-                    const float at0 = (float)__shfl_sync(0xffffffffu, p < 2 ? positions.x : positions.y, token);
-                    const float at1 = (float)__shfl_sync(0xffffffffu, p < 2 ? positions.x : positions.y, token + 1);
-                    sum += at0 * (d_sin[0] * cos0 - d_cos[0] * sin0) + at1 * (d_sin[1] * cos1 - d_cos[1] * sin1);
+                    const float2 positions = *(const float2*)(stage_positions + 64 * s + 16 * p + 8 * h + 2 * q);
+                    sum += positions.x * (d_sin[0] * cos0 - d_cos[0] * sin0) + positions.y * (d_sin[1] * cos1 - d_cos[1] * sin1);
                 }
 #else
 #pragma unroll
@@ -932,21 +955,16 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
 #else
         tile_store(pass.out, slice * 64, t, head, row, shared + (tile - base), tid);
 #endif
-#if DOCS
-        starts = document_starts(next_positions);
-#endif
         mma_wait<0>();
         if (!HOPPER || tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));   // past a barrier after every read of the stage
 #else
-        Columns columns;
-        if (mixed) columns.load<true>(z + z_address, R + 64, cuts);
-        else columns.load<false>(z + z_address, R + 64, cuts);
+        columns.load(z + z_address, R + 64);
+#if DOCS
+        if (mixed) columns.mask(cuts);
+#endif
         decay_state(state, G);
         mma_fence();
         update_state(state, columns, y);
-#if DOCS
-        starts = document_starts(n + 1 < count ? chunk_positions(a, row, t + (backwards ? -C : C)) : make_int2(1, 1));
-#endif
         mma_wait<0>();
         if (!HOPPER || tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));
 #endif

@@ -412,14 +412,16 @@ impl Plan {
         let parts = if self.theta { 2 } else { 1 };
         let stage = (inputs + self.groups * parts) * BOX;
         let table = if self.half { 192 } else { 128 };
-        let fixed = self.groups * (1 + parts) * BOX + 4 * (128 + self.groups * table);
+        // Positions of the tokens of at most four stages.
+        let positions = if self.theta { 4 * 4 * TILE } else { 0 };
+        let fixed = self.groups * (1 + parts) * BOX + 4 * (128 + self.groups * table) + positions;
         let stages = match (self.hopper, states_only) {
             (true, false) => ((227 * 1024 - fixed - 256) / stage).clamp(1, 4),
             (true, true) => ((100 * 1024) / stage).clamp(2, 6),
             // As much as the smallest of the older GPUs allow.
             (false, _) => ((99 * 1024 - fixed - 256) / stage).clamp(1, 2),
         };
-        (stages, stages * stage + fixed + 8 * (3 * stages + self.groups))
+        (stages, stages * stage + fixed + 8 * (4 * stages + self.groups))
     }
 
     fn kernel(&self, entry: &'static str, attention: &Attention<'_>, states_only: bool) -> (Kernel, Grid) {
