@@ -28,7 +28,10 @@
 // that of the keys cancel but for the differences of positions. What breaks the antisymmetry is
 // multiplied with the position itself. So both sides round the same things in the same way: the
 // weights D (x . y), whose products are the same bits in both walks. And features come as the sum of two
-// bf16 numbers, z + z_rest, and so do the weights of the state, which differ between the walks.
+// bf16 numbers, z + z_rest, and so do the weights of the state, which differ between the walks. That is
+// not enough where a head forgets fast and a row is long. But there only neighbouring chunks meet, and
+// t_i - t_j is i - j within a chunk, c + i - j between two: so both sides count tokens from the chunk's
+// beginning, and keys take c times what the state gave them off. Nothing is multiplied with more than c.
 
 #include "common.cuh"
 
@@ -69,6 +72,7 @@
 #define BOX 8192             // bytes of a tile of 64 tokens by 64 channels
 #define COPIERS (SILU ? 32 : 128)   // threads of the copying warpgroup that copy; the others apply SiLU
 #define FORGOTTEN 104.0f     // exp(-104) is zero in float32
+#define NEIGHBOURS 10.0f     // what a head remembers through a whole chunk, exp(-10), is nothing to the gradient of theta
 
 struct alignas(64) TensorMap { char bytes[128]; };
 
@@ -503,6 +507,30 @@ struct Columns {
             }
     }
 };
+#if SUMS
+// What `out`, the gradients of features, gives the gradient of theta: for this lane's tokens, times what they weigh or, without
+// `weights`, times 1. `features` is this lane's address of the tile of the features, behind it lies that of what they lack.
+__device__ __forceinline__ float turned(const float (&out)[32], u32 features, const float* weights) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int p = 0; p < 4; p++) {
+        // Row g of a warp's 16 is a channel's cosine, row g + 8 its sine.
+        u32 w[4], more[4];
+        load_transposed(w, features + p * 2048);
+        load_transposed(more, features + p * 2048 + BOX);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const float* const d_cos = out + 8 * p + 4 * h;
+            const float* const d_sin = d_cos + 2;
+            const float cos0 = left(w[2 * h]) + left(more[2 * h]), cos1 = right(w[2 * h]) + right(more[2 * h]);
+            const float sin0 = left(w[2 * h + 1]) + left(more[2 * h + 1]), sin1 = right(w[2 * h + 1]) + right(more[2 * h + 1]);
+            const float2 f = weights ? *(const float2*)(weights + 16 * p + 8 * h) : make_float2(1.0f, 1.0f);
+            sum += f.x * (d_sin[0] * cos0 - d_cos[0] * sin0) + f.y * (d_sin[1] * cos1 - d_cos[1] * sin1);
+        }
+    }
+    return sum;
+}
+#endif
 // The state decayed: before products are in flight.
 __device__ __forceinline__ void decay_state(float (&state)[XB][32], float G) {
 #pragma unroll
@@ -522,6 +550,16 @@ __device__ __forceinline__ void update_state(float (&state)[XB][32], const Colum
     mma_commit();
 }
 
+// The tiles that a group asked for are there.
+__device__ __forceinline__ void tile_wait(u32 bar, u32 parity, int group) {
+#if HOPPER
+    barrier_wait(bar, parity);
+#else
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    group_sync(group);
+#endif
+}
+
 __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
     extern __shared__ __align__(1024) char shared[];
     const u32 base = shared_address(shared);
@@ -530,9 +568,9 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
     // full, empty, ready (SiLU is applied) of every stage; then the tile of each warpgroup is full
     const u32 barriers = base + TABLES + 4 * (128 + NW * TABLE_WORDS);
 #if MARKED
-    // Beside the tiles of every stage: where documents begin in it, and the positions.
+    // Beside the tiles of every stage: where documents begin in it, and what its tokens weigh in the gradient of theta.
     u64* const stage_starts = (u64*)(shared + (barriers - base)) + 3 * STAGES + NW;
-    float* const stage_positions = (float*)(stage_starts + STAGES);
+    float* const stage_weights = (float*)(stage_starts + STAGES);
 #endif
 
     const int block = blockIdx.x / a.walks;
@@ -541,6 +579,9 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
     const int segment = blockIdx.y;
     const float rate = a.decay[head];
     const bool backwards = pass.backwards;
+#if SUMS
+    const bool neighbours = rate * C >= NEIGHBOURS;
+#endif
 
     const int chunks = (a.tokens + C - 1) / C;
     int first = segment * a.segment_chunks;                      // chunks [first, last) in order of time
@@ -651,8 +692,8 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
 #if MARKED
             if (tid < 32) {
 #if SUMS
-                stage_positions[64 * s + tid] = (float)positions.x;
-                stage_positions[64 * s + tid + 32] = (float)positions.y;
+                stage_weights[64 * s + tid] = (float)(neighbours ? tid : positions.x);
+                stage_weights[64 * s + tid + 32] = (float)(neighbours ? tid + 32 : positions.y);
 #endif
                 const u64 starts = document_starts(positions);
                 if (tid == 0) stage_starts[s] = starts;
@@ -883,6 +924,13 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
 #endif
             out[4 * p] *= f.x; out[4 * p + 1] *= f.y; out[4 * p + 2] *= f.x; out[4 * p + 3] *= f.y;
         }
+#if SUMS
+        const u32 features = tile + (8 * (m >> 1) + r) * 128 + (((2 * warp + (m & 1)) ^ r) << 4);
+        if (neighbours && backwards) {
+            tile_wait(barriers + 8 * (3 * STAGES + group), n & 1, group);
+            theta -= (float)C * turned(out, features, 0);
+        }
+#endif
         decay_state(state, G);
         mma_fence();
 #pragma unroll
@@ -901,43 +949,20 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
 #endif
 #if SILU || THETA
         if (pass.beside) {
-#if HOPPER
-            barrier_wait(barriers + 8 * (3 * STAGES + group), n & 1);
-#else
-            asm volatile("cp.async.wait_all;" ::: "memory");
-            group_sync(group);
-#endif
+            tile_wait(barriers + 8 * (3 * STAGES + group), n & 1, group);
 #if THETA
-            float sum = 0.0f;
-#endif
+            theta += turned(out, features, stage_weights + 64 * s + 2 * q);
+#else
 #pragma unroll
             for (int p = 0; p < 4; p++) {
                 u32 w[4];
-                const u32 at = tile + (16 * p + 8 * (m >> 1) + r) * 128 + (((2 * warp + (m & 1)) ^ r) << 4);
-                load_transposed(w, at);
-#if THETA
-                // Row g of a warp's 16 is a channel's cosine, row g + 8 its sine.
-                u32 more[4];
-                load_transposed(more, at + BOX);
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const float* const d_cos = out + 8 * p + 4 * h;
-                    const float* const d_sin = d_cos + 2;
-                    const float cos0 = left(w[2 * h]) + left(more[2 * h]), cos1 = right(w[2 * h]) + right(more[2 * h]);
-                    const float sin0 = left(w[2 * h + 1]) + left(more[2 * h + 1]), sin1 = right(w[2 * h + 1]) + right(more[2 * h + 1]);
-                    const float2 positions = *(const float2*)(stage_positions + 64 * s + 16 * p + 8 * h + 2 * q);
-                    sum += positions.x * (d_sin[0] * cos0 - d_cos[0] * sin0) + positions.y * (d_sin[1] * cos1 - d_cos[1] * sin1);
-                }
-#else
+                load_transposed(w, tile + (16 * p + 8 * (m >> 1) + r) * 128 + (((2 * warp + (m & 1)) ^ r) << 4));
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     out[8 * p + 2 * e] *= silu_slope(left(w[e]));
                     out[8 * p + 2 * e + 1] *= silu_slope(right(w[e]));
                 }
-#endif
             }
-#if THETA
-            theta += sum;
 #endif
             __syncwarp();                                        // a warp's part of the tile is its own
         }

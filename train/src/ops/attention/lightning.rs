@@ -412,9 +412,9 @@ impl Plan {
         let parts = if self.theta { 2 } else { 1 };
         let stage = (inputs + self.groups * parts) * BOX;
         let table = if self.half { 192 } else { 128 };
-        // Positions of the tokens of at most four stages.
-        let positions = if self.theta { 4 * 4 * TILE } else { 0 };
-        let fixed = self.groups * (1 + parts) * BOX + 4 * (128 + self.groups * table) + positions;
+        // What the tokens of at most four stages weigh in the gradient of θ.
+        let weights = if self.theta { 4 * 4 * TILE } else { 0 };
+        let fixed = self.groups * (1 + parts) * BOX + 4 * (128 + self.groups * table) + weights;
         let stages = match (self.hopper, states_only) {
             (true, false) => ((227 * 1024 - fixed - 256) / stage).clamp(1, 4),
             (true, true) => ((100 * 1024) / stage).clamp(2, 6),
