@@ -563,6 +563,9 @@ pub struct BenchAttention {
     /// Take queries and keys through SiLU inside of the kernel
     #[arg(long)]
     pub silu: bool,
+    /// Tensors in float16 instead of bf16
+    #[arg(long)]
+    pub float16: bool,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,

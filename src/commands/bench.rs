@@ -97,7 +97,7 @@ fn attention(args: &BenchAttention) -> Result<()> {
         output::line("  B   H       T  pass       time ms  floor ms  ratio   TB/s")?;
     }
     let mut printed = Ok(());
-    train::bench::attention(&device, &shapes, args.document_tokens, args.silu, |time| {
+    train::bench::attention(&device, &shapes, args.document_tokens, args.silu, args.float16, |time| {
         if printed.is_ok() {
             printed = if args.json { output::json(time) } else { output::line(row(time)).map_err(Into::into) };
         }

@@ -12,7 +12,7 @@ use crate::ops::attention::lightning::{self, Attention, Heads, States};
 use crate::ops::is_cuda;
 use crate::{Error, device};
 
-/// One shape of the attention: bf16 tensors `[rows, heads, tokens, width]`, K = V.
+/// One shape of the attention: tensors `[rows, heads, tokens, width]`, K = V.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct AttentionShape {
     /// B.
@@ -38,6 +38,8 @@ pub struct AttentionTime {
     pub document_tokens: Option<usize>,
     /// Whether SiLU of q and k rides in the kernel.
     pub silu: bool,
+    /// Whether tensors are float16, else bf16.
+    pub float16: bool,
     /// Median time of one call.
     pub time_ms: f64,
     /// Every tensor read or written once at the rate of a large copy.
@@ -66,15 +68,17 @@ pub(super) fn seconds(device: &Device, mut call: impl FnMut()) -> Result<f64, Er
 }
 
 /// Measures forward and backward of every shape, without and with documents of `document_tokens`
-/// tokens, on random data.
+/// tokens, on random data in bf16 or float16.
 ///
 /// # Errors
-/// [`Error::Device`] when `device` is no CUDA device; [`Error::Input`] for a shape that is empty, and when the device fails.
+/// [`Error::Device`] when `device` is no CUDA device; [`Error::Input`] for a shape that is empty or whose heads are too wide
+/// for the GPU, and when the device fails.
 pub fn attention(
     device: &Device,
     shapes: &[AttentionShape],
     document_tokens: Option<usize>,
     silu: bool,
+    float16: bool,
     mut on_time: impl FnMut(&AttentionTime),
 ) -> Result<(), Error> {
     if !is_cuda(device) {
@@ -92,9 +96,10 @@ pub fn attention(
         }
         let normal = || {
             let tensor = Tensor::<4>::random([rows, heads, tokens, width], Distribution::Normal(0.0, 1.0), device);
-            Heads::of(cuda::contiguous(cuda::of(tensor.cast(DType::BF16))))
+            Heads::of(cuda::contiguous(cuda::of(tensor.cast(if float16 { DType::F16 } else { DType::BF16 }))))
         };
         let [q, k, v, d_o, o, d_q, d_k, d_v] = [(); 8].map(|()| normal());
+        lightning::check_widths(&q, &v)?;
         let cube = q.device().clone();
         let rates: Vec<f32> = decay_rates(heads, 0, 24).into_iter().map(|rate| rate as f32).collect();
         let decay = cuda::upload_floats(&cube, &rates);
@@ -114,6 +119,7 @@ pub fn attention(
                 pass,
                 document_tokens,
                 silu,
+                float16,
                 time_ms: 1e3 * time,
                 floor_ms: 1e3 * tensors * bytes / bandwidth,
                 achieved_tb_per_s: tensors * bytes / time / 1e12,

@@ -1,6 +1,8 @@
-// SiLU and LRPE of queries and keys as the projection gives them: f = SiLU(x) becomes
-// [f cos(theta t), f sin(theta t)] per head, t the position in the document. One thread per channel,
-// a stripe of tokens per block.
+// SiLU and LRPE of queries and keys as the projection gives them: f = SiLU(x) becomes f cos(theta t) and
+// f sin(theta t) per head, t the position in the document. One thread per channel, a stripe of tokens per block.
+//
+// The features of a head come in groups of eight cosines and their eight sines: products of features do not depend
+// on their order, and lightning.cu finds both parts of a channel in one thread (THETA there).
 
 #include "common.cuh"
 
@@ -14,59 +16,66 @@ __device__ __forceinline__ void turn(float angle, float& sin, float& cos) {
     cos = __cosf(rest);
 }
 
-// q and k are columns [0, E) and [E, 2E) of rows `stride` apart; to [tokens, 2, H, 2K].
+// Where the cosine of channel c of all heads stands among their features; the sine is eight further.
+__device__ __forceinline__ long long place(int c) { return 2LL * (c / 8 * 8) + c % 8; }
+
+// What bf16 leaves of a value.
+__device__ __forceinline__ bf16 rest_of(float value, bf16 rounded) { return to_bf16(value - to_float(rounded)); }
+
+// q and k are columns [0, E) and [E, 2E) of rows `stride` apart; to [tokens, 2, H, 2K]. What the features lack of
+// their values goes into `rests`, where it is asked for.
 extern "C" __global__ void __launch_bounds__(256) lrpe_forward(
     const bf16* __restrict__ projected, long long stride, const float* __restrict__ theta, const u32* __restrict__ positions,
-    bf16* __restrict__ features, int tokens, int width, int head, int stripe
+    bf16* __restrict__ features, bf16* __restrict__ rests, int tokens, int width, int stripe
 ) {
     const int c = blockIdx.x * 256 + threadIdx.x;                // of q, then of k
     if (c >= 2 * width) return;
-    const int e = c % width;
-    const float angle = theta[e];
-    const long long to = (long long)(c / head) * 2 * head + c % head;
+    const float angle = theta[c % width];
+    const long long to = place(c);
     const int end = min((int)(blockIdx.y + 1) * stripe, tokens);
     for (int t = blockIdx.y * stripe; t < end; t++) {
         const float x = to_float(projected[t * stride + c]), f = x * sigmoid(x);
         float sin, cos;
         turn(angle * (float)positions[t], sin, cos);
-        bf16* row = features + (long long)t * 4 * width + to;
-        row[0] = to_bf16(f * cos);
-        row[head] = to_bf16(f * sin);
+        const float first = f * cos, second = f * sin;
+        const bf16 rounded_first = to_bf16(first), rounded_second = to_bf16(second);
+        const long long at = (long long)t * 4 * width + to;
+        features[at] = rounded_first;
+        features[at + 8] = rounded_second;
+        if (rests) {
+            rests[at] = rest_of(first, rounded_first);
+            rests[at + 8] = rest_of(second, rounded_second);
+        }
     }
 }
 
-// The gradient of q and k, and of theta summed over a stripe, from that of the features.
+// The gradient of q and k from that of the features.
 extern "C" __global__ void __launch_bounds__(256) lrpe_backward(
     const bf16* __restrict__ projected, long long stride, const float* __restrict__ theta, const u32* __restrict__ positions,
-    const bf16* __restrict__ d_features, bf16* __restrict__ d_projected, long long d_stride, float* __restrict__ partial,
-    int tokens, int width, int head, int stripe
+    const bf16* __restrict__ d_features, bf16* __restrict__ d_projected, long long d_stride, int tokens, int width, int stripe
 ) {
     const int c = blockIdx.x * 256 + threadIdx.x;
     if (c >= 2 * width) return;
-    const int e = c % width;
-    const float angle = theta[e];
-    const long long from = (long long)(c / head) * 2 * head + c % head;
+    const float angle = theta[c % width];
+    const long long from = place(c);
     const int end = min((int)(blockIdx.y + 1) * stripe, tokens);
-    float sum = 0.0f;
     for (int t = blockIdx.y * stripe; t < end; t++) {
-        const float x = to_float(projected[t * stride + c]), s = sigmoid(x), f = x * s;
+        const float x = to_float(projected[t * stride + c]), s = sigmoid(x);
         float sin, cos;
         turn(angle * (float)positions[t], sin, cos);
         const bf16* row = d_features + (long long)t * 4 * width + from;
-        const float d_cos = to_float(row[0]), d_sin = to_float(row[head]);
-        d_projected[t * d_stride + c] = to_bf16((d_cos * cos + d_sin * sin) * s * (1.0f + x * (1.0f - s)));
-        sum += (float)positions[t] * f * (d_sin * cos - d_cos * sin);
+        d_projected[t * d_stride + c] = to_bf16((to_float(row[0]) * cos + to_float(row[8]) * sin) * s * (1.0f + x * (1.0f - s)));
     }
-    partial[(long long)blockIdx.y * 2 * width + c] = sum;
 }
 
-// The stripes of q and of k in order, added to what is there or in its place.
+// The sums that lightning.cu made for theta, [rows, E], in order, added to what is there or in its place. In float64:
+// those of queries and of keys are large and cancel.
 extern "C" __global__ void __launch_bounds__(256) lrpe_theta(
-    const float* __restrict__ partial, float* __restrict__ d_theta, int stripes, int width, u32 accumulate
+    const double* __restrict__ sums, float* __restrict__ d_theta, int rows, int width, u32 accumulate
 ) {
     const int e = blockIdx.x * 256 + threadIdx.x;
     if (e >= width) return;
-    float sum = accumulate ? d_theta[e] : 0.0f;
-    for (int s = 0; s < stripes; s++) sum += partial[(long long)s * 2 * width + e] + partial[((long long)s * 2 + 1) * width + e];
-    d_theta[e] = sum;
+    double sum = 0.0;
+    for (int row = 0; row < rows; row++) sum += sums[(long long)row * width + e];
+    d_theta[e] = (float)(accumulate ? d_theta[e] + sum : sum);
 }

@@ -1,7 +1,8 @@
 // One token of every row of Lightning Attention in its recurrent form:
 //     S = exp(-rate) S + k v^T,  o = q S
 // with SiLU, and LRPE where there are angles, on the way in. S is [B, H, K, V] in float32; K is HEAD, or 2 HEAD with angles.
-// q, k, v are columns 0, E, 2E of rows `stride` apart, head after head of HEAD values.
+// q, k, v are columns 0, E, 2E of rows `stride` apart, head after head of HEAD values, a multiple of 8. With angles the
+// rows of the state are in the order of lrpe.cu: eight cosines, their eight sines, and so on.
 //
 // A block has 32 columns of the state of one head and 8 groups of its rows; every value is read and written once.
 #include "common.cuh"
@@ -31,10 +32,11 @@ extern "C" __global__ void __launch_bounds__(32 * GROUPS) recurrent_step(
 #if ROTATED
         float sin, cos;
         sincosf(theta[head * HEAD + c] * (float)positions[row], &sin, &cos);
-        q[c] = to_float(to_bf16(fq * cos));
-        q[HEAD + c] = to_float(to_bf16(fq * sin));
-        k[c] = to_float(to_bf16(fk * cos));
-        k[HEAD + c] = to_float(to_bf16(fk * sin));
+        const u32 at = 2 * (c / 8 * 8) + c % 8;
+        q[at] = to_float(to_bf16(fq * cos));
+        q[at + 8] = to_float(to_bf16(fq * sin));
+        k[at] = to_float(to_bf16(fk * cos));
+        k[at + 8] = to_float(to_bf16(fk * sin));
 #else
         q[c] = to_float(to_bf16(fq));
         k[c] = to_float(to_bf16(fk));

@@ -69,19 +69,28 @@ pub fn kernels() -> Vec<Kernel> {
     ]
 }
 
-/// The forms of `lightning.cu` that training takes on an architecture, and one with every mask.
+/// The forms of `lightning.cu` that training takes on an architecture, one with every mask, one in float16, and those that
+/// take the gradient of LRPE's angles.
 pub fn attention_kernels(architecture: Architecture) -> Vec<Kernel> {
     let hopper = architecture == Architecture::new(9, 0);
-    let form = |silu: bool, documents: bool, states_only: bool| {
-        Kernel::new(&attention::lightning::SOURCE, "lightning_backward")
+    let form = |entry, documents: bool, states_only: bool| {
+        Kernel::new(&attention::lightning::SOURCE, entry)
             .define("HOPPER", hopper)
             .define("NW", if hopper { 2 } else { 1 })
             .define("STAGES", if hopper { 3 } else { 2 })
-            .define("SILU", silu)
             .define("DOCS", documents)
             .define("STATE_ONLY", states_only)
     };
-    vec![form(false, false, false), form(true, true, false), form(true, true, true)]
+    let plain = |documents, states_only| form("lightning_backward", documents, states_only);
+    let theta = |states_only| form("lightning_backward_theta", true, states_only).define("THETA", true);
+    vec![
+        plain(false, false),
+        plain(true, false).define("SILU", true),
+        plain(true, true).define("SILU", true),
+        plain(true, false).define("HALF", true),
+        theta(false),
+        theta(true),
+    ]
 }
 
 #[cfg(test)]

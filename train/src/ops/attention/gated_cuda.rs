@@ -5,13 +5,13 @@
 //! the columns of its gradient. In the few layers with LRPE the features q̂, k̂ `[B, H, T, 2K]` are
 //! made by a kernel of their own, which takes SiLU along.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 
-use super::lightning::{self, Attention, Heads, States};
+use super::lightning::{self, Attention, Heads, Rotated, States};
 use crate::cuda::{self, Grid, Kernel, Source, Work};
 use crate::ops::operation::{self, Operation};
 use crate::ops::sequences::Sequences;
@@ -53,6 +53,36 @@ pub(crate) fn upload_decay(decay: &[f64], device: &CubeDevice) -> CubeTensor {
     cuda::upload_floats(device, &rates)
 }
 
+/// What was made of shared values, as long as someone has these: on the tape all layers and both passes of a batch ask for
+/// its documents, and every step for the decays. `D` is the device it is on.
+struct Kept<K: ?Sized, D, V> {
+    entries: Mutex<Vec<(Weak<K>, D, V)>>,
+}
+
+impl<K: ?Sized, D: Clone + PartialEq, V: Clone> Kept<K, D, V> {
+    const fn new() -> Self {
+        Self { entries: Mutex::new(Vec::new()) }
+    }
+
+    /// What `make` made of `key` for `device`, now or before.
+    fn get(&self, key: &Arc<K>, device: &D, make: impl FnOnce() -> V) -> V {
+        // What a panic elsewhere left is as good as before: every entry is whole.
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        // An address is not given to another value before its entry goes: the entry keeps the allocation.
+        entries.retain(|(held, ..)| held.strong_count() > 0);
+        let same = |held: &Weak<K>| std::ptr::addr_eq(held.as_ptr(), Arc::as_ptr(key));
+        if let Some((.., value)) = entries.iter().find(|(held, on, _)| same(held) && on == device) {
+            return value.clone();
+        }
+        let value = make();
+        entries.push((Arc::downgrade(key), device.clone(), value.clone()));
+        value
+    }
+}
+
+static DOCUMENTS: Kept<Sequences, CubeDevice, Documents> = Kept::new();
+static DECAYS: Kept<[f64], CubeDevice, CubeTensor> = Kept::new();
+
 /// One layer's token mixer between its projections.
 #[derive(Clone, Debug)]
 pub(crate) struct Mixer {
@@ -63,9 +93,13 @@ pub(crate) struct Mixer {
 }
 
 impl Mixer {
-    pub(crate) fn new(decay: &[f64], documents: Documents) -> Self {
-        let device = &documents.positions.device;
-        Self { decay: upload_decay(decay, device), heads: decay.len(), documents }
+    /// Of values that are uploaded at their first use.
+    fn kept(decay: &Arc<[f64]>, sequences: &Arc<Sequences>, device: &CubeDevice) -> Self {
+        Self {
+            decay: DECAYS.get(decay, device, || upload_decay(decay, device)),
+            heads: decay.len(),
+            documents: DOCUMENTS.get(sequences, device, || Documents::new(sequences, device)),
+        }
     }
 
     fn attention(&self, silu: bool) -> Attention<'_> {
@@ -87,7 +121,8 @@ impl Mixer {
     }
 
     /// The attention's output `[B·T, E]`, before norm and gate; `theta: [H, K]` in float32. It begins with `state`
-    /// `[B, H, K, V]` in float32 (2K with θ, zero without one) and writes that after the last token into `after`.
+    /// `[B, H, K, V]` in float32 (2K with θ, in the order of `lrpe.cu`, zero without one) and writes that after the last token
+    /// into `after`.
     pub(crate) fn attend(
         &self,
         projected: &CubeTensor,
@@ -105,7 +140,7 @@ impl Mixer {
                 lightning::forward(&self.attention(true), [&q, &k, &v], &to, state, after);
             }
             Some(theta) => {
-                let features = self.features(projected, theta);
+                let features = self.features(projected, theta, None);
                 let [q, k] = self.rotated(&features);
                 lightning::forward(&self.attention(false), [&q, &k, &v], &to, state, after);
             }
@@ -142,16 +177,23 @@ impl Mixer {
             lightning::backward(&self.attention(true), [&q, &k, &v], &d_o, [&d_q, &d_k, &d_v], states);
             return d_projected;
         };
-        let features = self.features(projected, theta);
+        let rests = cuda::empty(o, [tokens, 4 * width], DType::BF16);
+        let features = self.features(projected, theta, Some(&rests));
         let d_features = cuda::empty_like(&features);
-        let ([q, k], [d_q, d_k]) = (self.rotated(&features), self.rotated(&d_features));
-        lightning::backward(&self.attention(false), [&q, &k, &v], &d_o, [&d_q, &d_k, &d_v], States::default());
-        self.rotate_back(projected, (theta, d_theta), &d_features, &d_projected);
+        let [q, k] = self.rotated(&features);
+        let [q_rest, k_rest] = self.rotated(&rests);
+        let [d_q, d_k] = self.rotated(&d_features);
+        let positions = &self.documents.positions;
+        let rotated = Rotated { features: [&q, &k], rests: [&q_rest, &k_rest], positions };
+        let attention = self.attention(false);
+        let sums = lightning::backward_rotated(&attention, rotated, &v, &d_o, [&d_q, &d_k, &d_v]);
+        self.rotate_back(projected, theta, &d_features, &d_projected);
+        add_theta(&sums, d_theta);
         d_projected
     }
 
-    /// SiLU and LRPE of q and k: `[B·T, 2, H, 2K]`.
-    fn features(&self, projected: &CubeTensor, theta: &CubeTensor) -> CubeTensor {
+    /// SiLU and LRPE of q and k: `[B·T, 2, H, 2K]`. What rounding takes from them goes into `rests` of the same shape.
+    fn features(&self, projected: &CubeTensor, theta: &CubeTensor, rests: Option<&CubeTensor>) -> CubeTensor {
         let ([tokens, width], stride) = cuda::rows(projected);
         let width = width / 4;
         let features = cuda::empty(projected, [tokens, 4 * width], DType::BF16);
@@ -162,28 +204,26 @@ impl Mixer {
             cuda::read(theta),
             cuda::read(&self.documents.positions),
             cuda::write(&features),
+            rests.map_or_else(cuda::absent, cuda::write),
         ];
-        let numbers = [tokens, width, width / self.heads, STRIPE].map(|n| cuda::i32(n as i32));
+        let numbers = [tokens, width, STRIPE].map(|n| cuda::i32(n as i32));
         let arguments: Vec<_> = arguments.into_iter().chain(numbers).collect();
         work.launch(&Kernel::new(&LRPE, "lrpe_forward"), stripes(tokens, width), &arguments);
         work.submit();
         features
     }
 
-    /// Writes the gradients of q and k, and adds that of θ to its sum, from that of the features.
+    /// Writes the gradients of q and k from that of the features.
     fn rotate_back(
         &self,
         projected: &CubeTensor,
-        (theta, d_theta): (&CubeTensor, &GradientSum),
+        theta: &CubeTensor,
         d_features: &CubeTensor,
         d_projected: &CubeTensor,
     ) {
         let ([tokens, width], stride) = cuda::rows(projected);
         let (_, d_stride) = cuda::rows(d_projected);
         let width = width / 4;
-        let count = tokens.div_ceil(STRIPE);
-        let partial = cuda::empty(projected, [count, 2 * width], DType::F32);
-        let (d_theta, accumulate) = d_theta.next();
         let mut work = Work::near(projected);
         let arguments = [
             cuda::view(projected),
@@ -193,21 +233,28 @@ impl Mixer {
             cuda::read(d_features),
             cuda::write(d_projected),
             cuda::i64(d_stride as i64),
-            cuda::write(&partial),
         ];
-        let numbers = [tokens, width, width / self.heads, STRIPE].map(|n| cuda::i32(n as i32));
+        let numbers = [tokens, width, STRIPE].map(|n| cuda::i32(n as i32));
         let arguments: Vec<_> = arguments.into_iter().chain(numbers).collect();
         work.launch(&Kernel::new(&LRPE, "lrpe_backward"), stripes(tokens, width), &arguments);
-        let arguments = [
-            cuda::read(&partial),
-            cuda::update(d_theta),
-            cuda::i32(count as i32),
-            cuda::i32(width as i32),
-            cuda::u32(u32::from(accumulate)),
-        ];
-        work.launch(&Kernel::new(&LRPE, "lrpe_theta"), Grid::new(width.div_ceil(256) as u32, 256), &arguments);
         work.submit();
     }
+}
+
+/// Adds up the sums `[rows, E]` of the attention's backward, and adds the gradient of θ to its own sum.
+fn add_theta(sums: &CubeTensor, d_theta: &GradientSum) {
+    let ([rows, width], _) = cuda::rows(sums);
+    let (d_theta, accumulate) = d_theta.next();
+    let mut work = Work::near(sums);
+    let arguments = [
+        cuda::read(sums),
+        cuda::update(d_theta),
+        cuda::i32(rows as i32),
+        cuda::i32(width as i32),
+        cuda::u32(u32::from(accumulate)),
+    ];
+    work.launch(&Kernel::new(&LRPE, "lrpe_theta"), Grid::new(width.div_ceil(256) as u32, 256), &arguments);
+    work.submit();
 }
 
 /// A thread for every channel of q and k, a block for every stripe of tokens.
@@ -237,7 +284,7 @@ struct Gated {
 
 impl Gated {
     fn mixer(&self, near: &CubeTensor) -> Mixer {
-        Mixer::new(&self.decay, Documents::new(&self.sequences, &near.device))
+        Mixer::kept(&self.decay, &self.sequences, &near.device)
     }
 
     fn run(&self, projected: CubeTensor, theta: Option<CubeTensor>) -> (CubeTensor, Vec<CubeTensor>) {
@@ -285,5 +332,35 @@ impl Operation<CubeBackend, 2> for Gated {
         let (d_projected, d_theta) = self.gradients(&saved, dy);
         let dtype = saved[3].dtype;
         [Some(d_projected), d_theta.map(|d_theta| cuda::of(cuda::to_tensor::<2>(d_theta).cast(dtype)))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_use_is_made_once_for_every_device() {
+        let kept: Kept<[f64], usize, f64> = Kept::new();
+        let made = std::cell::Cell::new(0);
+        let sum = |values: &Arc<[f64]>, device: usize| {
+            kept.get(values, &device, || {
+                made.set(made.get() + 1);
+                values.iter().sum::<f64>() + device as f64
+            })
+        };
+        let (first, second): (Arc<[f64]>, Arc<[f64]>) = (vec![1.0, 2.0].into(), vec![1.0, 2.0].into());
+        assert_eq!([sum(&first, 0), sum(&first.clone(), 0), sum(&first, 10)], [3.0, 3.0, 13.0]);
+        assert_eq!(made.get(), 2);
+        assert_eq!(sum(&second, 0), 3.0);
+        assert_eq!(made.get(), 3);
+        // Values that are gone are forgotten, also where others come to lie in their place.
+        drop(first);
+        for n in 0..10 {
+            let other: Arc<[f64]> = vec![f64::from(n), 2.0].into();
+            assert_eq!(sum(&other, 0), f64::from(n) + 2.0);
+        }
+        sum(&second, 0);
+        assert_eq!((made.get(), kept.entries.lock().unwrap().len()), (13, 1));
     }
 }

@@ -1,5 +1,5 @@
-//! Lightning Attention on CUDA: how `lightning.cu` (bf16, tensor cores) and `lightning_any.cu`
-//! (float32 arithmetic, any type, width and place) are launched.
+//! Lightning Attention on CUDA: how `lightning.cu` (bf16 and float16, tensor cores) and
+//! `lightning_any.cu` (float32 arithmetic, any type, width and place) are launched.
 //!
 //! Both read and write tensors where they are, as [`Heads`]: columns of a projection or tensors of
 //! their own. Which kernel runs depends on types, widths and addresses alone, so equal calls give
@@ -9,6 +9,7 @@ use burn::tensor::DType;
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::Error;
 use crate::cuda::{self, Argument, Grid, Kernel, Source, Swizzle, Tiles, Work};
 
 pub(crate) static SOURCE: Source = Source { name: "lightning.cu", text: include_str!("../../kernels/lightning.cu") };
@@ -86,10 +87,10 @@ impl Heads {
         }
     }
 
-    /// Whether tiles can be copied in bulk: bf16, everything at multiples of 16 bytes.
+    /// Whether tiles can be copied in bulk: 16-bit numbers, everything at multiples of 16 bytes.
     fn has_tiles(&self) -> bool {
         let wide = |values: &usize| values.is_multiple_of(8);
-        self.buffer.dtype == DType::BF16
+        matches!(self.buffer.dtype, DType::BF16 | DType::F16)
             && cuda::aligned_to(&self.buffer, 16)
             && wide(&self.width())
             && self.strides.iter().all(wide)
@@ -118,11 +119,34 @@ fn plan_width(width: usize) -> bool {
     width.div_ceil(TILE) <= 4
 }
 
+/// Whether the kernels take heads like `q` and `v` forward and backward: `lightning_any.cu` holds the state of 32 columns
+/// in the shared memory of one block.
+///
+/// # Errors
+/// [`Error::Input`] with the width, what it needs and the widest that fits the GPU at hand.
+pub fn check_widths(q: &Heads, v: &Heads) -> Result<(), Error> {
+    fits(q.width().max(v.width()), cuda::facts_of(&q.buffer).shared_per_block as usize)
+}
+
+/// Whether `width` values of x and y fit a block that may have `room` bytes of shared memory.
+fn fits(width: usize, room: usize) -> Result<(), Error> {
+    let needed = AnyPlan::shared(width);
+    if needed <= room {
+        return Ok(());
+    }
+    let widest = (1..width).rev().find(|&width| AnyPlan::shared(width) <= room).unwrap_or(0);
+    Err(Error::Input(format!(
+        "attention with heads of {width} values: the state of {ANY_COLUMNS} columns and a chunk take {needed} bytes of \
+         shared memory, a block of this GPU has {room}; heads of at most {widest} values fit, so take more heads"
+    )))
+}
+
 /// `o_t = Σ_{s≤t} exp(-λ(t-s)) (q_t·k_s) v_s` from the state `[B, H, K, V]` on, in float32 (zero
 /// without one). Writes `o`, and the state after the last token where it is asked for.
 ///
 /// # Panics
-/// When shapes do not fit each other, or `silu` is asked of a case that [`fuses_silu`] refuses.
+/// When shapes do not fit each other, `silu` is asked of a case that [`fuses_silu`] refuses, or heads are too wide
+/// ([`check_widths`]).
 pub fn forward(
     attention: &Attention<'_>,
     [q, k, v]: [&Heads; 3],
@@ -187,7 +211,7 @@ pub fn backward(
     let [_, heads, tokens, key] = q.dims;
     let value = v.width();
     let all = [q, k, v, d_o, d_q, d_k, d_v];
-    let on_tiles = tokens >= SHORTEST && plan_width(key) && all.iter().all(|tensor| tensor.has_tiles());
+    let on_tiles = has_tiles_back(&all);
     assert!(on_tiles || !attention.silu, "SiLU rides in lightning.cu alone");
     let mut work = Work::near(&d_o.buffer);
     // Walks 0 dv, 1 dk, 2 dq; dv has states [V, K], the others [K, V].
@@ -229,6 +253,79 @@ pub fn backward(
     work.submit();
 }
 
+/// Whether a backward of these goes to `lightning.cu`: queries and keys first, their width that of states, then values.
+fn has_tiles_back(all: &[&Heads]) -> bool {
+    all[0].dims[2] >= SHORTEST && all.iter().all(|tensor| plan_width(tensor.width()) && tensor.has_tiles())
+}
+
+/// Features of LRPE as `lrpe.cu` makes them, in bf16: the rounded ones and what they lack.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotated<'a> {
+    /// q̂ and k̂: `[B, H, T, 2K]`.
+    pub features: [&'a Heads; 2],
+    /// The same of what rounding left.
+    pub rests: [&'a Heads; 2],
+    /// Position of every token in its document: `[B · T]`.
+    pub positions: &'a CubeTensor,
+}
+
+/// [`backward`] of features of LRPE, from zero on. Gives the sums that make the gradient of θ, `[rows, H · K]` in float64:
+/// it is the sum over the rows. They are taken before dq̂ and dk̂ are rounded, and queries and keys round alike what
+/// would be multiplied with positions otherwise (`lightning.cu` says why).
+///
+/// # Panics
+/// As [`backward`], and for rows of fewer than 64 tokens, heads of more than 128 channels and other types than bf16.
+pub fn backward_rotated(
+    attention: &Attention<'_>,
+    rotated: Rotated<'_>,
+    v: &Heads,
+    d_o: &Heads,
+    [d_q, d_k, d_v]: [&Heads; 3],
+) -> CubeTensor {
+    let ([q, k], [q_rest, k_rest]) = (rotated.features, rotated.rests);
+    check(q, k, v, d_o);
+    check(q_rest, k_rest, v, d_o);
+    check(d_q, d_k, d_v, d_o);
+    let [rows, heads, tokens, key] = q.dims;
+    let value = v.width();
+    let read = [q, k, v, q_rest, k_rest, d_o];
+    let tiled = has_tiles_back(&read) && has_tiles_back(&[d_q, d_k, d_v]) && q.buffer.dtype == DType::BF16;
+    assert!(
+        tiled && key.is_multiple_of(16) && !attention.silu,
+        "no features of LRPE: {:?} {:?}",
+        q.dims,
+        q.buffer.dtype
+    );
+    let mut work = Work::near(&d_o.buffer);
+    let widths = || [key, value].map(|n| cuda::i32(n as i32));
+
+    let plan = Plan::new(d_v, key, value, 1);
+    let segments = plan.segments_buffer(d_o);
+    let mut arguments: Vec<Argument<'_>> = [q, k, v, d_o].map(|t| cuda::tiles(&t.buffer, t.tiles())).into();
+    arguments.extend([d_q, d_k, d_v].map(|t| cuda::tiles_out(&t.buffer, t.tiles())));
+    arguments.extend([cuda::read(attention.decay), attention.positions.map_or_else(cuda::absent, cuda::read)]);
+    arguments.push(segments.as_ref().map_or_else(cuda::absent, cuda::update));
+    arguments.extend([cuda::absent(), cuda::absent(), cuda::absent()]);
+    arguments.extend(widths());
+    arguments.extend(plan.numbers(tokens, heads));
+    arguments.extend([0, 1].map(cuda::i32));
+    plan.launch(&mut work, "lightning_backward", attention, &arguments);
+
+    let plan = Plan { theta: true, ..Plan::new(d_q, value, key, 2) };
+    let segments = plan.segments_buffer(d_o);
+    let sums = cuda::empty(&d_o.buffer, [2 * plan.segment[1] * rows, heads * key / 2], DType::F64);
+    let mut arguments: Vec<Argument<'_>> = read.map(|t| cuda::tiles(&t.buffer, t.tiles())).into();
+    arguments.extend([d_q, d_k].map(|t| cuda::tiles_out(&t.buffer, t.tiles())));
+    arguments.extend([cuda::read(attention.decay), cuda::read(rotated.positions)]);
+    arguments.push(segments.as_ref().map_or_else(cuda::absent, cuda::update));
+    arguments.push(cuda::write(&sums));
+    arguments.extend(widths());
+    arguments.extend(plan.numbers(tokens, heads));
+    plan.launch(&mut work, "lightning_backward_theta", attention, &arguments);
+    work.submit();
+    sums
+}
+
 #[track_caller]
 fn check(q: &Heads, k: &Heads, v: &Heads, o: &Heads) {
     assert!(q.dims == k.dims && v.dims == o.dims, "{:?} {:?} {:?} {:?}", q.dims, k.dims, v.dims, o.dims);
@@ -251,6 +348,10 @@ struct Plan {
     /// Chunks of a segment, and segments.
     segment: [usize; 2],
     hopper: bool,
+    /// Values are float16, not bf16.
+    half: bool,
+    /// The sums for θ are taken, from features in two parts.
+    theta: bool,
 }
 
 impl Plan {
@@ -258,7 +359,9 @@ impl Plan {
     fn new(out: &Heads, x: usize, z: usize, walks: usize) -> Self {
         let facts = cuda::facts_of(&out.buffer);
         let [rows, heads, tokens, _] = out.dims;
-        Self::of([rows * heads, tokens.div_ceil(TILE), x, z], walks, facts.multiprocessors as usize, facts.is_hopper())
+        let half = out.buffer.dtype == DType::F16;
+        let sizes = [rows * heads, tokens.div_ceil(TILE), x, z];
+        Self { half, ..Self::of(sizes, walks, facts.multiprocessors as usize, facts.is_hopper()) }
     }
 
     fn of([sequences, chunks, x, z]: [usize; 4], walks: usize, processors: usize, hopper: bool) -> Self {
@@ -284,7 +387,8 @@ impl Plan {
         let segments =
             (1..=chunks.min(64).min(most.max(1))).min_by_key(|&segments| (cost(segments), segments)).unwrap_or(1);
         let length = chunks.div_ceil(segments).max(1);
-        Self { x_tiles, groups, z_groups, blocks, segment: [length, chunks.div_ceil(length).max(1)], hopper }
+        let segment = [length, chunks.div_ceil(length).max(1)];
+        Self { x_tiles, groups, z_groups, blocks, segment, hopper, half: false, theta: false }
     }
 
     fn is_cut(&self) -> bool {
@@ -303,29 +407,34 @@ impl Plan {
     }
 
     /// Stages of tiles in shared memory, and all bytes of it.
-    fn shared(&self, states_only: bool, masked: bool) -> (usize, usize) {
+    fn shared(&self, states_only: bool) -> (usize, usize) {
         let inputs = if states_only { self.x_tiles } else { 2 * self.x_tiles };
-        let stage = (inputs + self.groups) * BOX;
-        let fixed = self.groups * 2 * BOX + 4 * (128 + self.groups * if masked { 272 } else { 128 });
+        let parts = if self.theta { 2 } else { 1 };
+        let stage = (inputs + self.groups * parts) * BOX;
+        let table = if self.half { 192 } else { 128 };
+        // What the tokens of at most four stages weigh in the gradient of θ.
+        let weights = if self.theta { 4 * 4 * TILE } else { 0 };
+        let fixed = self.groups * (1 + parts) * BOX + 4 * (128 + self.groups * table) + weights;
         let stages = match (self.hopper, states_only) {
             (true, false) => ((227 * 1024 - fixed - 256) / stage).clamp(1, 4),
             (true, true) => ((100 * 1024) / stage).clamp(2, 6),
             // As much as the smallest of the older GPUs allow.
             (false, _) => ((99 * 1024 - fixed - 256) / stage).clamp(1, 2),
         };
-        (stages, stages * stage + fixed + 8 * (3 * stages + self.groups))
+        (stages, stages * stage + fixed + 8 * (4 * stages + self.groups))
     }
 
     fn kernel(&self, entry: &'static str, attention: &Attention<'_>, states_only: bool) -> (Kernel, Grid) {
-        let masked = attention.positions.is_some();
-        let (stages, shared) = self.shared(states_only, masked);
+        let (stages, shared) = self.shared(states_only);
         let kernel = Kernel::new(&SOURCE, entry)
             .define("HOPPER", self.hopper)
             .define("XB", self.x_tiles as i64)
             .define("NW", self.groups as i64)
             .define("STAGES", stages as i64)
-            .define("DOCS", masked)
+            .define("HALF", self.half)
+            .define("DOCS", attention.positions.is_some())
             .define("SILU", attention.silu)
+            .define("THETA", self.theta)
             .define("STATE_ONLY", states_only);
         let grid = Grid::new(self.blocks as u32, (self.groups * 128 + 128) as u32)
             .blocks([self.blocks as u32, self.segment[1] as u32, 1])
@@ -358,13 +467,21 @@ impl AnyPlan {
             DType::BF16 => 2,
             other => panic!("attention of {other:?}"),
         };
+        let shared = Self::shared(x);
+        if let Err(error) = fits(x, cuda::facts_of(&out.buffer).shared_per_block as usize) {
+            panic!("{error}");
+        }
+        let (x, groups) = (x.next_multiple_of(4), z.div_ceil(ANY_COLUMNS));
+        let [rows, heads, ..] = out.dims;
+        let grid = Grid::new((rows * heads * groups * walks) as u32, 256).shared(shared as u32);
+        Self { element, x, groups, grid }
+    }
+
+    /// Bytes of shared memory of a block for x and y of this width.
+    fn shared(x: usize) -> usize {
         let x = x.next_multiple_of(4);
         let chunk = if x > 128 { 16 } else { 32 };
-        let groups = z.div_ceil(ANY_COLUMNS);
-        let values = x * ANY_COLUMNS + 2 * chunk * (x + 4) + chunk * ANY_COLUMNS + chunk * (chunk + 1) + 3 * chunk;
-        let [rows, heads, ..] = out.dims;
-        let grid = Grid::new((rows * heads * groups * walks) as u32, 256).shared(4 * values as u32);
-        Self { element, x, groups, grid }
+        4 * (x * ANY_COLUMNS + 2 * chunk * (x + 4) + chunk * ANY_COLUMNS + chunk * (chunk + 1) + 3 * chunk)
     }
 
     fn kernel(&self, entry: &'static str) -> Kernel {
