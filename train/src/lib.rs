@@ -23,6 +23,7 @@ mod locate;
 pub mod model;
 pub mod ops;
 pub mod optimizer;
+pub mod parallel;
 pub mod parameters;
 pub mod published;
 pub mod rng;

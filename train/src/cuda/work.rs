@@ -16,6 +16,7 @@ use cudarc::driver::result as cu;
 use cudarc::driver::sys;
 
 use super::argument::{Access, Kind};
+use super::communicator::{self, Ticket};
 use super::product::{self, Product};
 use super::{Argument, Error, Grid, Kernel, Swizzle, Tiles, architecture, buffer, profile};
 
@@ -70,6 +71,8 @@ enum Step {
     Product { call: product::Call, slots: [Slot; 4] },
     Zero { slot: Slot, bytes: usize },
     Copy { from: Slot, to: Slot, bytes: usize },
+    Collective { call: communicator::Call, from: Slot, to: Slot },
+    Wait { ticket: Ticket },
 }
 
 enum Value {
@@ -183,6 +186,18 @@ impl Work {
         self.steps.push(Step::Copy { from, to, bytes });
     }
 
+    /// Adds a collective, which goes on beside what comes later.
+    pub(super) fn collective(&mut self, call: communicator::Call, from: &CubeTensor, to: &CubeTensor) {
+        let from = self.slot(from, Access::Read);
+        let to = self.slot(to, Access::Write);
+        self.steps.push(Step::Collective { call, from, to });
+    }
+
+    /// Lets what comes later wait for a collective.
+    pub(super) fn wait(&mut self, ticket: &Ticket) {
+        self.steps.push(Step::Wait { ticket: ticket.clone() });
+    }
+
     /// Takes over what another piece of work has gathered, behind its own.
     fn append(&mut self, other: Self) {
         let offset = self.buffers.len();
@@ -246,6 +261,14 @@ impl Work {
             }
             Ok(())
         });
+        // The last to land of those that use this memory keeps it.
+        let last = steps.iter().rev().find_map(|step| match step {
+            Step::Collective { call, .. } => Some(&call.ticket),
+            _ => None,
+        });
+        if let Some(ticket) = last {
+            ticket.hold(Box::new(resources));
+        }
         done.into_result()
     }
 }
@@ -264,10 +287,11 @@ impl Step {
             }
             Self::Product { slots, .. } => slots.iter_mut().for_each(|slot| *slot += offset),
             Self::Zero { slot, .. } => *slot += offset,
-            Self::Copy { from, to, .. } => {
+            Self::Copy { from, to, .. } | Self::Collective { from, to, .. } => {
                 *from += offset;
                 *to += offset;
             }
+            Self::Wait { .. } => {}
         }
         self
     }
@@ -278,6 +302,8 @@ impl Step {
             Self::Product { call, .. } => call.name(),
             Self::Zero { .. } => "zero".to_owned(),
             Self::Copy { .. } => "copy".to_owned(),
+            Self::Collective { call, .. } => call.name(),
+            Self::Wait { .. } => "wait for a collective".to_owned(),
         }
     }
 
@@ -288,7 +314,15 @@ impl Step {
         pointers: &[sys::CUdeviceptr],
         phase: Option<&'static str>,
     ) -> Result<(), Error> {
-        let Some(phase) = phase else { return self.run(device, stream, pointers) };
+        let phase = match (self, phase) {
+            (_, None) => return self.run(device, stream, pointers),
+            // On a stream of its own, where it takes its times.
+            (Self::Collective { call, from, to }, Some(_)) => {
+                return call.run(stream, pointers[*from], pointers[*to], true);
+            }
+            (Self::Wait { .. }, Some(_)) => communicator::EXPOSED,
+            (_, Some(phase)) => phase,
+        };
         let begin = profile::mark(stream)?;
         self.run(device, stream, pointers)?;
         profile::keep(self.name(), phase, begin, profile::mark(stream)?);
@@ -339,6 +373,8 @@ impl Step {
                 unsafe { cu::memcpy_dtod_async(pointers[*to], pointers[*from], *bytes, stream) }
                     .map_err(|error| Error::call("copy", error))
             }
+            Self::Collective { call, from, to } => call.run(stream, pointers[*from], pointers[*to], false),
+            Self::Wait { ticket } => ticket.land(stream),
         }
     }
 }

@@ -1,0 +1,118 @@
+//! Training with several processes, the ranks: what they say to each other, and who holds what.
+//!
+//! [`Partition`] cuts the parameters into buckets and pieces, [`Collective`] is how ranks add and gather values,
+//! [`Alone`] that of one rank and [`Mesh`] that of ranks connected through TCP. docs/scaling.md has the whole of it.
+
+pub mod launch;
+mod mesh;
+mod partition;
+mod sum;
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+
+pub use launch::Launch;
+pub use mesh::Mesh;
+pub use partition::{Bucket, CHUNK, Partition};
+pub use sum::Tree;
+
+use crate::Error;
+
+/// Values that are on their way; calling it waits for them.
+pub type Pending = Box<dyn FnOnce() -> Result<Vec<f32>, Error> + Send>;
+
+/// What ranks do together, on float32 values and bytes in the memory of the host.
+///
+/// Every rank has to call the same methods in the same order. Methods that give a [`Pending`] put their part on its way
+/// and return: several may be under way, and be waited for in any order. All fail with [`Error::Rank`], which names the
+/// rank, when one has died, hangs or has left.
+pub trait Collective: Debug + Send + Sync {
+    /// Number of this rank.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks.
+    fn world(&self) -> usize;
+
+    /// Adds up `values` of all ranks, as a [`Tree`] over them, and gives this rank the piece `pieces[rank]` of the sum.
+    /// Pieces follow each other and together are all of `values`.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn reduce_scatter(&self, values: Vec<f32>, pieces: &[Range<usize>]) -> Result<Pending, Error>;
+
+    /// Puts together the pieces of all ranks, of which this one has `own`.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn all_gather(&self, own: &[f32], pieces: &[Range<usize>]) -> Result<Pending, Error>;
+
+    /// Gives every rank the bytes of each, by rank. Few bytes: settings, counts, results.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn exchange(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error>;
+
+    /// The sum of `values` of all ranks: [`Collective::reduce_scatter`], then [`Collective::all_gather`].
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn all_reduce(&self, values: Vec<f32>, pieces: &[Range<usize>]) -> Result<Vec<f32>, Error> {
+        let own = self.reduce_scatter(values, pieces)?()?;
+        self.all_gather(&own, pieces)?()
+    }
+
+    /// Returns when every rank has come here.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn barrier(&self) -> Result<(), Error> {
+        self.exchange(&[]).map(drop)
+    }
+
+    /// Says goodbye: with a cause, all other ranks fail with it wherever they are waiting. Nothing may be called after.
+    fn leave(&self, cause: Option<&str>);
+
+    /// Bytes that this rank has sent to others, but for signs of life.
+    fn bytes_sent(&self) -> u64;
+}
+
+/// The collective of one rank.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alone;
+
+impl Alone {
+    /// As the collective of a run.
+    pub fn shared() -> Arc<dyn Collective> {
+        Arc::new(Self)
+    }
+}
+
+impl Collective for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world(&self) -> usize {
+        1
+    }
+
+    fn reduce_scatter(&self, values: Vec<f32>, _pieces: &[Range<usize>]) -> Result<Pending, Error> {
+        Ok(Box::new(move || Ok(values)))
+    }
+
+    fn all_gather(&self, own: &[f32], _pieces: &[Range<usize>]) -> Result<Pending, Error> {
+        let own = own.to_vec();
+        Ok(Box::new(move || Ok(own)))
+    }
+
+    fn exchange(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        Ok(vec![own.to_vec()])
+    }
+
+    fn leave(&self, _cause: Option<&str>) {}
+
+    fn bytes_sent(&self) -> u64 {
+        0
+    }
+}
