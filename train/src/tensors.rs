@@ -37,12 +37,17 @@ impl View for Float32<'_> {
 }
 
 /// Little-endian bytes of `values`: a copy only on a big-endian machine.
-fn bytes(values: &[f32]) -> Cow<'_, [u8]> {
+pub(crate) fn bytes(values: &[f32]) -> Cow<'_, [u8]> {
     if cfg!(target_endian = "big") {
         return values.iter().flat_map(|value| value.to_le_bytes()).collect();
     }
     // SAFETY: every byte of a float32 is initialised and bytes have no alignment.
     Cow::Borrowed(unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) })
+}
+
+/// The values whose little-endian bytes these are; a rest of less than four bytes is left out.
+pub(crate) fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect()
 }
 
 /// Writes flat buffers laid out as `parameters` says, each with a prefix, as one tensor per
