@@ -7,7 +7,7 @@ use train::cuda::{self, Work};
 use train::device::cuda_devices;
 use train::engine::{self, Decoder, Engine, Snapshot};
 use train::generate::{ModelReader, Reader};
-use train::ops::adamw::{FlatAdamW, Settings};
+use train::ops::adamw::{FlatAdamW, Settings, zero_moments};
 use train::parameters::ParameterList;
 use train::rng::Rng;
 use train::{Batch, Model};
@@ -171,7 +171,7 @@ fn moments_in_bf16_keep_the_mean_of_those_in_float32() {
     let steps = 50;
     let run = || {
         let values = on_device(weight);
-        let state = FlatAdamW::new(values.clone(), FlatAdamW::zero_moments(&values, Moments::Bf16), &[], 0);
+        let state = FlatAdamW::new(values.clone(), zero_moments(&values, Moments::Bf16), &[], 0);
         let mut work = Work::near(&state.values);
         work.copy(&on_device(gradient), &state.gradient);
         work.submit();

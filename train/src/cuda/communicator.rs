@@ -77,8 +77,7 @@ const IN_PROGRESS: c_int = 7;
 /// `ncclSum`.
 const SUM: c_int = 0;
 
-type Reduction =
-    unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, sys::CUstream) -> c_int;
+type Reduction = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, sys::CUstream) -> c_int;
 type Gathering = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Handle, sys::CUstream) -> c_int;
 
 /// The functions of `libnccl` that are used.
@@ -329,8 +328,9 @@ impl Communicator {
         let stream = streams::create_with_priority(streams::StreamKind::NonBlocking, greatest).map_err(failed)?;
         let mut handle: Handle = std::ptr::null_mut();
         // SAFETY: what is written to lives, and the configuration is one that the library knows.
-        let code =
-            unsafe { (functions.init)(&mut handle, world as c_int, Id(*id), rank as c_int, &mut Config::non_blocking()) };
+        let code = unsafe {
+            (functions.init)(&mut handle, world as c_int, Id(*id), rank as c_int, &mut Config::non_blocking())
+        };
         if code != SUCCESS && code != IN_PROGRESS {
             return Err(functions.failure("init", code, handle));
         }
@@ -557,7 +557,8 @@ impl Call {
         let Done(ready) = point(compute)?;
         // SAFETY: an event that was recorded and is used no more.
         unsafe {
-            streams::wait_event(shared.stream, ready, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).map_err(failed)?;
+            streams::wait_event(shared.stream, ready, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
+                .map_err(failed)?;
             event::destroy(ready).map_err(failed)?;
         }
         let begin = if recorded { Some(profile::mark(shared.stream)?) } else { None };

@@ -1,4 +1,4 @@
-// AdamW over one flat buffer, with the global norm, clipping and the check for numbers on the device.
+// AdamW over flat buffers, with the global norm, clipping and the check for numbers on the device.
 #include "common.cuh"
 
 // Blocks of the sum of squares: fixed, so that the order of addition is.
@@ -14,8 +14,8 @@ __device__ __forceinline__ double block_sum(double sum) {
   return sum;
 }
 
-// partials[block] = the sum of squares of this block's share
-extern "C" __global__ void __launch_bounds__(THREADS) square_sums(const float* __restrict__ x, double* __restrict__ partials, u64 count) {
+// partials[block] = the sum of squares of this block's share, or that is added to what is there
+extern "C" __global__ void __launch_bounds__(THREADS) square_sums(const float* __restrict__ x, double* partials, u32 add, u64 count) {
   u64 packs = count / 4;
   float sums[4] = {};
   const float4* from = reinterpret_cast<const float4*>(x);
@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) square_sums(const float* _
     sum += (double)v * v;
   }
   sum = block_sum(sum);
-  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+  if (threadIdx.x == 0) partials[blockIdx.x] = add ? partials[blockIdx.x] + sum : sum;
 }
 
 // What the host may read of a step, and what `adamw` reads.
@@ -134,21 +134,21 @@ __device__ __forceinline__ void store(bf16* to, const float (&v)[4], const u32 (
 __device__ __forceinline__ void store(float* to, float value, u32) { *to = value; }
 __device__ __forceinline__ void store(bf16* to, float value, u32 n) { *to = (bf16)rounded(value, n & 0xffffu); }
 
-// Values between bounds 2i and 2i + 1 do not decay. `decay` is the learning rate times the weight decay. Moments are float or bf16.
+// The first value is number `origin` of all. Numbers between bounds 2i and 2i + 1 do not decay. `decay` is the learning rate times the weight decay. Moments are float or bf16.
 template <typename Moment>
 __device__ __forceinline__ void step_of_four(float* __restrict__ values, Moment* __restrict__ first, Moment* __restrict__ second,
                                              const float* __restrict__ gradient, bf16* __restrict__ working,
                                              const u32* __restrict__ control, const u64* __restrict__ bounds, u32 bound_count,
-                                             float beta1, float beta2, float epsilon, float decay, u64 count) {
+                                             float beta1, float beta2, float epsilon, float decay, u64 origin, u64 count) {
   const Control& step = *reinterpret_cast<const Control*>(control);
   if (!step.finite) return;
   const Factors f{step.clip, step.rate, step.root, beta1, beta2, epsilon};
   u64 begin = (blockIdx.x * 256ull + threadIdx.x) * 4;
   if (begin >= count) return;
   if (begin + 4 <= count) {
-    u32 below = bounds_below(bounds, bound_count, begin);
+    u32 below = bounds_below(bounds, bound_count, origin + begin);
     // The next bound decides whether the four differ.
-    bool uniform = below == bound_count || bounds[below] >= begin + 4;
+    bool uniform = below == bound_count || bounds[below] >= origin + begin + 4;
     float w[4], m[4], v[4], g[4];
     load(values + begin, w);
     load(first + begin, m);
@@ -157,9 +157,9 @@ __device__ __forceinline__ void step_of_four(float* __restrict__ values, Moment*
     u32 noises[4], shifted[4];
 #pragma unroll
     for (u32 i = 0; i < 4; i++) {
-      u32 inside = uniform ? below : bounds_below(bounds, bound_count, begin + i);
+      u32 inside = uniform ? below : bounds_below(bounds, bound_count, origin + begin + i);
       update(w[i], m[i], v[i], g[i], inside % 2 ? 1.0f : 1.0f - decay, f);
-      noises[i] = noise(begin + i, step.taken);
+      noises[i] = noise(origin + begin + i, step.taken);
       shifted[i] = noises[i] >> 16;
     }
     store(values + begin, w, noises);
@@ -169,9 +169,9 @@ __device__ __forceinline__ void step_of_four(float* __restrict__ values, Moment*
     return;
   }
   for (u64 at = begin; at < count; at++) {
-    float keep = bounds_below(bounds, bound_count, at) % 2 ? 1.0f : 1.0f - decay;
+    float keep = bounds_below(bounds, bound_count, origin + at) % 2 ? 1.0f : 1.0f - decay;
     float m = load(first + at), v = load(second + at);
-    u32 n = noise(at, step.taken);
+    u32 n = noise(origin + at, step.taken);
     update(values[at], m, v, gradient[at], keep, f);
     store(first + at, m, n);
     store(second + at, v, n >> 16);
@@ -182,20 +182,26 @@ __device__ __forceinline__ void step_of_four(float* __restrict__ values, Moment*
 extern "C" __global__ void __launch_bounds__(256) adamw(float* __restrict__ values, float* __restrict__ first, float* __restrict__ second,
                                              const float* __restrict__ gradient, bf16* __restrict__ working,
                                              const u32* __restrict__ control, const u64* __restrict__ bounds, u32 bound_count,
-                                             float beta1, float beta2, float epsilon, float decay, u64 count) {
-  step_of_four(values, first, second, gradient, working, control, bounds, bound_count, beta1, beta2, epsilon, decay, count);
+                                             float beta1, float beta2, float epsilon, float decay, u64 origin, u64 count) {
+  step_of_four(values, first, second, gradient, working, control, bounds, bound_count, beta1, beta2, epsilon, decay, origin, count);
 }
 
 extern "C" __global__ void __launch_bounds__(256) adamw_bf16_moments(float* __restrict__ values, bf16* __restrict__ first,
                                              bf16* __restrict__ second, const float* __restrict__ gradient,
                                              bf16* __restrict__ working, const u32* __restrict__ control,
                                              const u64* __restrict__ bounds, u32 bound_count, float beta1, float beta2,
-                                             float epsilon, float decay, u64 count) {
-  step_of_four(values, first, second, gradient, working, control, bounds, bound_count, beta1, beta2, epsilon, decay, count);
+                                             float epsilon, float decay, u64 origin, u64 count) {
+  step_of_four(values, first, second, gradient, working, control, bounds, bound_count, beta1, beta2, epsilon, decay, origin, count);
 }
 
 // The bf16 copy of the weights.
 extern "C" __global__ void __launch_bounds__(256) write_working(const float* __restrict__ values, bf16* __restrict__ working, u64 count) {
   u64 begin = (blockIdx.x * 256ull + threadIdx.x) * 4;
   for (u64 at = begin; at < begin + 4 && at < count; at++) working[at] = to_bf16(values[at]);
+}
+
+// And back: a gradient that was added up in bf16.
+extern "C" __global__ void __launch_bounds__(256) widen(const bf16* __restrict__ from, float* __restrict__ to, u64 count) {
+  u64 begin = (blockIdx.x * 256ull + threadIdx.x) * 4;
+  for (u64 at = begin; at < begin + 4 && at < count; at++) to[at] = to_float(from[at]);
 }
