@@ -486,6 +486,25 @@ pub enum Bench {
     Train(BenchTrain),
     /// Generation by a fresh model: tokens per second after contexts of different lengths
     Generate(BenchGenerate),
+    /// All-reduce, reduce-scatter and all-gather between GPUs: right sums, and bandwidth by size
+    Collectives(BenchCollectives),
+}
+
+/// `fulgurite bench collectives`
+#[derive(Debug, Args)]
+pub struct BenchCollectives {
+    /// Start N ranks on this host, a GPU each; without it this process is one rank, as the environment says
+    #[arg(long, value_name = "N")]
+    pub nproc: Option<usize>,
+    /// Mebibytes of the larger side
+    #[arg(long = "mib", value_name = "MIB", value_delimiter = ',', default_value = "1,16,64,256")]
+    pub mib: Vec<u64>,
+    /// auto, cuda or cuda:N; of several ranks each takes the GPU of its local number
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Print as JSON, a line each
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `fulgurite bench generate`
@@ -523,9 +542,12 @@ pub struct BenchTrain {
     /// Tokens of a sequence
     #[arg(long, value_name = "T", default_value_t = 2048)]
     pub length: usize,
-    /// Micro batches of a step
+    /// Micro batches of a step, of all ranks together
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub accumulate: usize,
+    /// Start N ranks on this host, a GPU each; without it this process is one rank, as the environment says
+    #[arg(long, value_name = "N")]
+    pub nproc: Option<usize>,
     /// Steps to time
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub steps: usize,

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::checkpoint::{self, Checkpoint, Keep, State, Writer};
 use crate::config::TrainConfig;
 use crate::cuda::profile::{self, Span};
+use crate::cuda::{COMMUNICATION, EXPOSED};
 use crate::engine::{self, Engine, Snapshot};
 use crate::estimate::model_flops_per_token;
 use crate::samples::Samples;
@@ -150,14 +151,23 @@ pub struct TimeSplit {
     /// Nothing to do between the first and the last of these.
     #[serde(default, skip_serializing_if = "is_nothing")]
     pub wait_ms: f64,
+    /// Collectives between GPUs, beside all of these.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub communication_ms: f64,
+    /// That part of `wait_ms` in which a collective was waited for.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub exposed_ms: f64,
 }
 
 impl TimeSplit {
     /// What the device did.
     fn of(spans: &[Span]) -> Self {
-        let [first, .., last] = spans else { return Self::default() };
         let sum = |phase| spans.iter().filter(|span| span.phase == phase).map(|span| span.duration_us / 1e3).sum();
-        let busy: f64 = spans.iter().map(|span| span.duration_us / 1e3).sum();
+        let (communication_ms, exposed_ms) = (sum(COMMUNICATION), sum(EXPOSED));
+        // Collectives go on beside the rest, on a stream of their own.
+        let own: Vec<&Span> = spans.iter().filter(|span| span.phase != COMMUNICATION).collect();
+        let [first, .., last] = own[..] else { return Self::default() };
+        let busy: f64 = own.iter().filter(|span| span.phase != EXPOSED).map(|span| span.duration_us / 1e3).sum();
         let all = (last.begin_us + last.duration_us - first.begin_us) / 1e3;
         Self {
             forward_ms: sum("forward"),
@@ -165,6 +175,8 @@ impl TimeSplit {
             backward_ms: sum("backward"),
             optimizer_ms: sum("optimizer"),
             wait_ms: (all - busy).max(0.0),
+            communication_ms,
+            exposed_ms,
             ..Self::default()
         }
     }

@@ -58,6 +58,12 @@ pub fn together<T>(near: &CubeTensor, make: impl FnOnce() -> T) -> T {
     make()
 }
 
+/// Lets the device of `near` begin with all that was asked for: else the last of it waits until more comes. For those who
+/// wait for something else before they ask for more.
+pub fn flush(near: &CubeTensor) {
+    DeviceHandle::<CudaServer>::new(near.client.service_id().device).flush_queue();
+}
+
 struct Buffer {
     binding: BufferBinding,
     written: bool,

@@ -1,0 +1,503 @@
+//! What a GPU holds of weights and gradients when several train one model, and what goes between them.
+//!
+//! Every bucket has as many pieces as there are ranks, one for each, padded to one size. A buffer of *all* holds all
+//! pieces of all buckets, bucket after bucket; a buffer of *own* the pieces of this rank. NCCL gathers a bucket from the
+//! one into the other and scatters sums the other way.
+//!
+//! | `sharding` | weights bf16 | gradient float32 | weights and moments float32 |
+//! | --- | --- | --- | --- |
+//! | `none` | all | all | all |
+//! | `optimizer` | all | all | own |
+//! | `gradients` | all | own, two buckets at a time | own |
+//! | `full` | own, two buckets at a time | own, two buckets at a time | own |
+//!
+//! Gradients of several micro batches are added up where they are made, without a word between the ranks: then the
+//! gradient is kept whole in every mode.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::block::Gradients;
+use super::weights::Plan;
+use crate::config::{GradientReduction, Sharding};
+use crate::cuda::{self, Collective, Ticket, Work};
+use crate::ops::adamw;
+use crate::ops::weight::GradientSum;
+use crate::parallel::Partition;
+use crate::parallel::nccl::Gpus;
+
+/// Where buckets and pieces lie in buffers of all and of own.
+#[derive(Clone, Debug)]
+pub(super) struct Room {
+    partition: Partition,
+    rank: usize,
+    /// Where the piece of each bucket begins in a buffer of own, and the end of the last.
+    begins: Vec<usize>,
+}
+
+impl Room {
+    pub(super) fn new(partition: Partition, rank: usize) -> Self {
+        let mut begins = vec![0];
+        for bucket in 0..partition.buckets().len() {
+            begins.push(begins[bucket] + partition.padded_piece(bucket));
+        }
+        Self { partition, rank, begins }
+    }
+
+    pub(super) fn buckets(&self) -> usize {
+        self.partition.buckets().len()
+    }
+
+    fn world(&self) -> usize {
+        self.partition.world()
+    }
+
+    /// Values of a buffer of own.
+    pub(super) fn own_len(&self) -> usize {
+        self.begins[self.buckets()]
+    }
+
+    /// Values of a buffer of all.
+    pub(super) fn all_len(&self) -> usize {
+        self.world() * self.own_len()
+    }
+
+    /// Values of a piece with its padding.
+    fn padded(&self, bucket: usize) -> usize {
+        self.partition.padded_piece(bucket)
+    }
+
+    /// Values of the largest bucket with its padding.
+    fn largest(&self) -> usize {
+        (0..self.buckets()).map(|bucket| self.world() * self.padded(bucket)).max().unwrap_or(0)
+    }
+
+    /// What this rank has of a bucket, counted from the beginning of the bucket.
+    pub(super) fn piece(&self, bucket: usize) -> Range<usize> {
+        self.partition.piece(bucket, self.rank)
+    }
+
+    /// The bucket as a range of the parameters' list.
+    pub(super) fn range(&self, bucket: usize) -> Range<usize> {
+        self.partition.buckets()[bucket].range.clone()
+    }
+
+    /// A bucket with its padding in a buffer of all.
+    pub(super) fn bucket(&self, all: &CubeTensor, bucket: usize) -> CubeTensor {
+        let world = self.world();
+        cuda::flat_view(all, world * self.begins[bucket], [world * self.padded(bucket)])
+    }
+
+    /// This rank's piece with its padding, of a bucket alone.
+    fn own_of(&self, values: &CubeTensor, bucket: usize) -> CubeTensor {
+        let padded = self.padded(bucket);
+        cuda::flat_view(values, self.rank * padded, [padded])
+    }
+
+    /// This rank's piece with its padding in a buffer of own.
+    pub(super) fn own(&self, own: &CubeTensor, bucket: usize) -> CubeTensor {
+        cuda::flat_view(own, self.begins[bucket], [self.padded(bucket)])
+    }
+
+    /// Pieces without padding, one after the other, as they stand in a buffer of own.
+    pub(super) fn pad(&self, values: Vec<f32>) -> Vec<f32> {
+        if values.len() == self.own_len() {
+            return values;
+        }
+        let mut padded = Vec::with_capacity(self.own_len());
+        let mut rest = &values[..];
+        for bucket in 0..self.buckets() {
+            let (piece, after) = rest.split_at(self.piece(bucket).len());
+            padded.extend(piece);
+            padded.resize(self.begins[bucket + 1], 0.0);
+            rest = after;
+        }
+        padded
+    }
+}
+
+/// The first `count` values of a flat buffer.
+pub(super) fn first(values: &CubeTensor, count: usize) -> CubeTensor {
+    cuda::flat_view(values, 0, [count])
+}
+
+/// The weights in bf16.
+pub(super) struct Working {
+    room: Room,
+    gpus: Option<Arc<Gpus>>,
+    held: Held,
+}
+
+enum Held {
+    /// Of all, with what is on its way into each bucket.
+    All { all: CubeTensor, coming: RefCell<Vec<Option<Ticket>>> },
+    /// Of own, and the buckets that were gathered.
+    Own { own: CubeTensor, gathered: RefCell<Gathered> },
+}
+
+/// Two buckets: the one in use and the next.
+struct Gathered {
+    slots: [Slot; 2],
+    /// The slot in use.
+    used: usize,
+}
+
+struct Slot {
+    buffer: CubeTensor,
+    bucket: Option<usize>,
+    coming: Option<Ticket>,
+}
+
+impl Gathered {
+    fn new(near: &CubeTensor, len: usize) -> Self {
+        let slot = || Slot { buffer: cuda::empty(near, [len], DType::BF16), bucket: None, coming: None };
+        Self { slots: [slot(), slot()], used: 0 }
+    }
+
+    fn find(&self, bucket: usize) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.bucket == Some(bucket))
+    }
+
+    /// Begins to gather `bucket` into the slot that is not in use.
+    fn gather(&mut self, room: &Room, gpus: &Gpus, own: &CubeTensor, bucket: usize) -> usize {
+        let at = 1 - self.used;
+        let slot = &mut self.slots[at];
+        if let Some(ticket) = slot.coming.take() {
+            ticket.wait(own);
+        }
+        let to = first(&slot.buffer, room.world() * room.padded(bucket));
+        slot.coming = Some(gpus.start(Collective::AllGather, &room.own(own, bucket), &to));
+        slot.bucket = Some(bucket);
+        at
+    }
+}
+
+impl Working {
+    /// Room for the weights; their values are to be written.
+    pub(super) fn new(room: &Room, gpus: Option<Arc<Gpus>>, sharding: Sharding, near: &CubeTensor) -> Self {
+        let held = match sharding {
+            Sharding::Full => Held::Own {
+                own: cuda::empty(near, [room.own_len()], DType::BF16),
+                gathered: RefCell::new(Gathered::new(near, room.largest())),
+            },
+            _ => Held::All {
+                all: cuda::empty(near, [room.all_len()], DType::BF16),
+                coming: RefCell::new((0..room.buckets()).map(|_| None).collect()),
+            },
+        };
+        Self { room: room.clone(), gpus, held }
+    }
+
+    fn gpus(&self) -> &Gpus {
+        self.gpus.as_ref().unwrap_or_else(|| unreachable!("pieces are held where there are GPUs to gather them from"))
+    }
+
+    /// A bucket to be used until the next but one is asked for. `then` is the one that will be asked for next.
+    pub(super) fn bucket(&self, bucket: usize, then: Option<usize>) -> CubeTensor {
+        match &self.held {
+            Held::All { all, coming } => {
+                if let Some(ticket) = coming.borrow_mut()[bucket].take() {
+                    ticket.wait(all);
+                }
+                self.room.bucket(all, bucket)
+            }
+            Held::Own { own, gathered } => {
+                let mut gathered = gathered.borrow_mut();
+                let at = match gathered.find(bucket) {
+                    Some(at) => at,
+                    None => gathered.gather(&self.room, self.gpus(), own, bucket),
+                };
+                gathered.used = at;
+                let slot = &mut gathered.slots[at];
+                if let Some(ticket) = slot.coming.take() {
+                    ticket.wait(own);
+                }
+                let values = first(&slot.buffer, self.room.world() * self.room.padded(bucket));
+                if let Some(next) = then
+                    && gathered.find(next).is_none()
+                {
+                    gathered.gather(&self.room, self.gpus(), own, next);
+                }
+                values
+            }
+        }
+    }
+
+    /// This rank's piece of a bucket with its padding, to be written.
+    pub(super) fn own(&self, bucket: usize) -> CubeTensor {
+        match &self.held {
+            Held::All { all, .. } => self.room.own_of(&self.room.bucket(all, bucket), bucket),
+            Held::Own { own, .. } => self.room.own(own, bucket),
+        }
+    }
+
+    /// A bucket with its padding, to be written; where every rank writes all of it.
+    pub(super) fn all(&self) -> Option<&CubeTensor> {
+        match &self.held {
+            Held::All { all, .. } => Some(all),
+            Held::Own { .. } => None,
+        }
+    }
+
+    /// After this rank's piece of a bucket was written: begins to give it to the others, or forgets what was gathered of it.
+    pub(super) fn written(&self, bucket: usize) {
+        match &self.held {
+            Held::All { all, coming } => {
+                let whole = self.room.bucket(all, bucket);
+                let ticket = self.gpus().start(Collective::AllGather, &self.room.own_of(&whole, bucket), &whole);
+                if let Some(before) = coming.borrow_mut()[bucket].replace(ticket) {
+                    before.wait(all);
+                }
+            }
+            Held::Own { gathered, .. } => {
+                for slot in gathered.borrow_mut().slots.iter_mut().filter(|slot| slot.bucket == Some(bucket)) {
+                    slot.bucket = None;
+                }
+            }
+        }
+    }
+
+    /// All weights, gathered for this where they are not there.
+    pub(super) fn gathered(&self) -> CubeTensor {
+        let (own, all) = match &self.held {
+            Held::All { all, .. } => {
+                (0..self.room.buckets()).for_each(|bucket| drop(self.bucket(bucket, None)));
+                return all.clone();
+            }
+            Held::Own { own, .. } => (own, cuda::empty(own, [self.room.all_len()], DType::BF16)),
+        };
+        let gather = |bucket| {
+            let to = self.room.bucket(&all, bucket);
+            self.gpus().start(Collective::AllGather, &self.room.own(own, bucket), &to)
+        };
+        let tickets: Vec<Ticket> = (0..self.room.buckets()).map(gather).collect();
+        tickets.into_iter().for_each(|ticket| ticket.wait(own));
+        all
+    }
+}
+
+/// Sums of the gradients of a bucket.
+#[derive(Clone, Debug)]
+pub(super) enum Sums {
+    /// Of the embedding or the head.
+    Table(GradientSum),
+    /// Of a block.
+    Block(Box<Gradients>),
+}
+
+impl Sums {
+    fn new(plan: &Plan, bucket: usize, values: &CubeTensor) -> Self {
+        if bucket == 0 || bucket == plan.head() {
+            Self::Table(GradientSum::new(plan.table(bucket, values)))
+        } else {
+            Self::Block(Box::new(plan.gradients(bucket - 1, values)))
+        }
+    }
+
+    fn each(&self) -> Vec<&GradientSum> {
+        match self {
+            Self::Table(sum) => vec![sum],
+            Self::Block(sums) => sums.sums().collect(),
+        }
+    }
+
+    /// Fills with zeros what nothing was added to.
+    fn complete(&self, work: &mut Work) {
+        for sum in self.each() {
+            let (buffer, begun) = sum.next();
+            if !begun {
+                work.zero(buffer);
+            }
+        }
+    }
+}
+
+/// The gradients of this rank's part of the batch, and how they become those of the batch.
+pub(super) struct Reduction {
+    room: Room,
+    gpus: Option<Arc<Gpus>>,
+    /// Every rank takes the whole step: all gradients are added up on all.
+    everywhere: bool,
+    /// What goes between the ranks is bf16.
+    narrow: bool,
+    place: Place,
+    flying: RefCell<VecDeque<Flight>>,
+}
+
+enum Place {
+    /// All gradients, and the sums in them.
+    All { all: CubeTensor, sums: Vec<Sums> },
+    /// Own gradients; two buckets for those that are being made and sent.
+    Own { own: CubeTensor, slots: [CubeTensor; 2], next: Cell<usize>, open: RefCell<Option<(Sums, CubeTensor)>> },
+}
+
+/// A reduction on its way.
+struct Flight {
+    ticket: Ticket,
+    /// What arrived in bf16, and where it goes.
+    widen: Option<(CubeTensor, CubeTensor)>,
+}
+
+/// Buckets in bf16 that may be on their way.
+const NARROW_FLIGHTS: usize = 2;
+
+impl Reduction {
+    /// For steps of `rounds` micro batches on every rank.
+    pub(super) fn new(
+        room: &Room,
+        plan: &Plan,
+        gpus: Option<Arc<Gpus>>,
+        sharding: Sharding,
+        reduction: GradientReduction,
+        rounds: usize,
+        near: &CubeTensor,
+    ) -> Self {
+        let apart = matches!(sharding, Sharding::Gradients | Sharding::Full) && rounds == 1;
+        let empty = |len| cuda::empty(near, [len], DType::F32);
+        let place = if apart {
+            Place::Own {
+                own: empty(room.own_len()),
+                slots: [empty(room.largest()), empty(room.largest())],
+                next: Cell::new(0),
+                open: RefCell::new(None),
+            }
+        } else {
+            let all = empty(room.all_len());
+            let sums = (0..room.buckets()).map(|bucket| Sums::new(plan, bucket, &room.bucket(&all, bucket)));
+            Place::All { sums: sums.collect(), all }
+        };
+        Self {
+            room: room.clone(),
+            gpus,
+            everywhere: sharding == Sharding::None,
+            narrow: reduction == GradientReduction::Bf16,
+            place,
+            flying: RefCell::default(),
+        }
+    }
+
+    /// Forgets all sums, for the first micro batch of a step.
+    pub(super) fn restart(&self) {
+        if let Place::All { sums, .. } = &self.place {
+            sums.iter().flat_map(Sums::each).for_each(GradientSum::restart);
+        }
+    }
+
+    /// The sums of a bucket, which are asked for bucket by bucket.
+    pub(super) fn sums(&self, plan: &Plan, bucket: usize) -> Sums {
+        match &self.place {
+            Place::All { sums, .. } => sums[bucket].clone(),
+            Place::Own { slots, next, open, .. } => {
+                // What was sent from this slot has to be gone.
+                self.land(1);
+                let slot = first(&slots[next.get()], self.room.world() * self.room.padded(bucket));
+                next.set(1 - next.get());
+                let sums = Sums::new(plan, bucket, &slot);
+                open.replace(Some((sums.clone(), slot)));
+                sums
+            }
+        }
+    }
+
+    /// After the last gradient was added to the sums of a bucket: begins to add them up over the ranks.
+    pub(super) fn reduce(&self, bucket: usize) {
+        let (sums, whole, target) = match &self.place {
+            Place::All { all, sums } => {
+                let whole = self.room.bucket(all, bucket);
+                let own = if self.everywhere { whole.clone() } else { self.room.own_of(&whole, bucket) };
+                (sums[bucket].clone(), whole, own)
+            }
+            Place::Own { own, open, .. } => {
+                let Some((sums, slot)) = open.take() else { unreachable!("its sums were asked for before") };
+                (sums, slot, self.room.own(own, bucket))
+            }
+        };
+        let mut work = Work::near(&whole);
+        sums.complete(&mut work);
+        work.submit();
+        let Some(gpus) = &self.gpus else { return };
+        let collective = if self.everywhere { Collective::AllReduce } else { Collective::ReduceScatter };
+        let flight = if self.narrow {
+            self.land(NARROW_FLIGHTS - 1);
+            let narrow = cuda::empty(&whole, [whole.meta.shape().num_elements()], DType::BF16);
+            adamw::narrow(&whole, &narrow);
+            let to = if self.everywhere { narrow.clone() } else { self.room.own_of(&narrow, bucket) };
+            Flight { ticket: gpus.start(collective, &narrow, &to), widen: Some((to, target)) }
+        } else {
+            Flight { ticket: gpus.start(collective, &whole, &target), widen: None }
+        };
+        self.flying.borrow_mut().push_back(flight);
+    }
+
+    /// Lets what comes later wait for all but the last `left` reductions.
+    fn land(&self, left: usize) {
+        let mut flying = self.flying.borrow_mut();
+        while flying.len() > left
+            && let Some(Flight { ticket, widen }) = flying.pop_front()
+        {
+            let near = match &self.place {
+                Place::All { all, .. } => all,
+                Place::Own { own, .. } => own,
+            };
+            ticket.wait(near);
+            if let Some((from, to)) = widen {
+                adamw::widen(&from, &to);
+            }
+        }
+    }
+
+    /// Lets what comes later wait for all reductions.
+    pub(super) fn finish(&self) {
+        self.land(0);
+    }
+
+    /// The gradient that this rank takes the step with: of its piece of a bucket, with padding.
+    pub(super) fn own(&self, bucket: usize) -> CubeTensor {
+        match &self.place {
+            Place::All { all, .. } => self.room.own_of(&self.room.bucket(all, bucket), bucket),
+            Place::Own { own, .. } => self.room.own(own, bucket),
+        }
+    }
+
+    /// All gradients, where they are kept.
+    pub(super) fn all(&self) -> Option<&CubeTensor> {
+        match &self.place {
+            Place::All { all, .. } => Some(all),
+            Place::Own { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelConfig;
+
+    #[test]
+    fn pieces_are_padded_to_where_buffers_of_own_have_them() {
+        let config =
+            ModelConfig { vocab_size: 300, decoder_embed_dim: 128, decoder_layers: 2, ..ModelConfig::default() };
+        for world in [1, 3, 8] {
+            for rank in 0..world {
+                let partition = Partition::new(&config, world);
+                let room = Room::new(partition.clone(), rank);
+                assert_eq!(room.all_len(), world * room.own_len());
+                let values: Vec<f32> = partition.shard(rank).into_iter().flatten().map(|at| at as f32).collect();
+                let padded = room.pad(values);
+                assert_eq!(padded.len(), room.own_len());
+                for bucket in 0..room.buckets() {
+                    let piece = room.piece(bucket);
+                    let own = &padded[room.begins[bucket]..room.begins[bucket + 1]];
+                    let want = piece.clone().map(|at| (room.range(bucket).start + at) as f32);
+                    assert!(own[..piece.len()].iter().copied().eq(want), "{world} {rank} {bucket}");
+                    assert!(own[piece.len()..].iter().all(|&value| value == 0.0));
+                }
+            }
+        }
+    }
+}
