@@ -18,6 +18,7 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl_common::device_handle::DeviceHandle;
 use cubecl_environment::stream::StreamId;
+use cubecl_server::server::ServerError;
 use cubecl_server::stream::WriteScoped;
 use cudarc::driver::result::{event, stream as streams};
 use cudarc::driver::sys;
@@ -243,13 +244,8 @@ impl Ticket {
 
     /// Lets `compute` wait. On the device thread.
     pub(super) fn land(&self, compute: sys::CUstream) -> Result<(), Error> {
-        let failed = |error| Error::call("waiting for a collective", error);
-        let Some(Done(done)) = lock(&self.0.done).take() else { return Ok(()) };
-        // SAFETY: an event that was recorded; it is used no more, and the driver keeps it as long as it needs it.
-        unsafe {
-            streams::wait_event(compute, done, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).map_err(failed)?;
-            event::destroy(done).map_err(failed)?;
-        }
+        let Some(done) = lock(&self.0.done).take() else { return Ok(()) };
+        wait_for(compute, done)?;
         // Memory that is given back now is used again by what comes later on the same stream.
         drop(lock(&self.0.held).take());
         Ok(())
@@ -400,8 +396,8 @@ impl Communicator {
         ticket
     }
 
-    /// Waits until the device has done all that this thread has asked for on the device of `near`, at most for `limit`
-    /// and as long as `go_on` says so. After an error nothing can be asked of the communicator any more.
+    /// Waits until the device of `near` has done all that this thread has asked for, and every collective, at most for
+    /// `limit` and as long as `go_on` says so. After an error nothing can be asked of the communicator any more.
     ///
     /// # Errors
     /// [`Error::Call`] when the library tells an error of any rank, the limit is over or `go_on` says no.
@@ -409,9 +405,9 @@ impl Communicator {
         let device = near.client.service_id().device;
         enter(u32::from(device.index_id))?;
         let reached: Arc<Mutex<Option<Result<Done, Error>>>> = Arc::default();
-        let (to, stream_id) = (reached.clone(), StreamId::current());
+        let (to, stream_id, shared) = (reached.clone(), StreamId::current(), self.0.clone());
         let door = DeviceHandle::<CudaServer>::new(device);
-        door.submit(move |server| *lock(&to) = Some(marked(server, stream_id)));
+        door.submit(move |server| *lock(&to) = Some(shared.end(server, stream_id)));
         // Else it waits until more is asked for.
         door.flush_queue();
         let (begin, mut pause) = (Instant::now(), Pause::new());
@@ -489,13 +485,6 @@ impl Communicator {
     }
 }
 
-/// A point behind all that was asked for on a stream. On the device thread.
-fn marked(server: &mut CudaServer, stream_id: StreamId) -> Result<Done, Error> {
-    let refused = |error: cubecl_server::server::ServerError| Error::call("the stream", error);
-    let stream = server.write_streams().resolve(stream_id, std::iter::empty()).map_err(refused)?.current().sys;
-    point(stream)
-}
-
 /// A point in the order of `stream`, without its time. On the device thread.
 fn point(stream: sys::CUstream) -> Result<Done, Error> {
     let failed = |error| Error::call("an event", error);
@@ -506,6 +495,14 @@ fn point(stream: sys::CUstream) -> Result<Done, Error> {
 }
 
 impl Shared {
+    /// A point behind all that was asked for on a stream, and behind all collectives. On the device thread.
+    fn end(&self, server: &mut CudaServer, stream_id: StreamId) -> Result<Done, Error> {
+        let refused = |error: ServerError| Error::call("the stream", error);
+        let compute = server.write_streams().resolve(stream_id, std::iter::empty()).map_err(refused)?.current().sys;
+        wait_for(compute, point(self.stream)?)?;
+        point(compute)
+    }
+
     /// Whether the library has finished what it was asked for on the host's side.
     fn is_settled(&self, call: &str) -> Result<bool, Error> {
         let mut code = SUCCESS;
@@ -516,6 +513,26 @@ impl Shared {
             (SUCCESS, IN_PROGRESS) => Ok(false),
             (SUCCESS, code) | (code, _) => Err(self.functions.failure(call, code, self.handle)),
         }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if !self.ending.load(Ordering::Acquire) {
+            // Gives back the memory that the library has taken. Unlike its other way to end this waits for nobody.
+            // SAFETY: nobody has the handle any more.
+            let _ = unsafe { (self.functions.abort)(self.handle) };
+        }
+    }
+}
+
+/// Lets `stream` wait for a point. On the device thread.
+fn wait_for(stream: sys::CUstream, Done(at): Done) -> Result<(), Error> {
+    let failed = |error| Error::call("waiting for a point in a stream", error);
+    // SAFETY: an event that was recorded; it is used no more, and the driver keeps it as long as it needs it.
+    unsafe {
+        streams::wait_event(stream, at, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).map_err(failed)?;
+        event::destroy(at).map_err(failed)
     }
 }
 
@@ -553,14 +570,7 @@ impl Call {
         if let Some(reason) = &*lock(&shared.ended) {
             return Err(Error::call(self.name(), reason));
         }
-        let failed = |error| Error::call(self.name(), error);
-        let Done(ready) = point(compute)?;
-        // SAFETY: an event that was recorded and is used no more.
-        unsafe {
-            streams::wait_event(shared.stream, ready, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
-                .map_err(failed)?;
-            event::destroy(ready).map_err(failed)?;
-        }
+        wait_for(shared.stream, point(compute)?)?;
         let begin = if recorded { Some(profile::mark(shared.stream)?) } else { None };
         let (source, target) = (from as *const c_void, to as *mut c_void);
         let (functions, handle, stream) = (shared.functions, shared.handle, shared.stream);
