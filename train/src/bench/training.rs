@@ -12,7 +12,6 @@ use crate::cuda::{COMMUNICATION, EXPOSED};
 use crate::engine::{self, Engine, Snapshot};
 use crate::estimate::model_flops_per_token;
 use crate::parallel::{Collective, Partition};
-use crate::parallel::Alone;
 use crate::rng::Rng;
 use crate::{Batch, Error, model};
 
