@@ -30,7 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn rank(device: &str) -> Result<(Arc<dyn Collective>, Device)> {
     let choice: DeviceChoice = device.parse().map_err(|e| Usage(format!("{e}")))?;
     let launch = Launch::from_env()?;
-    let device = if launch.world > 1 { choice.for_rank(launch.local_rank)? } else { choice }.select()?;
+    let choice = if launch.world > 1 { choice.for_rank(launch.local_rank) } else { choice };
+    let device = choice.select()?;
     Ok((parallel::connect(&launch, PATIENCE)?, device))
 }
 
