@@ -57,18 +57,29 @@ pub struct Mixed {
 
 /// The angles of LRPE in float32, of all layers that have them.
 struct Angles {
-    /// Where each begins in the list of parameters, with its place in the buffer.
-    places: Vec<(Range<usize>, usize)>,
+    places: Vec<Place>,
     /// The weights themselves, or copies where a rank has but its pieces.
     buffer: CubeTensor,
+}
+
+/// Where the angles of a layer are.
+struct Place {
+    bucket: usize,
+    /// In the list of parameters.
+    range: Range<usize>,
+    /// Their first value in the buffer.
+    at: usize,
     coming: RefCell<Option<Ticket>>,
 }
 
 impl Angles {
     fn of(&self, parameter: &Parameter) -> CubeTensor {
-        let place = self.places.iter().find(|(range, _)| range.start == parameter.offset);
-        let Some((_, at)) = place else { unreachable!("{} has no place", parameter.name) };
-        cuda::flat_view(&self.buffer, *at, parameter.matrix())
+        let place = self.places.iter().find(|place| place.range.start == parameter.offset);
+        let Some(place) = place else { unreachable!("{} has no place", parameter.name) };
+        if let Some(ticket) = place.coming.take() {
+            ticket.wait(&self.buffer);
+        }
+        cuda::flat_view(&self.buffer, place.at, parameter.matrix())
     }
 }
 
@@ -174,11 +185,11 @@ impl Mixed {
             _ => {
                 for bucket in 0..mixed.room.buckets() {
                     adamw::narrow(&mixed.room.own(&mixed.values, bucket), &mixed.working.own(bucket));
+                    mixed.spread_angles(bucket);
                     mixed.working.written(bucket);
                 }
             }
         }
-        mixed.spread_angles();
         mixed.settle()?;
         Ok(mixed)
     }
@@ -191,7 +202,6 @@ impl Mixed {
     /// A decoder of `rows` rows with the weights as they are; later steps may change them. All ranks make theirs together.
     pub fn decoder(&self, rows: usize) -> Decoder {
         let all = self.working.gathered();
-        self.land_angles();
         let bucket = |bucket| self.room.bucket(&all, bucket);
         let weights = ModelWeights::new(&self.plan, bucket, |parameter| self.angles.of(parameter));
         Decoder::of(&self.config.model, weights, rows, self.values.device.clone())
@@ -298,7 +308,6 @@ impl Mixed {
         let counted: f64 = parts.iter().map(|rows| rows.counted() as f64).sum();
         let counted = self.sum(counted)?;
         let share = (1.0 / counted.max(1.0)) as f32;
-        self.land_angles();
         self.reduction.restart();
         let mut work = Work::near(&self.losses);
         work.zero(&self.losses);
@@ -324,35 +333,24 @@ impl Mixed {
         Ok(said.iter().map(number).sum())
     }
 
-    /// Where a rank has but its pieces, gives the angles to all.
-    fn spread_angles(&self) {
+    /// Where a rank has but its pieces, gives the angles of a bucket to all.
+    fn spread_angles(&self, bucket: usize) {
         let Some(gpus) = self.gpus.as_ref().filter(|_| self.sharding != Sharding::None) else { return };
-        if self.angles.places.is_empty() {
-            return;
-        }
-        let buffer = &self.angles.buffer;
-        let mut work = Work::near(buffer);
-        work.zero(buffer);
-        for bucket in 0..self.room.buckets() {
-            let (range, piece) = (self.room.range(bucket), self.room.piece(bucket));
-            let own = self.room.own(&self.values, bucket);
-            for (angles, at) in &self.angles.places {
-                let begin = angles.start.max(range.start + piece.start);
-                let end = angles.end.min(range.start + piece.end);
-                if begin < end {
-                    let from = cuda::flat_view(&own, begin - range.start - piece.start, [end - begin]);
-                    work.copy(&from, &cuda::flat_view(buffer, at + begin - angles.start, [end - begin]));
-                }
+        let (begin, piece) = (self.room.range(bucket).start, self.room.piece(bucket));
+        for place in self.angles.places.iter().filter(|place| place.bucket == bucket) {
+            let angles = place.range.start - begin..place.range.end - begin;
+            let to = cuda::flat_view(&self.angles.buffer, place.at, [angles.len()]);
+            let mut work = Work::near(&to);
+            work.zero(&to);
+            let held = angles.start.max(piece.start)..angles.end.min(piece.end);
+            if !held.is_empty() {
+                let own = self.room.own(&self.values, bucket);
+                let from = cuda::flat_view(&own, held.start - piece.start, [held.len()]);
+                work.copy(&from, &cuda::flat_view(&to, held.start - angles.start, [held.len()]));
             }
-        }
-        work.submit();
-        // Zeros and the one value there is: their sum is that value.
-        self.angles.coming.replace(Some(gpus.start(Collective::AllReduce, buffer, buffer)));
-    }
-
-    fn land_angles(&self) {
-        if let Some(ticket) = self.angles.coming.take() {
-            ticket.wait(&self.angles.buffer);
+            work.submit();
+            // Zeros and the one value there is: their sum is that value.
+            place.coming.replace(Some(gpus.start(Collective::AllReduce, &to, &to)));
         }
     }
 }
@@ -415,26 +413,24 @@ fn stretches(room: &Room, sharding: Sharding, buffers: &Buffers<'_>) -> Vec<(Ran
 
 /// Where the angles are read from.
 fn angles(plan: &Plan, room: &Room, sharding: Sharding, values: &CubeTensor) -> Angles {
-    let ranges: Vec<Range<usize>> = plan.angles().map(Parameter::range).collect();
-    if sharding == Sharding::None {
-        let mut begin = 0;
-        let mut places = Vec::new();
-        for bucket in 0..room.buckets() {
-            let range = room.range(bucket);
-            let inside = ranges.iter().filter(|angles| range.contains(&angles.start));
-            places.extend(inside.map(|angles| (angles.clone(), begin + angles.start - range.start)));
+    let (mut places, mut begin, mut end) = (Vec::new(), 0, 0);
+    for bucket in 0..room.buckets() {
+        let of_bucket = room.range(bucket);
+        for range in plan.angles().map(Parameter::range).filter(|range| of_bucket.contains(&range.start)) {
+            let at = if sharding == Sharding::None { begin + range.start - of_bucket.start } else { end };
+            end += range.len();
+            places.push(Place { bucket, range, at, coming: RefCell::default() });
+        }
+        if sharding == Sharding::None {
             begin += room.bucket(values, bucket).meta.shape().num_elements();
         }
-        return Angles { places, buffer: values.clone(), coming: RefCell::default() };
     }
-    let (mut places, mut end) = (Vec::new(), 0);
-    for angles in ranges {
-        let at = end;
-        end += angles.len();
-        places.push((angles, at));
-    }
-    // A buffer of no bytes has no address.
-    Angles { places, buffer: cuda::empty(values, [end.max(8)], DType::F32), coming: RefCell::default() }
+    let buffer = match sharding {
+        Sharding::None => values.clone(),
+        // A buffer of no bytes has no address.
+        _ => cuda::empty(values, [end.max(8)], DType::F32),
+    };
+    Angles { places, buffer }
 }
 
 impl Engine for Mixed {
@@ -467,10 +463,12 @@ impl Engine for Mixed {
                 self.steps.update(stretch, &settings);
             }
             if sharded {
-                buckets.clone().for_each(|bucket| self.working.written(bucket));
+                for bucket in buckets.clone() {
+                    self.spread_angles(bucket);
+                    self.working.written(bucket);
+                }
             }
         }
-        self.spread_angles();
         // The next step begins with words between the hosts.
         cuda::flush(&self.values);
         Ok(())
@@ -496,7 +494,6 @@ impl Engine for Mixed {
         profile::phase("evaluation");
         let parts = self.parts(batch)?;
         let counted: usize = parts.iter().map(Rows::counted).sum();
-        self.land_angles();
         let (rank, world) = (self.group.rank(), self.group.world());
         let mut losses = Vec::with_capacity(parts.len().div_ceil(world));
         for round in 0..parts.len().div_ceil(world) {
