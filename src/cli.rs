@@ -145,10 +145,18 @@ pub struct Train {
     /// Override one key of the settings, e.g. train.steps=200
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Device to train on
+    /// Device to train on; of several ranks each takes the GPU of its number, counted on from this one
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
     pub device: String,
-    /// Print parameters, memory, operations and expected speed, and do nothing
+    /// Train with N processes on this host, one a GPU; without it this process is the rank that RANK and WORLD_SIZE
+    /// (torchrun), or SLURM's variables, say it is
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub nproc: Option<u32>,
+    /// Seconds that ranks wait for each other at the start, and for a sign of life from one that has died or hangs; longer
+    /// than anything that a rank does alone
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rank_timeout_s: u64,
+    /// Print parameters, memory, operations and expected speed, with --nproc also of that many ranks, and do nothing
     #[arg(long)]
     pub estimate: bool,
     /// Record N steps, kernel by kernel, in profile.json for Chrome's and Perfetto's viewers

@@ -1,12 +1,14 @@
 //! `fulgurite train`
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use train::config::Precision;
 use train::device::DeviceChoice;
 use train::estimate::{Estimate, Gpu, estimate};
 use train::job::{Job, Options};
+use train::parallel::{self, Launch};
 use train::run::Outcome;
 
 use crate::cli::{Logging, Train};
@@ -14,7 +16,7 @@ use crate::exit::Usage;
 use crate::live::Live;
 use crate::recipe::check_name;
 use crate::source::Source;
-use crate::{output, stop};
+use crate::{launch, output, stop};
 
 /// Train, continue, or say what it would take.
 pub fn train(args: &Train, logging: &Logging) -> Result<()> {
@@ -24,30 +26,64 @@ pub fn train(args: &Train, logging: &Logging) -> Result<()> {
     let choice: DeviceChoice = args.device.parse().map_err(|e: train::Error| Usage(e.to_string()))?;
     check_name(&job.name).map_err(|reason| source.refuse_key("name", &reason))?;
     if args.estimate {
-        return tell(&job, choice, args.json).map_err(|e| explain(&source, e));
+        let ranks = args.nproc.map(|ranks| ranks as usize);
+        return tell(&job, choice, ranks, args.json).map_err(|e| explain(&source, e));
     }
+    if let Some(ranks) = args.nproc.filter(|ranks| *ranks > 1) {
+        return launch::ranks(ranks as usize);
+    }
+    let place = Launch::from_env().map_err(|e| Usage(e.to_string()))?;
+    let trained = rank(args, &source, &job, choice, &place, logging);
+    match place.world {
+        1 => trained,
+        world => trained.with_context(|| format!("rank {} of {world}", place.rank)),
+    }
+}
+
+/// What one rank does; where there is one, all of it.
+fn rank(
+    args: &Train,
+    source: &Source,
+    job: &Job,
+    choice: DeviceChoice,
+    place: &Launch,
+    logging: &Logging,
+) -> Result<()> {
+    let choice = if place.world > 1 { choice.for_rank(place.local_rank) } else { choice };
     let device = choice.select().map_err(|e| Usage(e.to_string()))?;
     let directory = args.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&job.name));
-    std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    // Two processes would remove each other's checkpoints.
-    let _lock = pipeline::lock(&directory)?;
-    let resolved = toml::to_string_pretty(&job).context("the settings as TOML")?;
-    pipeline::manifest::replace_file(&directory.join("train.toml"), resolved.as_bytes())?;
+    let leads = place.rank == 0;
+    let mut _lock = None;
+    if leads {
+        std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+        // Two processes would remove each other's checkpoints.
+        _lock = Some(pipeline::lock(&directory)?);
+        let resolved = toml::to_string_pretty(job).context("the settings as TOML")?;
+        pipeline::manifest::replace_file(&directory.join("train.toml"), resolved.as_bytes())?;
+    }
     let stop = stop::on_signal()?;
-    let mut live = Live::new(job.train.steps, logging);
-    let options = Options { directory: &directory, device: &device, profile_steps: args.profile, stop: stop.as_ref() };
-    let outcome = job.run(&options, &mut |metrics| live.show(metrics)).map_err(|e| explain(&source, e))?;
+    let group = parallel::connect(place, Duration::from_secs(args.rank_timeout_s))?;
+    let mut live = if leads { Live::new(job.train.steps, logging) } else { Live::quiet(job.train.steps) };
+    let options = Options {
+        directory: &directory,
+        device: &device,
+        group: &group,
+        profile_steps: args.profile,
+        stop: stop.as_ref(),
+    };
+    let outcome = job.run(&options, &mut |metrics| live.show(metrics)).map_err(|e| explain(source, e))?;
     let last = live.finish();
     let (path, finished) = match &outcome {
         Outcome::Finished(path) => (path, true),
         Outcome::Stopped(path) => (path, false),
     };
-    if args.json {
+    if leads && args.json {
         output::json(&serde_json::json!({ "finished": finished, "checkpoint": path, "metrics": last }))?;
-    } else {
+    } else if leads {
         output::line(path.display().to_string())?;
     }
-    if finished { Ok(()) } else { Err(pipeline::Error::Interrupted.into()) }
+    // What a scheduler stops is saved and goes on later: no failure.
+    if finished || !stop::by_person() { Ok(()) } else { Err(pipeline::Error::Interrupted.into()) }
 }
 
 /// A setting's error with the line that sets it.
@@ -59,7 +95,12 @@ fn explain(source: &Source, error: train::Error) -> anyhow::Error {
     }
 }
 
-fn tell(job: &Job, choice: DeviceChoice, json: bool) -> std::result::Result<(), train::Error> {
+fn tell(
+    job: &Job,
+    choice: DeviceChoice,
+    ranks: Option<usize>,
+    json: bool,
+) -> std::result::Result<(), train::Error> {
     let mut config = job.train.clone();
     if config.model.vocab_size == 0 {
         return Err(train::Error::Config {

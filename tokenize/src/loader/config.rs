@@ -22,7 +22,7 @@ pub struct LoaderConfig {
     pub prefetch: usize,
     /// Bytes of shards in an object store that are kept in memory.
     pub cache_bytes: usize,
-    /// Which rows this loader gives: those whose number is `rank` modulo `world_size`.
+    /// Which rows this loader gives: from number `rows * rank / world_size` on, up to those of the next rank.
     pub rank: usize,
     /// Number of loaders that share the global batch.
     pub world_size: usize,

@@ -219,13 +219,13 @@ impl Collective for Mesh {
         }))
     }
 
-    fn all_gather(&self, own: &[f32], pieces: &[Range<usize>]) -> Result<Pending, Error> {
+    fn all_gather(&self, own: Vec<f32>, pieces: &[Range<usize>]) -> Result<Pending, Error> {
         let number = self.begin()?;
-        let part: Arc<[u8]> = bytes(own).into();
+        let part: Arc<[u8]> = bytes(&own).into();
         for to in self.others() {
             self.send(to, Operation::AllGather, number, part.clone());
         }
-        let (shared, own, pieces) = (self.shared.clone(), own.to_vec(), pieces.to_vec());
+        let (shared, pieces) = (self.shared.clone(), pieces.to_vec());
         Ok(Box::new(move || {
             let mut values = Vec::with_capacity(pieces.last().map_or(0, |piece| piece.end));
             for (from, piece) in pieces.iter().enumerate() {
@@ -251,6 +251,14 @@ impl Collective for Mesh {
                 false => self.shared.take(from, Operation::Exchange, number),
             })
             .collect()
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        self.shared.gone(&self.shared.inbox()).map_or(Ok(()), Err)
+    }
+
+    fn timeout(&self) -> Duration {
+        self.shared.timeout
     }
 
     fn leave(&self, cause: Option<&str>) {
@@ -417,30 +425,12 @@ impl Shared {
 
     /// Why it is of no use to wait for `from` any longer.
     fn fault(&self, inbox: &[From], from: usize, operation: Operation, waited: Duration) -> Option<Error> {
-        let fault = |rank, reason| Some(Error::Rank { rank, reason });
-        let peers = || inbox.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
-        // First what was seen, then what was heard of from others.
-        for (rank, peer) in peers() {
-            if let Some(End::Lost(reason)) = &peer.end {
-                return fault(rank, reason.clone());
-            }
+        if let Some(error) = self.gone(inbox) {
+            return Some(error);
         }
-        for (rank, peer) in peers() {
-            match &peer.end {
-                Some(End::Failed(cause)) => return fault(rank, format!("stopped: {cause}")),
-                Some(End::Done) if rank == from => return fault(rank, "has left, as if all were done".to_owned()),
-                _ => {}
-            }
-        }
-        for (rank, peer) in peers() {
-            let silent = peer.heard.elapsed();
-            if peer.end.is_none() && silent >= self.timeout {
-                let reason = format!(
-                    "has given no sign of life for {:.1} s: it hangs, or cannot be reached",
-                    silent.as_secs_f64()
-                );
-                return fault(rank, reason);
-            }
+        let fault = |reason| Some(Error::Rank { rank: from, reason });
+        if matches!(inbox[from].end, Some(End::Done)) {
+            return fault("has left, as if all were done".to_owned());
         }
         // Whoever waits in its turn will tell whom it waits for; but not for ever.
         let patience = match inbox[from].waits_for {
@@ -450,10 +440,36 @@ impl Shared {
         if waited < patience {
             return None;
         }
-        fault(
-            from,
-            format!("lives but did not come to the next {operation} for {:.1} s: it hangs", waited.as_secs_f64()),
-        )
+        let seconds = waited.as_secs_f64();
+        fault(format!("lives but did not come to the next {operation} for {seconds:.1} s: it hangs"))
+    }
+
+    /// A rank that is lost, silent or has failed.
+    fn gone(&self, inbox: &[From]) -> Option<Error> {
+        let fault = |rank, reason| Some(Error::Rank { rank, reason });
+        let peers = || inbox.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
+        // First what was seen, then what was heard of from others.
+        for (rank, peer) in peers() {
+            if let Some(End::Lost(reason)) = &peer.end {
+                return fault(rank, reason.clone());
+            }
+        }
+        for (rank, peer) in peers() {
+            if let Some(End::Failed(cause)) = &peer.end {
+                return fault(rank, format!("stopped: {cause}"));
+            }
+        }
+        for (rank, peer) in peers() {
+            let silent = peer.heard.elapsed();
+            if peer.end.is_none() && silent >= self.timeout {
+                let seconds = silent.as_secs_f64();
+                return fault(
+                    rank,
+                    format!("has given no sign of life for {seconds:.1} s: it hangs, or cannot be reached"),
+                );
+            }
+        }
+        None
     }
 
     /// [`Shared::take`] of `count` values.
@@ -729,7 +745,7 @@ mod tests {
                 let rank = mesh.rank();
                 // Two under way at once, waited for in the other order.
                 let sum = mesh.reduce_scatter(values(rank), &pieces).unwrap();
-                let gathered = mesh.all_gather(&values(0)[pieces[rank].clone()], &pieces).unwrap();
+                let gathered = mesh.all_gather(values(0)[pieces[rank].clone()].to_vec(), &pieces).unwrap();
                 let gathered = gathered().unwrap();
                 let sum = sum().unwrap();
                 let whole = mesh.all_reduce(values(rank), &pieces).unwrap();

@@ -11,6 +11,7 @@ mod sum;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use launch::Launch;
 pub use mesh::Mesh;
@@ -45,7 +46,7 @@ pub trait Collective: Debug + Send + Sync {
     ///
     /// # Errors
     /// See [`Collective`].
-    fn all_gather(&self, own: &[f32], pieces: &[Range<usize>]) -> Result<Pending, Error>;
+    fn all_gather(&self, own: Vec<f32>, pieces: &[Range<usize>]) -> Result<Pending, Error>;
 
     /// Gives every rank the bytes of each, by rank. Few bytes: settings, counts, results.
     ///
@@ -59,7 +60,7 @@ pub trait Collective: Debug + Send + Sync {
     /// See [`Collective`].
     fn all_reduce(&self, values: Vec<f32>, pieces: &[Range<usize>]) -> Result<Vec<f32>, Error> {
         let own = self.reduce_scatter(values, pieces)?()?;
-        self.all_gather(&own, pieces)?()
+        self.all_gather(own, pieces)?()
     }
 
     /// Returns when every rank has come here.
@@ -70,11 +71,64 @@ pub trait Collective: Debug + Send + Sync {
         self.exchange(&[]).map(drop)
     }
 
+    /// Whether all others are there as far as is known. Does not wait.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// How long a rank may give no sign of life, or be waited for.
+    fn timeout(&self) -> Duration;
+
     /// Says goodbye: with a cause, all other ranks fail with it wherever they are waiting. Nothing may be called after.
     fn leave(&self, cause: Option<&str>);
 
     /// Bytes that this rank has sent to others, but for signs of life.
     fn bytes_sent(&self) -> u64;
+}
+
+/// The collective of the ranks that `launch` names: connected as [`Mesh::connect`] does, or alone.
+///
+/// # Errors
+/// As [`Mesh::connect`].
+pub fn connect(launch: &Launch, timeout: Duration) -> Result<Arc<dyn Collective>, Error> {
+    Ok(match launch.world {
+        1 => Alone::shared(),
+        _ => Arc::new(Mesh::connect(launch, timeout)?),
+    })
+}
+
+/// Of `total` things in a row those of `rank`, when `world` ranks share them.
+pub fn share(total: usize, rank: usize, world: usize) -> Range<usize> {
+    total * rank / world..total * (rank + 1) / world
+}
+
+/// What every rank has made, in the order of the ranks.
+///
+/// # Errors
+/// This rank's own, or [`Error::Rank`] with that of the first other one that failed.
+pub(crate) fn all_of(group: &dyn Collective, own: Result<String, Error>) -> Result<Vec<String>, Error> {
+    let said = match &own {
+        Ok(text) => format!("+{text}"),
+        Err(error) => format!("-{error}"),
+    };
+    let all = group.exchange(said.as_bytes())?;
+    own?;
+    let texts = all.into_iter().enumerate().map(|(rank, bytes)| {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        match text.strip_prefix('+') {
+            Some(text) => Ok(text.to_owned()),
+            None => Err(Error::Rank { rank, reason: format!("failed: {}", text.trim_start_matches('-')) }),
+        }
+    });
+    texts.collect()
+}
+
+/// Whether any rank says so.
+pub(crate) fn any(group: &dyn Collective, own: bool) -> Result<bool, Error> {
+    Ok(group.exchange(&[u8::from(own)])?.concat().contains(&1))
 }
 
 /// The collective of one rank.
@@ -101,13 +155,16 @@ impl Collective for Alone {
         Ok(Box::new(move || Ok(values)))
     }
 
-    fn all_gather(&self, own: &[f32], _pieces: &[Range<usize>]) -> Result<Pending, Error> {
-        let own = own.to_vec();
+    fn all_gather(&self, own: Vec<f32>, _pieces: &[Range<usize>]) -> Result<Pending, Error> {
         Ok(Box::new(move || Ok(own)))
     }
 
     fn exchange(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         Ok(vec![own.to_vec()])
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::MAX
     }
 
     fn leave(&self, _cause: Option<&str>) {}
