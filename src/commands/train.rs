@@ -10,6 +10,7 @@ use train::estimate::{Estimate, Gpu, estimate};
 use train::job::{Job, Options};
 use train::parallel::{self, Launch};
 use train::run::Outcome;
+use train::scaling::{self, Scaling};
 
 use crate::cli::{Logging, Train};
 use crate::exit::Usage;
@@ -95,12 +96,7 @@ fn explain(source: &Source, error: train::Error) -> anyhow::Error {
     }
 }
 
-fn tell(
-    job: &Job,
-    choice: DeviceChoice,
-    ranks: Option<usize>,
-    json: bool,
-) -> std::result::Result<(), train::Error> {
+fn tell(job: &Job, choice: DeviceChoice, ranks: Option<usize>, json: bool) -> std::result::Result<(), train::Error> {
     let mut config = job.train.clone();
     if config.model.vocab_size == 0 {
         return Err(train::Error::Config {
@@ -117,8 +113,21 @@ fn tell(
         });
     }
     let told = estimate(&config, gpu(choice)?);
-    let printed = if json { output::json(&told) } else { print(&told) };
+    let scaling = ranks.map(|ranks| scaling::estimate(&config, &told.gpu, ranks));
+    let printed = match (json, &scaling) {
+        (false, _) => print(&told).and_then(|()| scaling.as_ref().map_or(Ok(()), |ranks| print_scaling(&told, ranks))),
+        (true, None) => output::json(&told),
+        (true, Some(ranks)) => output::json(&Both { alone: &told, scaling: ranks }),
+    };
     printed.map_err(|error| train::Error::Input(error.to_string()))
+}
+
+/// The estimate of one GPU, and beside it that of several.
+#[derive(serde::Serialize)]
+struct Both<'a> {
+    #[serde(flatten)]
+    alone: &'a Estimate,
+    scaling: &'a Scaling,
 }
 
 /// The GPU that was asked for, the first of this machine, or the one that estimates stand for.
@@ -166,6 +175,58 @@ fn print(told: &Estimate) -> Result<()> {
             format!("{:.1}", 1e3 * variant.step_s),
             output::thousands(variant.tokens_per_s as u64),
             format!("{:.1} %", 100.0 * variant.mfu),
+        ]
+    }));
+    Ok(output::line(output::table(&rows))?)
+}
+
+fn print_scaling(told: &Estimate, scaling: &Scaling) -> Result<()> {
+    let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+    let yes = |yes: bool| if yes { "yes" } else { "no" }.to_string();
+    output::line(format!("\nof each of {} ranks:", scaling.ranks))?;
+    let head = [
+        "sharding",
+        "weights, gradients, moments",
+        "ZeRO's formula",
+        "peak",
+        "fits",
+        "sent a step",
+        "largest that fits",
+    ];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    rows.extend(scaling.modes.iter().map(|mode| {
+        vec![
+            mode.sharding.name().to_string(),
+            gib(mode.state_bytes),
+            gib(mode.zero_bytes),
+            gib(mode.peak_bytes),
+            yes(mode.fits),
+            gib(mode.sent_bytes),
+            mode.largest_model.unwrap_or("none").to_string(),
+        ]
+    }));
+    output::line(output::table(&rows))?;
+    let links = &scaling.links;
+    output::line(format!(
+        "\nwith {} tokens a step and GPU, {:.0} GB/s between {} GPUs of a host and {:.0} GB/s a GPU between hosts, {:.0} % of it \
+         reached (a model of the step, not a measurement):",
+        output::thousands(told.tokens_per_step),
+        links.host_bandwidth / 1e9,
+        links.gpus_per_host,
+        links.network_bandwidth / 1e9,
+        100.0 * links.reached
+    ))?;
+    let head = ["GPUs", "sharding", "fits", "ms a step", "ms waiting", "tokens/s", "of one GPU's"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    rows.extend(scaling.scales.iter().map(|scale| {
+        vec![
+            scale.ranks.to_string(),
+            scale.sharding.name().to_string(),
+            yes(scale.fits),
+            format!("{:.1}", 1e3 * scale.step_s),
+            format!("{:.1}", 1e3 * scale.exposed_s),
+            output::thousands(scale.tokens_per_s as u64),
+            format!("{:.1} %", 100.0 * scale.efficiency),
         ]
     }));
     Ok(output::line(output::table(&rows))?)

@@ -150,6 +150,11 @@ impl ModelConfig {
         SIZES.into_iter().find(|size| size.0 == name).map(Self::sized)
     }
 
+    /// The names that [`ModelConfig::named`] knows, the smallest first.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        SIZES.into_iter().map(|size| size.0)
+    }
+
     /// K = V, the width of one head.
     pub fn head_dim(&self) -> usize {
         self.hidden_dim / self.decoder_attention_heads

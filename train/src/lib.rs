@@ -29,6 +29,7 @@ pub mod published;
 pub mod rng;
 pub mod run;
 pub mod samples;
+pub mod scaling;
 pub mod schedule;
 pub mod stage;
 pub mod tensorboard;
