@@ -76,10 +76,9 @@ pub fn ranks(nproc: usize) -> Result<()> {
     let mut failed: Option<(usize, ExitStatus, Instant)> = None;
     loop {
         for (number, rank) in ranks.iter_mut().enumerate() {
-            if let Some(status) = rank.look().with_context(|| format!("waiting for rank {number}"))? {
-                if !status.success() && failed.is_none() {
-                    failed = Some((number, status, Instant::now()));
-                }
+            let ended = rank.look().with_context(|| format!("waiting for rank {number}"))?;
+            if let Some(status) = ended.filter(|status| !status.success() && failed.is_none()) {
+                failed = Some((number, status, Instant::now()));
             }
         }
         if ranks.iter().all(|rank| rank.ended.is_some()) {

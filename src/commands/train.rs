@@ -1,5 +1,6 @@
 //! `fulgurite train`
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
@@ -54,14 +55,7 @@ fn rank(
     let device = choice.select().map_err(|e| Usage(e.to_string()))?;
     let directory = args.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&job.name));
     let leads = place.rank == 0;
-    let mut _lock = None;
-    if leads {
-        std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-        // Two processes would remove each other's checkpoints.
-        _lock = Some(pipeline::lock(&directory)?);
-        let resolved = toml::to_string_pretty(job).context("the settings as TOML")?;
-        pipeline::manifest::replace_file(&directory.join("train.toml"), resolved.as_bytes())?;
-    }
+    let _lock = leads.then(|| claim(&directory, job)).transpose()?;
     let stop = stop::on_signal()?;
     let group = parallel::connect(place, Duration::from_secs(args.rank_timeout_s))?;
     let mut live = if leads { Live::new(job.train.steps, logging) } else { Live::quiet(job.train.steps) };
@@ -85,6 +79,16 @@ fn rank(
     }
     // What a scheduler stops is saved and goes on later: no failure.
     if finished || !stop::by_person() { Ok(()) } else { Err(pipeline::Error::Interrupted.into()) }
+}
+
+/// Makes the directory of a run its own, as long as the file is open, and writes its settings there.
+fn claim(directory: &Path, job: &Job) -> Result<File> {
+    std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    // Two processes would remove each other's checkpoints.
+    let lock = pipeline::lock(directory)?;
+    let resolved = toml::to_string_pretty(job).context("the settings as TOML")?;
+    pipeline::manifest::replace_file(&directory.join("train.toml"), resolved.as_bytes())?;
+    Ok(lock)
 }
 
 /// A setting's error with the line that sets it.

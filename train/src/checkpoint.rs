@@ -86,7 +86,7 @@ pub fn save(directory: &Path, snapshot: &Snapshot, state: &State, tokenizer: Opt
     let model = &state.config.model;
     published::write(model, &snapshot.values, &partial, tokenizer)?;
     let list = ParameterList::of(model);
-    write_moments(&partial.join(OPTIMIZER), &list, &[0..list.total()], snapshot)?;
+    write_moments(&partial.join(OPTIMIZER), &list, &[list.range()], snapshot)?;
     write_json(&partial.join(STATE), state)?;
     let sums = checksums(&partial)?;
     commit(directory, &partial, &path, &sums)?;

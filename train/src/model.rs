@@ -381,7 +381,7 @@ impl Model {
 
 /// The first weights of [`Model::new`], in the order of the parameter list.
 pub(crate) fn initial_values(config: &ModelConfig, seed: u64) -> Vec<f32> {
-    initial_shard(config, seed, &[0..ParameterList::of(config).total()])
+    initial_shard(config, seed, &[ParameterList::of(config).range()])
 }
 
 /// Those of [`initial_values`] that are in `ranges`, one after the other: no more is in memory at once.

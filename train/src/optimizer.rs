@@ -200,7 +200,7 @@ impl AdamW {
 
 /// Σ x² of every [`CHUNK`] values, in float64.
 pub(crate) fn square_sums(values: &[f32]) -> Vec<f64> {
-    let of = |chunk: &[f32]| chunk.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    let of = |chunk: &[f32]| chunk.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
     values.par_chunks(CHUNK).with_min_len(TASK / CHUNK).map(of).collect()
 }
 

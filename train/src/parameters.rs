@@ -84,6 +84,11 @@ impl ParameterList {
         &self.blocks
     }
 
+    /// All of the flat buffer.
+    pub fn range(&self) -> Range<usize> {
+        0..self.total
+    }
+
     /// Length of the flat buffer.
     pub fn total(&self) -> usize {
         self.total

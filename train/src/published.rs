@@ -175,7 +175,7 @@ pub fn load(directory: &Path, device: &Device) -> Result<Model, Error> {
 pub fn read(directory: &Path) -> Result<(ModelConfig, Vec<f32>), Error> {
     let config = read_config(&directory.join(CONFIG))?;
     let list = ParameterList::of(&config);
-    let values = open(directory, &list)?.read(0, &[0..list.total()])?;
+    let values = open(directory, &list)?.read(0, &[list.range()])?;
     Ok((config, values))
 }
 
@@ -212,7 +212,8 @@ pub(crate) fn write(
     directory: &Path,
     tokenizer: Option<&Path>,
 ) -> Result<(), Error> {
-    write_from(config, &Shard { ranges: &[0..values.len()], values }, directory, tokenizer)
+    let ranges = [ParameterList::of(config).range()];
+    write_from(config, &Shard { ranges: &ranges, values }, directory, tokenizer)
 }
 
 fn write_from(
@@ -222,7 +223,7 @@ fn write_from(
     tokenizer: Option<&Path>,
 ) -> Result<(), Error> {
     let list = ParameterList::of(config);
-    let ranges = [0..list.total()];
+    let ranges = [list.range()];
     write_description(config, directory, tokenizer)?;
     files::replace(&directory.join(MODEL), |path| tensors::write(path, &list, &ranges, &[("", values)]))
 }

@@ -307,7 +307,7 @@ mod tests {
         let (own, theirs) = (directory.path().join("own"), directory.path().join("theirs"));
         let list = ParameterList::of(&config());
         let values = numbers(list.total());
-        let ranges = [0..list.total()];
+        let ranges = [list.range()];
         write(&own, &list, &ranges, &[("", &Shard { ranges: &ranges, values: &values })]).unwrap();
         let tensors = list.iter().map(|parameter| {
             let bytes = crate::tensors::bytes(&values[parameter.range()]).into_owned();
