@@ -186,6 +186,28 @@ fn every_world_and_sharding_gives_the_bits_of_one_process_and_sends_what_the_for
 }
 
 #[test]
+fn copies_of_shards_give_the_bits_of_one_process() {
+    let prepared = prepared();
+    for mode in [Sharding::Optimizer, Sharding::Full] {
+        let directory = prepared.place(&format!("hybrid-{}", mode.name()));
+        succeed(prepared.job(&directory, &[&sharding(mode), "train.hybrid=2"]).args(["--nproc", "4"]));
+        assert_eq!(curve(&directory), prepared.curve, "{mode:?}");
+        assert!(exported(&directory) == prepared.weights, "{mode:?}");
+        // One copy of the shards of two ranks.
+        let checkpoint = fs::read_dir(directory.join("checkpoints/step-000006")).unwrap();
+        let names = checkpoint.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut shards: Vec<String> = names.filter(|name| name.starts_with("weights")).collect();
+        shards.sort();
+        assert_eq!(shards, ["weights-00000-of-00002.safetensors", "weights-00001-of-00002.safetensors"]);
+    }
+    let directory = prepared.place("hybrid-refused");
+    let mut command = prepared.job(&directory, &[&sharding(Sharding::Full), "train.hybrid=2"]);
+    let output = command.args(["--nproc", "3"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("3 ranks are not a multiple of 2"), "{}", said(&output));
+}
+
+#[test]
 fn a_checkpoint_of_four_ranks_is_continued_by_one_two_and_eight() {
     let prepared = prepared();
     let saved = prepared.place("saved");

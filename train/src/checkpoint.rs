@@ -13,7 +13,6 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +21,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::config::{ModelConfig, TrainConfig};
 use crate::engine::{Pending, Snapshot};
-use crate::parallel::{Collective, Partition, all_of};
+use crate::parallel::{Collective, Team, all_of};
 use crate::parameters::ParameterList;
 use crate::tensors::{self, Shard, Store, Values};
 use crate::{Error, files, published};
@@ -93,26 +92,29 @@ pub fn save(directory: &Path, snapshot: &Snapshot, state: &State, tokenizer: Opt
     Ok(path)
 }
 
-/// The same by all ranks of `group` together, each of which has the `snapshot` of its shard and writes that: rank 0 makes
-/// the directory, all write, rank 0 commits what they have written.
+/// The same by all ranks of `team` together, each of which has the `snapshot` of its shard: rank 0 makes the directory, all
+/// shards are written, each by one that has it, and rank 0 commits what was written.
 ///
 /// # Errors
 /// As [`save`], and [`Error::Rank`] when another rank cannot write; then there is no checkpoint of this step.
 pub fn save_together(
     directory: &Path,
-    group: &dyn Collective,
+    team: &Team,
     snapshot: &Snapshot,
     state: &State,
     tokenizer: Option<&Path>,
 ) -> Result<PathBuf, Error> {
-    let (rank, world) = (group.rank(), group.world());
+    let (group, rank) = (team.all.as_ref(), team.all.rank());
     let (path, partial) = (place(directory, state), files::partial(&place(directory, state)));
     let begun = match rank {
         0 => begin(directory, state).and_then(|_| fs::create_dir_all(&partial).map_err(Error::io(&partial))),
         _ => Ok(()),
     };
     all_of(group, begun.map(|()| String::new()))?;
-    let own = write_shard(&partial, rank, world, snapshot, state);
+    let own = match team.writes() {
+        true => write_shard(&partial, team, snapshot, state),
+        false => Ok(BTreeMap::new()),
+    };
     let text = own.and_then(|sums| serde_json::to_string(&sums).map_err(|error| Error::format(&partial, error)));
     let written = all_of(group, text)?;
     let committed = match rank {
@@ -126,12 +128,11 @@ pub fn save_together(
 /// Writes the shard of one rank; the checksums of its files.
 fn write_shard(
     partial: &Path,
-    rank: usize,
-    world: usize,
+    team: &Team,
     snapshot: &Snapshot,
     state: &State,
 ) -> Result<BTreeMap<String, String>, Error> {
-    let partition = Partition::new(&state.config.model, world);
+    let (partition, rank, world) = (team.partition(&state.config), team.inner.rank(), team.inner.world());
     let (list, ranges) = (partition.parameters(), partition.shard(rank));
     let [weights, moments] = [published::WEIGHTS, MOMENTS_OF].map(|kind| published::shard_name(kind, rank, world));
     let values = Shard { ranges: &ranges, values: &snapshot.values };
@@ -180,12 +181,7 @@ fn begin(directory: &Path, state: &State) -> Result<(PathBuf, PathBuf), Error> {
     Ok((path, partial))
 }
 
-fn write_moments(
-    path: &Path,
-    list: &ParameterList,
-    ranges: &[Range<usize>],
-    snapshot: &Snapshot,
-) -> Result<(), Error> {
+fn write_moments(path: &Path, list: &ParameterList, ranges: &[Range<usize>], snapshot: &Snapshot) -> Result<(), Error> {
     let [first, second] = [&snapshot.first, &snapshot.second].map(|values| Shard { ranges, values });
     let buffers: [(&str, &dyn Values); 2] = [(MOMENTS[0], &first), (MOMENTS[1], &second)];
     files::replace(path, |path| tensors::write(path, list, ranges, &buffers))
@@ -217,19 +213,19 @@ pub struct Writer {
     directory: PathBuf,
     tokenizer: Option<PathBuf>,
     keep: Keep,
-    group: Arc<dyn Collective>,
+    team: Team,
     running: Option<JoinHandle<Result<PathBuf, Error>>>,
     written: Option<PathBuf>,
 }
 
 impl Writer {
     /// A writer into `directory`.
-    pub fn new(directory: &Path, tokenizer: Option<&Path>, keep: Keep, group: &Arc<dyn Collective>) -> Self {
+    pub fn new(directory: &Path, tokenizer: Option<&Path>, keep: Keep, team: &Team) -> Self {
         Self {
             directory: directory.to_owned(),
             tokenizer: tokenizer.map(Path::to_owned),
             keep,
-            group: group.clone(),
+            team: team.clone(),
             running: None,
             written: None,
         }
@@ -241,12 +237,12 @@ impl Writer {
     /// What kept the one before from being written.
     pub fn begin(&mut self, pending: Pending, mut state: State) -> Result<(), Error> {
         self.finish()?;
-        if self.group.world() > 1 {
+        if self.team.all.world() > 1 {
             let snapshot = pending()?;
             state.skipped = snapshot.skipped;
-            let (group, tokenizer) = (self.group.as_ref(), self.tokenizer.as_deref());
-            self.written = Some(save_together(&self.directory, group, &snapshot, &state, tokenizer)?);
-            if group.rank() == 0 {
+            let tokenizer = self.tokenizer.as_deref();
+            self.written = Some(save_together(&self.directory, &self.team, &snapshot, &state, tokenizer)?);
+            if self.team.all.rank() == 0 {
                 prune(&self.directory, self.keep)?;
             }
             return Ok(());

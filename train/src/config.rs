@@ -251,6 +251,9 @@ pub struct TrainConfig {
     pub activation_checkpointing: Recompute,
     /// What each of several ranks keeps a part of alone (ZeRO, arXiv 1910.02054); one rank keeps everything.
     pub sharding: Sharding,
+    /// Ranks, neighbours by their numbers, that share one copy of what is sharded, the others having copies of their own: best
+    /// those of a host. 0 is all of them.
+    pub hybrid: usize,
     /// What GPUs add up each other's gradients in.
     pub gradient_reduction: GradientReduction,
     /// Weight of the squared logarithm of the softmax's denominator in the loss (PaLM, arXiv 2204.02311,
@@ -286,6 +289,7 @@ impl Default for TrainConfig {
             precision: Precision::Auto,
             activation_checkpointing: Recompute::None,
             sharding: Sharding::None,
+            hybrid: 0,
             gradient_reduction: GradientReduction::Float32,
             z_loss: 0.0,
             max_skipped_steps: 10,

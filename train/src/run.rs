@@ -17,7 +17,7 @@ use crate::cuda::profile::{self, Span};
 use crate::cuda::{COMMUNICATION, EXPOSED};
 use crate::engine::{self, Engine, Snapshot};
 use crate::estimate::model_flops_per_token;
-use crate::parallel::{Collective, Partition, all_of, any, share};
+use crate::parallel::{Collective, Team, all_of, any, share};
 use crate::samples::Samples;
 use crate::schedule::learning_rate;
 use crate::tensorboard::EventFile;
@@ -248,7 +248,8 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
     agree_on_settings(config, source, group)?;
 
     let mut saved = None;
-    let ranges = Partition::new(&config.model, group.world()).shard(group.rank());
+    let team = Team::new(run.group, config)?;
+    let ranges = team.partition(config).shard(team.inner.rank());
     let (snapshot, mut step, mut tokens) = match checkpoint::load_newest(&directory, group)? {
         Some(checkpoint) => {
             let (path, state) = (&checkpoint.path, &checkpoint.state);
@@ -267,7 +268,7 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
     };
     let mut engine = engine::start(config, run.device, run.group, snapshot)?;
     let keep = Keep { newest: config.keep_checkpoints, every_steps: config.keep_checkpoint_every_steps };
-    let mut writer = Writer::new(&directory, run.tokenizer, keep, run.group);
+    let mut writer = Writer::new(&directory, run.tokenizer, keep, &team);
     // What is written but checkpoints is written by rank 0.
     let mut metrics_file = leads.then(|| MetricsFile::open(&run.directory.join(METRICS), step)).transpose()?;
     let flops_per_token = model_flops_per_token(config);

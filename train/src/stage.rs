@@ -164,6 +164,7 @@ impl Stage for TrainStage {
                 "max_skipped_steps",
                 "activation_checkpointing",
                 "sharding",
+                "hybrid",
                 "evaluation",
             ] {
                 keys.remove(key);

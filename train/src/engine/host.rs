@@ -8,7 +8,6 @@
 //! micro batches each.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use burn::backend::Flex;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -21,8 +20,9 @@ use crate::model::{Block, Network, check_ids, gradient_of, read, views};
 use crate::ops::cpu;
 use crate::ops::embedding::gradient_on_cpu;
 use crate::optimizer::{Factors, square_sums};
-use crate::parallel::{CHUNK, Collective, Partition, Pending as Arriving, Tree, share};
+use crate::parallel::{CHUNK, Collective, Partition, Pending as Arriving, Team, Tree, share};
 use crate::parameters::Parameter;
+use crate::tensors::floats;
 use crate::{Batch, Error, Model};
 
 /// What a rank holds of a model, and what became of its last step.
@@ -30,7 +30,7 @@ pub(super) struct Host {
     config: TrainConfig,
     network: Network,
     partition: Partition,
-    group: Arc<dyn Collective>,
+    team: Team,
     sharding: Sharding,
     device: Device,
     /// By bucket.
@@ -78,21 +78,16 @@ enum Gradient {
 }
 
 impl Host {
-    pub(super) fn new(
-        config: &TrainConfig,
-        device: &Device,
-        group: &Arc<dyn Collective>,
-        snapshot: Snapshot,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(config: &TrainConfig, device: &Device, team: Team, snapshot: Snapshot) -> Result<Self, Error> {
         config.model.validate()?;
         let Snapshot { values, first, second, taken, skipped } = snapshot;
-        let partition = Partition::new(&config.model, group.world());
+        let partition = team.partition(config);
         // One rank has everything whatever is shared.
-        let sharding = if group.world() == 1 { Sharding::None } else { config.sharding };
+        let sharding = if team.inner.world() == 1 { Sharding::None } else { config.sharding };
         let mut host = Self {
             network: Network::new(&config.model),
             config: config.clone(),
-            group: group.clone(),
+            team,
             sharding,
             device: device.clone(),
             weights: Vec::new(),
@@ -124,12 +119,12 @@ impl Host {
 
     /// What this rank has of a bucket.
     fn piece(&self, bucket: usize) -> Range<usize> {
-        self.partition.piece(bucket, self.group.rank())
+        self.partition.piece(bucket, self.team.inner.rank())
     }
 
     /// Puts the pieces of a bucket together, of which this rank has `own`.
     fn gather(&self, bucket: usize, own: Vec<f32>) -> Result<Arriving, Error> {
-        self.group.all_gather(own, &self.partition.pieces(bucket))
+        self.team.inner.all_gather(own, &self.partition.pieces(bucket))
     }
 
     fn tensor(&self, values: Vec<f32>) -> Tensor<1> {
@@ -211,7 +206,7 @@ impl Host {
     /// Puts the sum of a bucket over the ranks on its way.
     fn reduce(&self, bucket: usize, tree: Tree) -> Result<Arriving, Error> {
         let values = tree.finish().unwrap_or_else(|| vec![0.0; self.partition.buckets()[bucket].len()]);
-        self.group.reduce_scatter(values, &self.partition.pieces(bucket))
+        self.team.inner.reduce_scatter(values, &self.partition.pieces(bucket))
     }
 
     /// Adds gradients of a bucket, and sends the sum on its way where no more come and it need not be kept.
@@ -302,35 +297,45 @@ impl Host {
         BlockTape { x, y, block }
     }
 
-    /// The losses of all micro batches of all ranks, and the sums of squares of all chunks of the gradient, for those of
-    /// this rank: its micro batches, and its pieces of the buckets.
-    fn collect(&self, losses: &[f32], pieces: &[&[f32]], parts: &[u64]) -> Result<(Vec<f32>, Vec<f64>), Error> {
-        let sums: Vec<Vec<f64>> = pieces.iter().map(|piece| square_sums(piece)).collect();
-        let mut own: Vec<u8> = losses.iter().flat_map(|loss| loss.to_le_bytes()).collect();
-        own.extend(sums.iter().flatten().flat_map(|sum| sum.to_le_bytes()));
-        let all = self.group.exchange(&own)?;
-        let mut all_losses = Vec::new();
-        let mut chunks = Vec::with_capacity(all.len());
-        for (rank, (bytes, parts)) in all.iter().zip(parts).enumerate() {
-            let due = (0..pieces.len()).map(|bucket| self.partition.piece(bucket, rank).len().div_ceil(CHUNK));
-            let due = 4 * *parts as usize + 8 * due.sum::<usize>();
-            if bytes.len() != due {
-                let reason = format!("sent {} bytes of losses and norms where {due} were due", bytes.len());
-                return Err(Error::Rank { rank, reason });
-            }
-            let (losses, sums) = bytes.split_at(4 * *parts as usize);
-            all_losses.extend(losses.as_chunks::<4>().0.iter().map(|loss| f32::from_le_bytes(*loss)));
-            chunks.push(sums.as_chunks::<8>().0.iter().map(|sum| f64::from_le_bytes(*sum)));
-        }
-        // Chunks in the order of the flat buffer: bucket by bucket, in each rank by rank.
-        let mut ordered = Vec::new();
+    /// The norm of the gradient, of which this rank has `pieces`: the sums of squares of all chunks, added in the order of
+    /// the flat buffer.
+    fn norm(&self, pieces: &[Vec<f32>]) -> Result<f64, Error> {
+        let own = pieces.iter().flat_map(|piece| square_sums(piece));
+        let own: Vec<u8> = own.flat_map(f64::to_le_bytes).collect();
+        let all = self.team.inner.exchange(&own)?;
+        let mut sums: Vec<_> =
+            all.iter().map(|bytes| bytes.as_chunks::<8>().0.iter().map(|sum| f64::from_le_bytes(*sum))).collect();
+        let mut total = 0.0;
+        // Bucket by bucket, in each rank by rank.
         for bucket in 0..pieces.len() {
-            for (rank, chunks) in chunks.iter_mut().enumerate() {
+            for (rank, sums) in sums.iter_mut().enumerate() {
                 let count = self.partition.piece(bucket, rank).len().div_ceil(CHUNK);
-                ordered.extend(chunks.by_ref().take(count));
+                sums.by_ref().take(count).for_each(|sum| total += sum);
             }
         }
-        Ok((all_losses, ordered))
+        Ok(total.sqrt())
+    }
+
+    /// The losses of all micro batches of all ranks, in order, of which this rank has `own`.
+    fn losses(&self, own: &[f32]) -> Result<Vec<f64>, Error> {
+        let own: Vec<u8> = own.iter().flat_map(|loss| loss.to_le_bytes()).collect();
+        let all = self.team.all.exchange(&own)?.concat();
+        Ok(floats(&all).into_iter().map(f64::from).collect())
+    }
+
+    /// Adds to the pieces of this rank those of the ranks that have the same shard.
+    fn add_copies(&self, pieces: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+        let outer = &self.team.outer;
+        if outer.world() == 1 {
+            return Ok(pieces);
+        }
+        let cut =
+            |count| -> Vec<Range<usize>> { (0..outer.world()).map(|rank| share(count, rank, outer.world())).collect() };
+        pieces
+            .into_iter()
+            .map(|piece| (cut(piece.len()), piece))
+            .map(|(cut, piece)| outer.all_reduce(piece, &cut))
+            .collect()
     }
 
     /// Takes the step with the gradients of this rank's pieces.
@@ -374,7 +379,7 @@ impl Host {
 
     /// The first or the second moments of this rank's shard.
     fn moments(&self, which: usize) -> Vec<f32> {
-        let mut shard = Vec::with_capacity(self.partition.shard_len(self.group.rank()));
+        let mut shard = Vec::with_capacity(self.partition.shard_len(self.team.inner.rank()));
         for (bucket, moments) in self.moments.iter().enumerate() {
             match self.sharding {
                 Sharding::None => shard.extend_from_slice(&moments[which][self.piece(bucket)]),
@@ -445,33 +450,31 @@ impl Gathers<'_> {
     }
 }
 
-/// Of every rank the targets that count and the micro batches.
-fn agree(group: &dyn Collective, parts: &[Rows]) -> Result<(u64, Vec<u64>), Error> {
+/// The targets of all ranks that count, and the largest number of micro batches of a rank.
+fn agree(group: &dyn Collective, parts: &[Rows]) -> Result<(u64, usize), Error> {
     let counted: usize = parts.iter().map(Rows::counted).sum();
     let own = [counted as u64, parts.len() as u64];
     let own: Vec<u8> = own.iter().flat_map(|number| number.to_le_bytes()).collect();
-    let (mut total, mut counts) = (0, Vec::new());
+    let (mut total, mut most) = (0, 0);
     for (rank, bytes) in group.exchange(&own)?.iter().enumerate() {
         let ([counted, parts], []) = bytes.as_chunks::<8>() else {
             return Err(Error::Rank { rank, reason: format!("sent {} bytes of counts", bytes.len()) });
         };
         total += u64::from_le_bytes(*counted);
-        counts.push(u64::from_le_bytes(*parts));
+        most = most.max(u64::from_le_bytes(*parts) as usize);
     }
-    Ok((total, counts))
+    Ok((total, most))
 }
 
 impl Engine for Host {
     fn step(&mut self, batch: &Batch, rate: f64) -> Result<(), Error> {
         let parts = self.parts(batch)?;
-        let (counted, counts) = agree(self.group.as_ref(), &parts)?;
-        let most = counts.iter().max().copied().unwrap_or(0) as usize;
+        let (counted, most) = agree(self.team.all.as_ref(), &parts)?;
         let (arriving, losses) = self.accumulate(&parts, counted, most)?;
         let gradients = arriving.into_iter().map(|gradient| gradient()).collect::<Result<Vec<_>, Error>>()?;
-        let pieces: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
-        let (losses, squares) = self.collect(&losses, &pieces, &counts)?;
-        let norm = squares.iter().sum::<f64>().sqrt();
-        self.outcome.loss = losses.iter().map(|&loss| f64::from(loss)).sum();
+        let gradients = self.add_copies(gradients)?;
+        let norm = self.norm(&gradients)?;
+        self.outcome.loss = self.losses(&losses)?.iter().sum();
         self.outcome.grad_norm = norm;
         match Factors::new(&self.config.optimizer, self.taken + 1, norm, rate) {
             Some(factors) => {
@@ -497,10 +500,10 @@ impl Engine for Host {
 
     fn loss(&self, batch: &Batch) -> Result<f64, Error> {
         let parts = self.parts(batch)?;
-        let (rank, world) = (self.group.rank(), self.group.world());
+        let (rank, world) = (self.team.all.rank(), self.team.all.world());
         let own = share(parts.len(), rank, world);
         let most = (0..world).map(|rank| share(parts.len(), rank, world).len()).max().unwrap_or(0);
-        let mut losses: Vec<u8> = Vec::new();
+        let mut losses = Vec::with_capacity(own.len());
         for index in 0..most {
             let rows = parts[own.clone()].get(index);
             let mut gathers = self.gathers((0..=self.last()).collect())?;
@@ -515,18 +518,17 @@ impl Engine for Host {
             if let (Some(rows), Some(x)) = (rows, x) {
                 let head = self.matrix(self.last(), &weights, false);
                 let loss: f32 = self.network.loss(&head, x, &rows.targets, 0.0).into_scalar();
-                losses.extend(loss.to_le_bytes());
+                losses.push(loss);
             }
         }
-        let all = self.group.exchange(&losses)?.concat();
         let counted = parts.iter().map(Rows::counted);
-        let losses = all.as_chunks::<4>().0.iter().map(|loss| f64::from(f32::from_le_bytes(*loss)));
-        let sum: f64 = losses.zip(counted.clone()).map(|(loss, counted)| loss * counted as f64).sum();
+        let sum: f64 =
+            self.losses(&losses)?.into_iter().zip(counted.clone()).map(|(loss, counted)| loss * counted as f64).sum();
         Ok(sum / counted.sum::<usize>().max(1) as f64)
     }
 
     fn snapshot(&mut self) -> Result<Pending, Error> {
-        let mut values = Vec::with_capacity(self.partition.shard_len(self.group.rank()));
+        let mut values = Vec::with_capacity(self.partition.shard_len(self.team.inner.rank()));
         for (bucket, held) in self.weights.iter().enumerate() {
             match held {
                 Held::Piece(piece) => values.extend_from_slice(piece),
@@ -593,7 +595,8 @@ mod tests {
             Batch { tokens, starts: vec![vec![0, 7], vec![], vec![3], vec![0]], length: 21 }
         };
         let (device, values) = (Device::flex(), initial_values(&config.model, 3));
-        let mut host = Host::new(&config, &device, &Alone::shared(), Snapshot::fresh(values.clone())).unwrap();
+        let team = Team::new(&Alone::shared(), &config).unwrap();
+        let mut host = Host::new(&config, &device, team, Snapshot::fresh(values.clone())).unwrap();
         let mut tape = Tape::new(&config, &device, Snapshot::fresh(values)).unwrap();
         for _ in 0..3 {
             let batch = batch();

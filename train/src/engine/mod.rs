@@ -1,7 +1,7 @@
 //! What takes the steps of a run: block by block in float32 on the CPU or in bf16 on CUDA, or on one tape in float32 on
 //! CUDA, for the sizes that have no form in bf16.
 //!
-//! All hold the same values in float32 (weights and two moments, cut as [`Partition`] says), so a checkpoint of one is a
+//! All hold the same values in float32 (weights and two moments, cut as [`crate::parallel::Partition`] says), so a checkpoint of one is a
 //! checkpoint of the others.
 
 mod block;
@@ -23,7 +23,7 @@ use crate::config::{Moments, Precision, Recompute, TrainConfig};
 use crate::cuda::{self, profile::Span};
 use crate::generate::Reader;
 use crate::ops::{is_cuda, is_flex};
-use crate::parallel::{Collective, Partition};
+use crate::parallel::{Collective, Team};
 use crate::{Batch, Error};
 use host::Host;
 use tape::Tape;
@@ -142,8 +142,8 @@ pub fn start(
     group: &Arc<dyn Collective>,
     snapshot: Snapshot,
 ) -> Result<Box<dyn Engine>, Error> {
-    let partition = Partition::new(&config.model, group.world());
-    let count = partition.shard_len(group.rank());
+    let team = Team::new(group, config)?;
+    let count = team.partition(config).shard_len(team.inner.rank());
     if [&snapshot.values, &snapshot.first, &snapshot.second].iter().any(|values| values.len() != count) {
         let reason = format!("{} values for {count} parameters", snapshot.values.len());
         return Err(Error::Input(reason));
@@ -167,6 +167,9 @@ pub fn start(
         Precision::Auto => false,
     };
     if mixed {
+        if team.outer.world() > 1 {
+            return Err(Error::config("hybrid", "GPUs do not have it; leave it out, or 0"));
+        }
         return Ok(Box::new(Mixed::new(config, device, group, snapshot)?));
     }
     if config.optimizer.moments == Moments::Bf16 {
@@ -179,7 +182,7 @@ pub fn start(
         );
     }
     if is_flex(device) {
-        return Ok(Box::new(Host::new(config, device, group, snapshot)?));
+        return Ok(Box::new(Host::new(config, device, team, snapshot)?));
     }
     if group.world() > 1 {
         let reason = "several ranks train in bf16 on CUDA devices, or in float32 on CPUs; this run is float32 on CUDA";

@@ -125,17 +125,26 @@ struct Peer {
     written: Mutex<Receiver<()>>,
 }
 
-/// The collective of ranks that are connected through TCP.
-pub struct Mesh {
+/// The connections of a rank.
+struct Links {
     shared: Arc<Shared>,
     /// By rank; none for this rank.
     peers: Vec<Option<Peer>>,
     left: AtomicBool,
 }
 
+/// The collective of ranks that are connected through TCP: of all, or of some.
+pub struct Mesh {
+    links: Arc<Links>,
+    /// The ranks, by their place in this collective.
+    members: Vec<usize>,
+    /// The place of this one.
+    place: usize,
+}
+
 impl fmt::Debug for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rank {} of {}", self.shared.rank, self.shared.world)
+        write!(f, "rank {} of {:?}", self.links.shared.rank, self.members)
     }
 }
 
@@ -166,37 +175,40 @@ impl Mesh {
             let peer = stream.map(|stream| Peer::start(rank, stream, &shared));
             peers.push(peer.transpose().map_err(|error| launch.failed(format!("a thread cannot start: {error}")))?);
         }
-        Ok(Self { shared, peers, left: AtomicBool::new(false) })
+        let links = Arc::new(Links { shared, peers, left: AtomicBool::new(false) });
+        Ok(Self { links, members: (0..launch.world).collect(), place: launch.rank })
     }
 
-    /// Sends a part of an operation.
+    /// Sends a part of an operation to the rank at a place.
     fn send(&self, to: usize, operation: Operation, number: u64, part: Arc<[u8]>) {
-        if let Some(peer) = &self.peers[to] {
-            self.shared.sent.fetch_add((HEAD + part.len()) as u64, Ordering::Relaxed);
+        if let Some(peer) = &self.links.peers[self.members[to]] {
+            self.links.shared.sent.fetch_add((HEAD + part.len()) as u64, Ordering::Relaxed);
             // A writer that is gone has left its reason in the inbox, where whoever waits finds it.
             let _ = peer.outbox.send(Frame::Data(operation, number, part));
         }
     }
 
     fn begin(&self) -> Result<u64, Error> {
-        if self.left.load(Ordering::Relaxed) {
-            return Err(Error::Rank { rank: self.shared.rank, reason: "has left the others already".to_owned() });
+        let shared = &self.links.shared;
+        if self.links.left.load(Ordering::Relaxed) {
+            return Err(Error::Rank { rank: shared.rank, reason: "has left the others already".to_owned() });
         }
-        Ok(self.shared.next.fetch_add(1, Ordering::Relaxed))
+        Ok(shared.next.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The places of the others.
     fn others(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.shared.world).filter(|rank| *rank != self.shared.rank)
+        (0..self.members.len()).filter(|place| *place != self.place)
     }
 }
 
 impl Collective for Mesh {
     fn rank(&self) -> usize {
-        self.shared.rank
+        self.place
     }
 
     fn world(&self) -> usize {
-        self.shared.world
+        self.members.len()
     }
 
     fn reduce_scatter(&self, values: Vec<f32>, pieces: &[Range<usize>]) -> Result<Pending, Error> {
@@ -204,12 +216,12 @@ impl Collective for Mesh {
         for to in self.others() {
             self.send(to, Operation::ReduceScatter, number, bytes(&values[pieces[to].clone()]).into());
         }
-        let shared = self.shared.clone();
-        let own = values[pieces[shared.rank].clone()].to_vec();
+        let (shared, members) = (self.links.shared.clone(), self.members.clone());
+        let own = values[pieces[self.place].clone()].to_vec();
         Ok(Box::new(move || {
             let (mut tree, count) = (Tree::default(), own.len());
             let mut own = Some(own);
-            for from in 0..shared.world {
+            for from in members {
                 tree.push(match own.take_if(|_| from == shared.rank) {
                     Some(own) => own,
                     None => shared.values(from, Operation::ReduceScatter, number, count)?,
@@ -225,10 +237,10 @@ impl Collective for Mesh {
         for to in self.others() {
             self.send(to, Operation::AllGather, number, part.clone());
         }
-        let (shared, pieces) = (self.shared.clone(), pieces.to_vec());
+        let (shared, members, pieces) = (self.links.shared.clone(), self.members.clone(), pieces.to_vec());
         Ok(Box::new(move || {
             let mut values = Vec::with_capacity(pieces.last().map_or(0, |piece| piece.end));
-            for (from, piece) in pieces.iter().enumerate() {
+            for (from, piece) in members.into_iter().zip(pieces) {
                 if from == shared.rank {
                     values.extend_from_slice(&own);
                 } else {
@@ -245,22 +257,40 @@ impl Collective for Mesh {
         for to in self.others() {
             self.send(to, Operation::Exchange, number, part.clone());
         }
-        (0..self.shared.world)
-            .map(|from| match from == self.shared.rank {
-                true => Ok(own.to_vec()),
-                false => self.shared.take(from, Operation::Exchange, number),
-            })
-            .collect()
+        let shared = &self.links.shared;
+        let parts = self.members.iter().map(|&from| match from == shared.rank {
+            true => Ok(own.to_vec()),
+            false => shared.take(from, Operation::Exchange, number),
+        });
+        parts.collect()
+    }
+
+    fn among(&self, members: &[usize]) -> Arc<dyn Collective> {
+        let members: Vec<usize> = members.iter().map(|place| self.members[*place]).collect();
+        let place = members.iter().position(|rank| *rank == self.links.shared.rank);
+        let place = place.unwrap_or_else(|| unreachable!("a rank makes groups that it is in"));
+        Arc::new(Self { links: self.links.clone(), members, place })
     }
 
     fn check(&self) -> Result<(), Error> {
-        self.shared.gone(&self.shared.inbox()).map_or(Ok(()), Err)
+        let shared = &self.links.shared;
+        shared.gone(&shared.inbox()).map_or(Ok(()), Err)
     }
 
     fn timeout(&self) -> Duration {
-        self.shared.timeout
+        self.links.shared.timeout
     }
 
+    fn leave(&self, cause: Option<&str>) {
+        self.links.leave(cause);
+    }
+
+    fn bytes_sent(&self) -> u64 {
+        self.links.shared.sent.load(Ordering::Relaxed)
+    }
+}
+
+impl Links {
     fn leave(&self, cause: Option<&str>) {
         if self.left.swap(true, Ordering::Relaxed) {
             return;
@@ -280,13 +310,9 @@ impl Collective for Mesh {
             }
         }
     }
-
-    fn bytes_sent(&self) -> u64 {
-        self.shared.sent.load(Ordering::Relaxed)
-    }
 }
 
-impl Drop for Mesh {
+impl Drop for Links {
     fn drop(&mut self) {
         self.leave(Some("it ended early"));
     }
@@ -762,6 +788,33 @@ mod tests {
                 let payload = 2 * 4 * (length - own) + 2 * 4 * own * (world - 1) + 3 * (world - 1);
                 prop_assert_eq!(sent as usize, payload + 5 * HEAD * (world - 1));
             }
+        }
+    }
+
+    #[test]
+    fn ranks_in_rows_and_columns_add_up_like_all_of_them() {
+        let values = |rank: usize| -> Vec<f32> { (0..10).map(|n| (n * 37 + rank * 11) as f32 * 0.37).collect() };
+        let mut tree = Tree::default();
+        (0..4).for_each(|rank| tree.push(values(rank)));
+        let want = tree.finish().unwrap();
+        let results = together(4, LONG, |mesh| {
+            let rank = mesh.rank();
+            // Two rows of two neighbours each.
+            let row = mesh.among(&[rank / 2 * 2, rank / 2 * 2 + 1]);
+            let column = mesh.among(&[rank % 2, rank % 2 + 2]);
+            assert_eq!([row.rank(), row.world(), column.rank(), column.world()], [rank % 2, 2, rank / 2, 2]);
+            let pieces = cut(10, 2);
+            let own = row.reduce_scatter(values(rank), &pieces).unwrap()().unwrap();
+            let count = own.len();
+            let own = column.all_reduce(own, &cut(count, 2)).unwrap();
+            let whole = row.all_gather(own, &pieces).unwrap()().unwrap();
+            let said = column.exchange(&[rank as u8]).unwrap();
+            mesh.leave(None);
+            (whole, said.concat())
+        });
+        for (rank, (whole, said)) in results.into_iter().enumerate() {
+            assert_eq!(whole, want);
+            assert_eq!(said, [rank as u8 % 2, rank as u8 % 2 + 2]);
         }
     }
 

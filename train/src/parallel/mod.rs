@@ -19,6 +19,7 @@ pub use partition::{Bucket, CHUNK, Partition};
 pub use sum::Tree;
 
 use crate::Error;
+use crate::config::{Sharding, TrainConfig};
 
 /// Values that are on their way; calling it waits for them.
 pub type Pending = Box<dyn FnOnce() -> Result<Vec<f32>, Error> + Send>;
@@ -71,6 +72,10 @@ pub trait Collective: Debug + Send + Sync {
         self.exchange(&[]).map(drop)
     }
 
+    /// The ranks `members`, this one among them and in ascending order, as a collective of their own, where ranks are numbered
+    /// by their place in it. All ranks have to go through the same calls, each in the groups that it is in.
+    fn among(&self, members: &[usize]) -> Arc<dyn Collective>;
+
     /// Whether all others are there as far as is known. Does not wait.
     ///
     /// # Errors
@@ -98,6 +103,47 @@ pub fn connect(launch: &Launch, timeout: Duration) -> Result<Arc<dyn Collective>
         1 => Alone::shared(),
         _ => Arc::new(Mesh::connect(launch, timeout)?),
     })
+}
+
+/// The ranks of a run: all, and what each is to others.
+#[derive(Clone, Debug)]
+pub struct Team {
+    /// All ranks.
+    pub all: Arc<dyn Collective>,
+    /// The neighbours that together have one copy of what is sharded.
+    pub inner: Arc<dyn Collective>,
+    /// Those that have the same shard, one in each such neighbourhood.
+    pub outer: Arc<dyn Collective>,
+}
+
+impl Team {
+    /// Of all ranks, as the settings divide them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when they cannot be divided so.
+    pub fn new(all: &Arc<dyn Collective>, config: &TrainConfig) -> Result<Self, Error> {
+        let (rank, world) = (all.rank(), all.world());
+        let size = match (config.sharding, config.hybrid) {
+            (Sharding::None, _) | (_, 0) => world,
+            (_, size) => size.min(world),
+        };
+        if !world.is_multiple_of(size) {
+            return Err(Error::config("hybrid", format!("{world} ranks are not a multiple of {size}")));
+        }
+        let neighbours: Vec<usize> = (rank / size * size..).take(size).collect();
+        let alike: Vec<usize> = (rank % size..world).step_by(size).collect();
+        Ok(Self { inner: all.among(&neighbours), outer: all.among(&alike), all: all.clone() })
+    }
+
+    /// How the parameters are cut.
+    pub fn partition(&self, config: &TrainConfig) -> Partition {
+        Partition::new(&config.model, self.inner.world())
+    }
+
+    /// Whether this rank writes its shard, which others may have too.
+    pub(crate) fn writes(&self) -> bool {
+        self.outer.rank() == 0
+    }
 }
 
 /// Of `total` things in a row those of `rank`, when `world` ranks share them.
@@ -161,6 +207,10 @@ impl Collective for Alone {
 
     fn exchange(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         Ok(vec![own.to_vec()])
+    }
+
+    fn among(&self, _members: &[usize]) -> Arc<dyn Collective> {
+        Self::shared()
     }
 
     fn timeout(&self) -> Duration {
