@@ -349,7 +349,8 @@ pub enum Precision {
     Bf16,
 }
 
-/// What gradients are added up in between GPUs; on each they are summed in float32. CPUs add in float32 always.
+/// What gradients are added up in between GPUs, and kept in until the step; on each they are made in float32. CPUs add in
+/// float32 always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GradientReduction {

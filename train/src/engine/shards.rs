@@ -4,15 +4,16 @@
 //! pieces of all buckets, bucket after bucket; a buffer of *own* the pieces of this rank. NCCL gathers a bucket from the
 //! one into the other and scatters sums the other way.
 //!
-//! | `sharding` | weights bf16 | gradient float32 | weights and moments float32 |
+//! | `sharding` | weights bf16 | gradient | weights and moments float32 |
 //! | --- | --- | --- | --- |
 //! | `none` | all | all | all |
 //! | `optimizer` | all | all | own |
 //! | `gradients` | all | own, two buckets at a time | own |
 //! | `full` | own, two buckets at a time | own, two buckets at a time | own |
 //!
-//! Gradients of several micro batches are added up where they are made, without a word between the ranks: then the
-//! gradient is kept whole in every mode.
+//! Gradients are made in float32 and kept in what they are added up in over the ranks. Those of several micro batches are
+//! added up where they are made, without a word between the ranks: then the gradient is kept whole and in float32 in
+//! every mode.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -330,10 +331,17 @@ pub(super) struct Reduction {
 }
 
 enum Place {
-    /// All gradients, and the sums in them.
-    All { all: CubeTensor, sums: Vec<Sums> },
-    /// Own gradients; two buckets for those that are being made and sent.
-    Own { own: CubeTensor, slots: [CubeTensor; 2], next: Cell<usize>, open: RefCell<Option<(Sums, CubeTensor)>> },
+    /// All gradients in float32, and the sums in them.
+    Sums { all: CubeTensor, sums: Vec<Sums> },
+    /// Gradients are made in one of two buckets in float32, and sent from there.
+    Slots {
+        slots: [CubeTensor; 2],
+        next: Cell<usize>,
+        open: RefCell<Option<(Sums, CubeTensor)>>,
+        /// What became of them, of all or of own.
+        kept: CubeTensor,
+        keeps_all: bool,
+    },
 }
 
 /// A reduction on its way.
@@ -357,33 +365,32 @@ impl Reduction {
         rounds: usize,
         near: &CubeTensor,
     ) -> Self {
-        let apart = matches!(sharding, Sharding::Gradients | Sharding::Full) && rounds == 1;
-        let empty = |len| cuda::empty(near, [len], DType::F32);
-        let place = if apart {
-            Place::Own {
-                own: empty(room.own_len()),
-                slots: [empty(room.largest()), empty(room.largest())],
+        let narrow = reduction == GradientReduction::Bf16 && gpus.is_some();
+        let keeps_all = matches!(sharding, Sharding::None | Sharding::Optimizer);
+        let empty = |len, dtype| cuda::empty(near, [len], dtype);
+        let place = if rounds == 1 && (narrow || !keeps_all) {
+            Place::Slots {
+                slots: [(); 2].map(|()| empty(room.largest(), DType::F32)),
                 next: Cell::new(0),
                 open: RefCell::new(None),
+                kept: empty(
+                    if keeps_all { room.all_len() } else { room.own_len() },
+                    if narrow { DType::BF16 } else { DType::F32 },
+                ),
+                keeps_all,
             }
         } else {
-            let all = empty(room.all_len());
+            let all = empty(room.all_len(), DType::F32);
             let sums = (0..room.buckets()).map(|bucket| Sums::new(plan, bucket, &room.bucket(&all, bucket)));
-            Place::All { sums: sums.collect(), all }
+            Place::Sums { sums: sums.collect(), all }
         };
-        Self {
-            room: room.clone(),
-            gpus,
-            everywhere: sharding == Sharding::None,
-            narrow: reduction == GradientReduction::Bf16,
-            place,
-            flying: RefCell::default(),
-        }
+        let everywhere = sharding == Sharding::None;
+        Self { room: room.clone(), gpus, everywhere, narrow, place, flying: RefCell::default() }
     }
 
     /// Forgets all sums, for the first micro batch of a step.
     pub(super) fn restart(&self) {
-        if let Place::All { sums, .. } = &self.place {
+        if let Place::Sums { sums, .. } = &self.place {
             sums.iter().flat_map(Sums::each).for_each(GradientSum::restart);
         }
     }
@@ -391,10 +398,12 @@ impl Reduction {
     /// The sums of a bucket, which are asked for bucket by bucket.
     pub(super) fn sums(&self, plan: &Plan, bucket: usize) -> Sums {
         match &self.place {
-            Place::All { sums, .. } => sums[bucket].clone(),
-            Place::Own { slots, next, open, .. } => {
-                // What was sent from this slot has to be gone.
-                self.land(1);
+            Place::Sums { sums, .. } => sums[bucket].clone(),
+            Place::Slots { slots, next, open, .. } => {
+                if !self.narrow {
+                    // What is sent from this slot has to be gone.
+                    self.land(1);
+                }
                 let slot = first(&slots[next.get()], self.room.world() * self.room.padded(bucket));
                 next.set(1 - next.get());
                 let sums = Sums::new(plan, bucket, &slot);
@@ -406,44 +415,59 @@ impl Reduction {
 
     /// After the last gradient was added to the sums of a bucket: begins to add them up over the ranks.
     pub(super) fn reduce(&self, bucket: usize) {
-        let (sums, whole, target) = match &self.place {
-            Place::All { all, sums } => {
-                let whole = self.room.bucket(all, bucket);
-                let own = if self.everywhere { whole.clone() } else { self.room.own_of(&whole, bucket) };
-                (sums[bucket].clone(), whole, own)
-            }
-            Place::Own { own, open, .. } => {
-                let Some((sums, slot)) = open.take() else { unreachable!("its sums were asked for before") };
-                (sums, slot, self.room.own(own, bucket))
+        let (sums, made) = match &self.place {
+            Place::Sums { all, sums } => (sums[bucket].clone(), self.room.bucket(all, bucket)),
+            Place::Slots { open, .. } => {
+                let Some(made) = open.take() else { unreachable!("its sums were asked for before") };
+                made
             }
         };
-        let mut work = Work::near(&whole);
+        let mut work = Work::near(&made);
         sums.complete(&mut work);
         work.submit();
         let Some(gpus) = &self.gpus else { return };
-        let collective = if self.everywhere { Collective::AllReduce } else { Collective::ReduceScatter };
-        let flight = if self.narrow {
-            self.land(NARROW_FLIGHTS - 1);
-            let narrow = cuda::empty(&whole, [whole.meta.shape().num_elements()], DType::BF16);
-            adamw::narrow(&whole, &narrow);
-            let to = if self.everywhere { narrow.clone() } else { self.room.own_of(&narrow, bucket) };
-            Flight { ticket: gpus.start(collective, &narrow, &to), widen: Some((to, target)) }
-        } else {
-            Flight { ticket: gpus.start(collective, &whole, &target), widen: None }
+        // Where the sum arrives of what is sent.
+        let part = |sent: &CubeTensor| match self.everywhere {
+            true => sent.clone(),
+            false => self.room.own_of(sent, bucket),
         };
-        self.flying.borrow_mut().push_back(flight);
+        let (sent, to, widen) = match &self.place {
+            Place::Sums { .. } if self.narrow => {
+                let narrow = self.narrowed(&made);
+                let to = part(&narrow);
+                (narrow, to.clone(), Some((to, part(&made))))
+            }
+            Place::Sums { .. } => (made.clone(), part(&made), None),
+            Place::Slots { kept, keeps_all: true, .. } => {
+                let whole = self.room.bucket(kept, bucket);
+                adamw::narrow(&made, &whole);
+                (whole.clone(), part(&whole), None)
+            }
+            Place::Slots { kept, .. } => {
+                let sent = if self.narrow { self.narrowed(&made) } else { made };
+                (sent, self.room.own(kept, bucket), None)
+            }
+        };
+        let collective = if self.everywhere { Collective::AllReduce } else { Collective::ReduceScatter };
+        let ticket = gpus.start(collective, &sent, &to);
+        self.flying.borrow_mut().push_back(Flight { ticket, widen });
+    }
+
+    /// A copy in bf16; few of them are there at once.
+    fn narrowed(&self, made: &CubeTensor) -> CubeTensor {
+        self.land(NARROW_FLIGHTS - 1);
+        let narrow = cuda::empty(made, [made.meta.shape().num_elements()], DType::BF16);
+        adamw::narrow(made, &narrow);
+        narrow
     }
 
     /// Lets what comes later wait for all but the last `left` reductions.
     fn land(&self, left: usize) {
+        let (Place::Sums { all: near, .. } | Place::Slots { kept: near, .. }) = &self.place;
         let mut flying = self.flying.borrow_mut();
         while flying.len() > left
             && let Some(Flight { ticket, widen }) = flying.pop_front()
         {
-            let near = match &self.place {
-                Place::All { all, .. } => all,
-                Place::Own { own, .. } => own,
-            };
             ticket.wait(near);
             if let Some((from, to)) = widen {
                 adamw::widen(&from, &to);
@@ -459,16 +483,18 @@ impl Reduction {
     /// The gradient that this rank takes the step with: of its piece of a bucket, with padding.
     pub(super) fn own(&self, bucket: usize) -> CubeTensor {
         match &self.place {
-            Place::All { all, .. } => self.room.own_of(&self.room.bucket(all, bucket), bucket),
-            Place::Own { own, .. } => self.room.own(own, bucket),
+            Place::Slots { kept, keeps_all: false, .. } => self.room.own(kept, bucket),
+            Place::Sums { all, .. } | Place::Slots { kept: all, .. } => {
+                self.room.own_of(&self.room.bucket(all, bucket), bucket)
+            }
         }
     }
 
     /// All gradients, where they are kept.
     pub(super) fn all(&self) -> Option<&CubeTensor> {
         match &self.place {
-            Place::All { all, .. } => Some(all),
-            Place::Own { .. } => None,
+            Place::Slots { keeps_all: false, .. } => None,
+            Place::Sums { all, .. } | Place::Slots { kept: all, .. } => Some(all),
         }
     }
 }

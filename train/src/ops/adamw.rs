@@ -69,7 +69,7 @@ pub struct Stretch {
     pub first: CubeTensor,
     /// The second moments, of the type of the first.
     pub second: CubeTensor,
-    /// The gradient, float32.
+    /// The gradient, float32 or bf16.
     pub gradient: CubeTensor,
     /// The weights in bf16, which a step writes.
     pub working: CubeTensor,
@@ -104,7 +104,8 @@ impl Steps {
             let count = gradient.meta.shape().num_elements();
             let arguments =
                 [cuda::read(gradient), cuda::update(&self.partials), cuda::u32(add), cuda::u64(count as u64)];
-            work.launch(&Kernel::new(&SOURCE, "square_sums"), Grid::new(PARTS as u32, 512), &arguments);
+            let entry = if gradient.dtype == DType::BF16 { "square_sums_bf16" } else { "square_sums" };
+            work.launch(&Kernel::new(&SOURCE, entry), Grid::new(PARTS as u32, 512), &arguments);
             add = 1;
         }
         if add == 0 {
@@ -155,7 +156,12 @@ impl Steps {
             cuda::u64(stretch.origin as u64),
             cuda::u64(count as u64),
         ];
-        let entry = if stretch.first.dtype == DType::BF16 { "adamw_bf16_moments" } else { "adamw" };
+        let entry = match (stretch.first.dtype, stretch.gradient.dtype) {
+            (DType::BF16, DType::BF16) => "adamw_bf16_moments_and_gradient",
+            (DType::BF16, _) => "adamw_bf16_moments",
+            (_, DType::BF16) => "adamw_bf16_gradient",
+            _ => "adamw",
+        };
         let mut work = Work::near(&self.control);
         work.launch(&Kernel::new(&SOURCE, entry), grid(count), &arguments);
         work.submit();
