@@ -36,7 +36,9 @@ pub struct RankFailed {
 /// [`RankFailed`] with the first rank that failed.
 pub fn ranks(nproc: usize) -> Result<()> {
     if std::env::var_os("RANK").is_some() {
-        return Err(Usage("--nproc starts ranks, but RANK is set: a launcher has started this one already".into()).into());
+        return Err(
+            Usage("--nproc starts ranks, but RANK is set: a launcher has started this one already".into()).into()
+        );
     }
     let stop = stop::on_signal()?;
     let program = std::env::current_exe().context("the path of this program")?;

@@ -53,14 +53,7 @@ impl Block {
     /// Of the next of `views`, which are in the order of the parameter list.
     pub(crate) fn next(views: &mut impl Iterator<Item = Tensor<2>>, uses_lrpe: bool) -> Self {
         let mut next = || views.next().unwrap_or_else(|| unreachable!("a view per parameter"));
-        Self {
-            qkvu: next(),
-            out: next(),
-            theta: uses_lrpe.then(&mut next),
-            l1: next(),
-            l2: next(),
-            l3: next(),
-        }
+        Self { qkvu: next(), out: next(), theta: uses_lrpe.then(&mut next), l1: next(), l2: next(), l3: next() }
     }
 
     /// The matrices in the order of the parameter list.

@@ -62,13 +62,7 @@ impl Factors {
     }
 
     /// Changes `values` and their moments with `gradient`; `decays` says whether they lose a share of themselves.
-    pub(crate) fn update(
-        &self,
-        values: &mut [f32],
-        [first, second]: [&mut [f32]; 2],
-        gradient: &[f32],
-        decays: bool,
-    ) {
+    pub(crate) fn update(&self, values: &mut [f32], [first, second]: [&mut [f32]; 2], gradient: &[f32], decays: bool) {
         let factors = *self;
         let keep = if decays { 1.0 - factors.decay } else { 1.0 };
         values

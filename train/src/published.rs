@@ -229,11 +229,7 @@ fn write_from(
 }
 
 /// What is beside the parameters: the sizes, and a tokenizer where one is given. Makes the directory where it is not.
-pub(crate) fn write_description(
-    config: &ModelConfig,
-    directory: &Path,
-    tokenizer: Option<&Path>,
-) -> Result<(), Error> {
+pub(crate) fn write_description(config: &ModelConfig, directory: &Path, tokenizer: Option<&Path>) -> Result<(), Error> {
     fs::create_dir_all(directory).map_err(Error::io(directory))?;
     if let Some(from) = tokenizer {
         files::replace(&directory.join(TOKENIZER), |path| fs::copy(from, path).map(drop).map_err(Error::io(from)))?;

@@ -144,9 +144,10 @@ impl Store {
                     Some((plain, first)) => (plain, first.parse().ok()),
                     None => (name.as_str(), None),
                 };
-                let known = prefixes.iter().enumerate().find_map(|(index, prefix)| {
-                    Some((index, *named.get(plain.strip_prefix(prefix)?)?))
-                });
+                let known = prefixes
+                    .iter()
+                    .enumerate()
+                    .find_map(|(index, prefix)| Some((index, *named.get(plain.strip_prefix(prefix)?)?)));
                 let Some((prefix, parameter)) = known else {
                     let reason = format!("the model has no place for the tensor {name}");
                     return Err(Error::format(path, reason));
