@@ -11,8 +11,8 @@ use serde::Serialize;
 use crate::Error;
 use crate::cuda;
 use crate::ops::is_cuda;
-use crate::parallel::Collective;
 use crate::parallel::nccl::Gpus;
+use crate::parallel::{Alone, Collective, Team};
 
 /// One collective at one size.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -66,7 +66,8 @@ pub fn collectives(
         return Err(Error::Device { device: format!("{device:?}"), reason });
     }
     let near = cuda::of(Tensor::<1>::zeros([8], device));
-    let gpus = Gpus::join(&near, group)?;
+    let team = Team { all: group.clone(), inner: group.clone(), outer: Alone::shared() };
+    let gpus = Gpus::join(&near, &team)?;
     for &bytes in sizes {
         for dtype in [DType::F32, DType::BF16] {
             use cuda::Collective::{AllGather, AllReduce, ReduceScatter};
@@ -94,7 +95,7 @@ fn one(
     dtype: DType,
     bytes: u64,
 ) -> Result<CollectiveTime, Error> {
-    let (rank, world) = (gpus.rank(), gpus.world());
+    let (rank, world) = (group.rank(), group.world());
     // Pieces begin where kernels may read them.
     let piece = (bytes as usize / dtype.size()).div_ceil(world).next_multiple_of(8);
     let all = piece * world;
@@ -148,7 +149,6 @@ fn one(
 mod tests {
     use super::*;
     use crate::ops::testing::nccl_device;
-    use crate::parallel::Alone;
 
     #[test]
     fn sums_of_all_ranks_are_exact_in_bf16() {

@@ -11,7 +11,7 @@ use crate::cuda::profile::{Span, Total, totals};
 use crate::cuda::{COMMUNICATION, EXPOSED};
 use crate::engine::{self, Engine, Snapshot};
 use crate::estimate::model_flops_per_token;
-use crate::parallel::{Collective, Partition};
+use crate::parallel::{Collective, Team};
 use crate::rng::Rng;
 use crate::{Batch, Error, model};
 
@@ -86,7 +86,8 @@ pub fn training(
 ) -> Result<StepTime, Error> {
     config.validate()?;
     let (rank, world) = (group.rank(), group.world());
-    let shard = Partition::new(&config.model, world).shard(rank);
+    let team = Team::new(group, config)?;
+    let shard = team.partition(config).shard(team.inner.rank());
     let snapshot = Snapshot::fresh(model::initial_shard(&config.model, config.seed, &shard));
     let mut engine = engine::start(config, device, group, snapshot)?;
     let memory_before_bytes = engine.memory_bytes();

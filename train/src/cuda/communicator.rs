@@ -303,7 +303,7 @@ impl Communicator {
     }
 
     /// Joins the other ranks, all of which do the same with the same `id`, on the device of `near`. Waits for them,
-    /// at most for `limit`, as long as `go_on` says so.
+    /// at most for `limit`, as long as `go_on` says so. What is asked of it and of `beside` is done in one order.
     ///
     /// # Errors
     /// [`Error::Missing`] without the library, [`Error::Call`] when it refuses, the limit is over or `go_on` says no.
@@ -312,6 +312,7 @@ impl Communicator {
         id: &UniqueId,
         rank: usize,
         world: usize,
+        beside: Option<&Self>,
         limit: Duration,
         go_on: &mut dyn FnMut() -> bool,
     ) -> Result<Self, Error> {
@@ -321,7 +322,10 @@ impl Communicator {
         let failed = |error| Error::call("a stream for collectives", error);
         // Its blocks shall not wait behind those of a product that fills the device.
         let (_, greatest) = streams::get_priority_range().map_err(failed)?;
-        let stream = streams::create_with_priority(streams::StreamKind::NonBlocking, greatest).map_err(failed)?;
+        let stream = match beside {
+            Some(other) => other.0.stream,
+            None => streams::create_with_priority(streams::StreamKind::NonBlocking, greatest).map_err(failed)?,
+        };
         let mut handle: Handle = std::ptr::null_mut();
         // SAFETY: what is written to lives, and the configuration is one that the library knows.
         let code = unsafe {

@@ -22,7 +22,7 @@ use crate::ops::attention::gated_cuda::Documents;
 use crate::ops::cross_entropy::Head;
 use crate::ops::{embedding, srms_norm};
 use crate::parallel::nccl::Gpus;
-use crate::parallel::{self, Partition};
+use crate::parallel::{self, Team};
 use crate::parameters::{Parameter, ParameterList};
 use crate::{Batch, Error};
 
@@ -98,29 +98,24 @@ impl Mixed {
         weights::check(&config.model)
     }
 
-    /// The engine at `snapshot`, which is this rank's shard. All ranks of `group` make theirs together.
+    /// The engine at `snapshot`, which is this rank's shard. All ranks of `team` make theirs together.
     ///
     /// # Errors
-    /// When a library lacks that the step needs, and what the group tells of lost ranks.
-    pub(super) fn new(
-        config: &TrainConfig,
-        device: &Device,
-        group: &Arc<dyn parallel::Collective>,
-        snapshot: Snapshot,
-    ) -> Result<Self, Error> {
+    /// When a library lacks that the step needs, and what the ranks tell of one that is lost.
+    pub(super) fn new(config: &TrainConfig, device: &Device, team: Team, snapshot: Snapshot) -> Result<Self, Error> {
         let libraries = cuda::libraries::find();
         if let Err(advice) = &libraries.products.found {
             return Err(Error::Device { device: format!("{device:?}"), reason: advice.clone() });
         }
-        let (rank, world) = (group.rank(), group.world());
+        let world = team.all.world();
         let near = cuda::of(Tensor::<1>::zeros([8], device));
         // A world of one takes the same way where it can: what sharding costs by itself shows there.
         let joins = world > 1 || (config.sharding != Sharding::None && libraries.collectives.found.is_ok());
-        let gpus = if joins { Some(Arc::new(Gpus::join(&near, group)?)) } else { None };
+        let gpus = if joins { Some(Arc::new(Gpus::join(&near, &team)?)) } else { None };
         let sharding = if joins { config.sharding } else { Sharding::None };
 
         let plan = Plan::new(&config.model, &near.device);
-        let room = Room::new(Partition::new(&config.model, world), rank);
+        let room = Room::new(team.partition(config), team.inner.rank());
         let Snapshot { values, first: first_moment, second, taken, skipped } = snapshot;
         let taken = u32::try_from(taken).unwrap_or(u32::MAX);
         let place = |values: Vec<f32>| {
@@ -150,7 +145,7 @@ impl Mixed {
         };
 
         let global_rows = config.batch * config.gradient_accumulation;
-        let most_rows = (0..world).map(|rank| global_rows * (rank + 1) / world - global_rows * rank / world).max();
+        let most_rows = (0..world).map(|rank| parallel::share(global_rows, rank, world).len()).max();
         let rounds = most_rows.unwrap_or(0).div_ceil(config.batch).max(1);
         let working = Working::new(&room, gpus.clone(), sharding, &near);
         let reduction = Reduction::new(&room, &plan, gpus.clone(), sharding, config.gradient_reduction, rounds, &near);
@@ -163,7 +158,7 @@ impl Mixed {
         let losses = cuda::empty(&near, [rounds], DType::F32);
         let mixed = Self {
             config: config.clone(),
-            group: group.clone(),
+            group: team.all,
             gpus,
             sharding,
             plan,
@@ -316,9 +311,9 @@ impl Mixed {
             self.round(round, parts.get(round), share, round + 1 == self.rounds);
         }
         if let Some(gpus) = &self.gpus {
-            let ticket = gpus.start(Collective::AllReduce, &self.losses, &self.losses);
+            let losses = gpus.add_up(Collective::AllReduce, &self.losses, &self.losses);
             self.reduction.finish();
-            ticket.wait(&self.losses);
+            losses.wait(&self.losses);
         }
         Ok(())
     }

@@ -167,10 +167,7 @@ pub fn start(
         Precision::Auto => false,
     };
     if mixed {
-        if team.outer.world() > 1 {
-            return Err(Error::config("hybrid", "GPUs do not have it; leave it out, or 0"));
-        }
-        return Ok(Box::new(Mixed::new(config, device, group, snapshot)?));
+        return Ok(Box::new(Mixed::new(config, device, team, snapshot)?));
     }
     if config.optimizer.moments == Moments::Bf16 {
         let reason = "\"bf16\" belongs to the step in bf16 on a CUDA device; this run computes in float32";

@@ -1,6 +1,6 @@
 //! What a GPU holds of weights and gradients when several train one model, and what goes between them.
 //!
-//! Every bucket has as many pieces as there are ranks, one for each, padded to one size. A buffer of *all* holds all
+//! Every bucket has as many pieces as there are ranks that share one copy, one for each, padded to one size. A buffer of *all* holds all
 //! pieces of all buckets, bucket after bucket; a buffer of *own* the pieces of this rank. NCCL gathers a bucket from the
 //! one into the other and scatters sums the other way.
 //!
@@ -30,7 +30,7 @@ use crate::cuda::{self, Collective, Ticket, Work};
 use crate::ops::adamw;
 use crate::ops::weight::GradientSum;
 use crate::parallel::Partition;
-use crate::parallel::nccl::Gpus;
+use crate::parallel::nccl::{Gpus, Sum};
 
 /// Where buckets and pieces lie in buffers of all and of own.
 #[derive(Clone, Debug)]
@@ -346,7 +346,7 @@ enum Place {
 
 /// A reduction on its way.
 struct Flight {
-    ticket: Ticket,
+    sum: Sum,
     /// What arrived in bf16, and where it goes.
     widen: Option<(CubeTensor, CubeTensor)>,
 }
@@ -449,8 +449,8 @@ impl Reduction {
             }
         };
         let collective = if self.everywhere { Collective::AllReduce } else { Collective::ReduceScatter };
-        let ticket = gpus.start(collective, &sent, &to);
-        self.flying.borrow_mut().push_back(Flight { ticket, widen });
+        let sum = gpus.add_up(collective, &sent, &to);
+        self.flying.borrow_mut().push_back(Flight { sum, widen });
     }
 
     /// A copy in bf16; few of them are there at once.
@@ -466,9 +466,9 @@ impl Reduction {
         let (Place::Sums { all: near, .. } | Place::Slots { kept: near, .. }) = &self.place;
         let mut flying = self.flying.borrow_mut();
         while flying.len() > left
-            && let Some(Flight { ticket, widen }) = flying.pop_front()
+            && let Some(Flight { sum, widen }) = flying.pop_front()
         {
-            ticket.wait(near);
+            sum.wait(near);
             if let Some((from, to)) = widen {
                 adamw::widen(&from, &to);
             }
