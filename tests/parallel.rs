@@ -186,6 +186,34 @@ fn every_world_and_sharding_gives_the_bits_of_one_process_and_sends_what_the_for
 }
 
 #[test]
+fn rows_that_ranks_share_give_the_curve_of_one_process_for_a_state_a_layer() {
+    let prepared = prepared();
+    let text = |directory: &Path| lines(directory);
+    let one = text(&prepared.place("one"));
+    for (world, parts, mode) in [(2, 2, Sharding::None), (4, 2, Sharding::Full), (3, 3, Sharding::Gradients)] {
+        let directory = prepared.place(&format!("rows-{world}-{parts}"));
+        let parts = format!("train.sequence_ranks={parts}");
+        succeed(prepared.job(&directory, &[&sharding(mode), &parts]).args(["--nproc", &world.to_string()]));
+        let shared = text(&directory);
+        assert_eq!(shared.len(), STEPS);
+        for (a, b) in one.iter().zip(&shared) {
+            for key in ["loss", "grad_norm"] {
+                let [a, b] = [a, b].map(|line| line[key].as_f64().unwrap());
+                assert!((a - b).abs() < 1e-4 * a, "{world} {mode:?} {key}: {a} {b}");
+            }
+        }
+        if world == 2 {
+            // Beside the gradients, one state of every layer for every micro batch; from rank 0 forwards alone.
+            let states: usize = [2 * 16, 16].iter().map(|keys| 2 * keys * 16 * 4).sum();
+            let want =
+                sent_bytes(&Partition::new(&model(), 2), 0, mode, 1, [4, 4]) as f64 + (MICRO_BATCHES * states) as f64;
+            let sent = shared[4]["sent_bytes"].as_f64().unwrap();
+            assert!(sent >= want && sent <= 1.02 * want + 1500.0, "{sent} for {want}");
+        }
+    }
+}
+
+#[test]
 fn copies_of_shards_give_the_bits_of_one_process() {
     let prepared = prepared();
     for mode in [Sharding::Optimizer, Sharding::Full] {

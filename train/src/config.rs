@@ -254,6 +254,9 @@ pub struct TrainConfig {
     /// Ranks, neighbours by their numbers, that share one copy of what is sharded, the others having copies of their own: best
     /// those of a host. 0 is all of them.
     pub hybrid: usize,
+    /// Neighbouring ranks that share the tokens of every row, each of which has a part of it: for rows that are too long for
+    /// one. From one to the next goes the state of the attention, whose size does not depend on the length.
+    pub sequence_ranks: usize,
     /// What GPUs add up each other's gradients in.
     pub gradient_reduction: GradientReduction,
     /// Weight of the squared logarithm of the softmax's denominator in the loss (PaLM, arXiv 2204.02311,
@@ -290,6 +293,7 @@ impl Default for TrainConfig {
             activation_checkpointing: Recompute::None,
             sharding: Sharding::None,
             hybrid: 0,
+            sequence_ranks: 1,
             gradient_reduction: GradientReduction::Float32,
             z_loss: 0.0,
             max_skipped_steps: 10,
@@ -319,6 +323,7 @@ impl TrainConfig {
             ("batch", self.batch as u64),
             ("gradient_accumulation", self.gradient_accumulation as u64),
             ("log_every_steps", self.log_every_steps),
+            ("sequence_ranks", self.sequence_ranks as u64),
         ] {
             if value == 0 {
                 return Err(Error::config(key, "has to be positive"));

@@ -14,7 +14,7 @@ use tokenize::{TokenStatistics, tokenizer_path};
 
 use crate::config::TrainConfig;
 use crate::data::{Data, Place, Places, bytes_per_token};
-use crate::parallel::{Collective, all_of};
+use crate::parallel::{Collective, Team, all_of};
 use crate::run::{Metrics, Outcome, Run, train};
 use crate::{Error, files, published};
 
@@ -62,11 +62,12 @@ impl Job {
 
     fn work(&self, options: &Options<'_>, on_step: &mut dyn FnMut(&Metrics)) -> Result<Outcome, Error> {
         let group = options.group.as_ref();
+        let (rank, world) = Team::new(options.group, &self.train)?.rows();
         let (training, run) = self.locations()?;
         let held_out = run.as_ref().map(|run| run.join(TOKENS_VALIDATION));
         let held_out = held_out.filter(|_| self.train.evaluation.every_steps > 0);
         let places = Places { training: Place::At(training), held_out: held_out.map_or(Place::None, Place::IfAt) };
-        let Data { mut source, held_out, config } = Data::open(&places, &self.train, group.rank(), group.world())?;
+        let Data { mut source, held_out, config } = Data::open(&places, &self.train, rank, world)?;
         if held_out.is_none() && config.evaluation.every_steps > 0 {
             tracing::warn!("no loss is evaluated: there are no held-out documents beside the tokens");
         }

@@ -75,7 +75,7 @@ pub(crate) fn views(buffer: &Tensor<1>, parameters: &[Parameter], begin: usize, 
 }
 
 /// The gradient of `leaf`, taken out of `gradients`; zeros where nothing depends on it.
-pub(crate) fn gradient_of(leaf: &Tensor<2>, gradients: &mut Gradients) -> Tensor<2> {
+pub(crate) fn gradient_of<const D: usize>(leaf: &Tensor<D>, gradients: &mut Gradients) -> Tensor<D> {
     leaf.grad_remove(gradients).unwrap_or_else(|| leaf.clone().inner().zeros_like())
 }
 
@@ -164,6 +164,33 @@ impl Network {
     pub(crate) fn layer(&self, layer: usize, block: &Block, x: Tensor<2>, sequences: &Arc<Sequences>) -> Tensor<2> {
         let decay = &self.decay[layer];
         self.block(block, x, |qkvu| gated::gated_attention(qkvu, block.theta.clone(), decay, sequences))
+    }
+
+    /// [`Network::layer`] for a part of every row, after `state: [B, H, K, V]` (2K with LRPE) of the tokens before it; gives
+    /// the state after it, too.
+    pub(crate) fn layer_after(
+        &self,
+        layer: usize,
+        block: &Block,
+        x: Tensor<2>,
+        sequences: &Sequences,
+        state: Option<Tensor<4>>,
+    ) -> (Tensor<2>, Tensor<4>) {
+        let mut after = None;
+        let x = self.block(block, x, |qkvu| {
+            let (theta, decay) = (block.theta.clone(), &self.decay[layer]);
+            let (mixed, state) = gated::stateful(chunked::attention, qkvu, theta, decay, sequences, state);
+            after = Some(state);
+            mixed
+        });
+        (x, after.unwrap_or_else(|| unreachable!("the mixer ran")))
+    }
+
+    /// The shape of the state of block `layer` for `rows` rows.
+    pub(crate) fn state_shape(&self, layer: usize, rows: usize) -> [usize; 4] {
+        let (heads, width) = (self.config.decoder_attention_heads, self.config.head_dim());
+        let keys = if self.config.uses_lrpe(layer) { 2 * width } else { width };
+        [rows, heads, keys, width]
     }
 
     /// Mean cross-entropy in nats after the last block, whose stream is `x`: `[1]`.

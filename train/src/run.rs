@@ -26,7 +26,7 @@ use crate::{Batch, Error, files, model};
 /// Where batches come from. The step alone determines a batch.
 pub trait BatchSource {
     /// The batch of step `step`, counted from 0: `batch · gradient_accumulation` rows of
-    /// `sequence_length + 1` tokens, or of several ranks this one's part of them, [`share`].
+    /// `sequence_length + 1` tokens, or of several ranks this one's part of them, as [`Team::rows`] and [`share`] say.
     ///
     /// # Errors
     /// What keeps the source from making the batch; [`Error::Batch`] carries a foreign reason.
@@ -306,7 +306,7 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         let asked = Instant::now();
         let batch = source.batch(step)?;
         since.waited_s += asked.elapsed().as_secs_f64();
-        check(config, group, &batch, step)?;
+        check(config, &team, &batch, step)?;
         let rate = config.optimizer.peak_learning_rate;
         let rate = learning_rate(&config.schedule, rate, config.steps, step);
         let at = |every: u64| every > 0 && ((step + 1).is_multiple_of(every) || step + 1 == config.steps);
@@ -455,8 +455,9 @@ impl Since {
 }
 
 /// Refuses a batch of another size than the settings say.
-fn check(config: &TrainConfig, group: &dyn Collective, batch: &Batch, step: u64) -> Result<(), Error> {
-    let rows = share(config.batch * config.gradient_accumulation, group.rank(), group.world()).len();
+fn check(config: &TrainConfig, team: &Team, batch: &Batch, step: u64) -> Result<(), Error> {
+    let (rank, world) = team.rows();
+    let rows = share(config.batch * config.gradient_accumulation, rank, world).len();
     let length = config.sequence_length;
     if batch.rows() == rows && batch.length == length {
         return Ok(());

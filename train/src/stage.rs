@@ -165,6 +165,7 @@ impl Stage for TrainStage {
                 "activation_checkpointing",
                 "sharding",
                 "hybrid",
+                "sequence_ranks",
                 "evaluation",
             ] {
                 keys.remove(key);

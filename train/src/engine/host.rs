@@ -20,7 +20,7 @@ use crate::model::{Block, Network, check_ids, gradient_of, read, views};
 use crate::ops::cpu;
 use crate::ops::embedding::gradient_on_cpu;
 use crate::optimizer::{Factors, square_sums};
-use crate::parallel::{CHUNK, Collective, Partition, Pending as Arriving, Team, Tree, share};
+use crate::parallel::{Alone, CHUNK, Collective, Partition, Pending as Arriving, Relay, Team, Tree, share};
 use crate::parameters::Parameter;
 use crate::tensors::floats;
 use crate::{Batch, Error, Model};
@@ -59,14 +59,17 @@ enum Fetch {
 enum Kept {
     /// A tape with its first and last value, and the weights.
     Tape(Box<BlockTape>),
-    /// The stream before the block.
-    Input(Tensor<2>),
+    /// The stream before the block, and the state before its tokens.
+    Input(Tensor<2>, Option<Tensor<4>>),
 }
 
 struct BlockTape {
     x: Tensor<2>,
     y: Tensor<2>,
     block: Block,
+    /// The states before and after the tokens of this rank, where ranks share rows.
+    before: Option<Tensor<4>>,
+    after: Option<Tensor<4>>,
 }
 
 /// The gradient of a bucket on its way through a step.
@@ -179,6 +182,53 @@ impl Host {
         batch.split(self.config.batch)
     }
 
+    /// Whether this rank has a part of the tokens of its rows.
+    fn shares_rows(&self) -> bool {
+        self.team.sequence.world() > 1
+    }
+
+    /// Of whole rows what this rank computes.
+    fn own_tokens(&self, parts: Vec<Rows>) -> Vec<Rows> {
+        if !self.shares_rows() {
+            return parts;
+        }
+        let sequence = &self.team.sequence;
+        let tokens = share(self.config.sequence_length, sequence.rank(), sequence.world());
+        parts.iter().map(|rows| rows.part(tokens.clone())).collect()
+    }
+
+    /// The way of a layer's state from rank to rank, or of its gradient back.
+    fn relay(&self, layer: usize, rows: Option<&Rows>, backwards: bool) -> Result<Relay, Error> {
+        if !self.shares_rows() {
+            return Alone.relay(0, backwards);
+        }
+        let shape = self.network.state_shape(layer, rows.map_or(0, |rows| rows.sequences.rows()));
+        self.team.sequence.relay(shape.iter().product(), backwards)
+    }
+
+    /// What came from the rank before, where there is one.
+    fn state(&self, layer: usize, rows: &Rows, receive: Arriving) -> Result<Option<Tensor<4>>, Error> {
+        let values = receive()?;
+        let shape = self.network.state_shape(layer, rows.sequences.rows());
+        Ok((!values.is_empty()).then(|| Tensor::from_data(TensorData::new(values, shape), &self.device)))
+    }
+
+    /// A block, after a state where ranks share rows.
+    fn forward(
+        &self,
+        layer: usize,
+        block: &Block,
+        x: Tensor<2>,
+        rows: &Rows,
+        state: Option<Tensor<4>>,
+    ) -> (Tensor<2>, Option<Tensor<4>>) {
+        if !self.shares_rows() {
+            return (self.network.layer(layer, block, x, &rows.sequences), None);
+        }
+        let (x, state) = self.network.layer_after(layer, block, x, &rows.sequences, state);
+        (x, Some(state))
+    }
+
     /// Whether the backward gathers the weights of a block anew.
     fn gathers_again(&self) -> bool {
         self.sharding == Sharding::Full
@@ -243,17 +293,23 @@ impl Host {
         let mut kept = Vec::with_capacity(layers);
         for layer in 0..layers {
             let weights = gathers.next()?;
+            let Relay { receive, send } = self.relay(layer, rows, false)?;
             let (Some(rows), Some(before)) = (rows, x.take()) else { continue };
-            let sequences = &rows.sequences;
-            x = Some(if self.gathers_again() {
-                kept.push(Kept::Input(before.clone()));
-                self.network.layer(layer, &self.block(layer, &weights, false), before, sequences)
+            let state = self.state(layer, rows, receive)?;
+            let state = if self.gathers_again() {
+                kept.push(Kept::Input(before.clone(), state.clone()));
+                let block = self.block(layer, &weights, false);
+                let (after, state) = self.forward(layer, &block, before, rows, state);
+                x = Some(after);
+                state
             } else {
-                let tape = self.tape(layer, &weights, before, rows);
-                let after = tape.y.clone().inner();
+                let tape = self.tape(layer, &weights, before, rows, state);
+                x = Some(tape.y.clone().inner());
+                let state = tape.after.clone().map(Tensor::inner);
                 kept.push(Kept::Tape(Box::new(tape)));
-                after
-            });
+                state
+            };
+            send(state.map_or(Vec::new(), read));
         }
 
         let weights = gathers.next()?;
@@ -271,15 +327,18 @@ impl Host {
 
         for layer in (0..layers).rev() {
             let weights = if self.gathers_again() { Some(gathers.next()?) } else { None };
+            let Relay { receive, send } = self.relay(layer, rows, true)?;
             let mut of_block = None;
             if let (Some(rows), Some(dy), Some(kept)) = (rows, dx.take(), kept.pop()) {
                 let tape = match (kept, weights) {
-                    (Kept::Input(x), Some(weights)) => self.tape(layer, &weights, x, rows),
+                    (Kept::Input(x, state), Some(weights)) => self.tape(layer, &weights, x, rows, state),
                     (Kept::Tape(tape), _) => *tape,
-                    (Kept::Input(_), None) => unreachable!("what is made again has its weights"),
+                    (Kept::Input(..), None) => unreachable!("what is made again has its weights"),
                 };
-                let (before, gradients) = tape.backward(dy);
-                (dx, of_block) = (Some(before), Some(gradients));
+                let state = self.state(layer, rows, receive)?;
+                let backward = tape.backward(dy, state);
+                send(backward.state.map_or(Vec::new(), read));
+                (dx, of_block) = (Some(backward.x), Some(backward.weights));
             }
             self.add(layer + 1, of_block, last, sums)?;
         }
@@ -291,10 +350,18 @@ impl Host {
     }
 
     /// The forward of a block on a tape of its own.
-    fn tape(&self, layer: usize, weights: &Tensor<1>, x: Tensor<2>, rows: &Rows) -> BlockTape {
+    fn tape(
+        &self,
+        layer: usize,
+        weights: &Tensor<1>,
+        x: Tensor<2>,
+        rows: &Rows,
+        state: Option<Tensor<4>>,
+    ) -> BlockTape {
         let (x, block) = (x.autodiff().require_grad(), self.block(layer, weights, true));
-        let y = self.network.layer(layer, &block, x.clone(), &rows.sequences);
-        BlockTape { x, y, block }
+        let before = state.map(|state| state.autodiff().require_grad());
+        let (y, after) = self.forward(layer, &block, x.clone(), rows, before.clone());
+        BlockTape { x, y, block, before, after }
     }
 
     /// The norm of the gradient, of which this rank has `pieces`: the sums of squares of all chunks, added in the order of
@@ -422,13 +489,27 @@ fn flatten(matrices: Vec<Tensor<2>>, count: usize) -> Vec<f32> {
     flat
 }
 
+/// Gradients of what a block begins with.
+struct BlockGradients {
+    x: Tensor<2>,
+    state: Option<Tensor<4>>,
+    weights: Vec<Tensor<2>>,
+}
+
 impl BlockTape {
-    /// The gradients of the stream before the block and of its weights, for that of the stream after it.
-    fn backward(self, dy: Tensor<2>) -> (Tensor<2>, Vec<Tensor<2>>) {
+    /// The gradients for that of the stream after the block, and of the state where a rank after this one has used it.
+    fn backward(self, dy: Tensor<2>, d_after: Option<Tensor<4>>) -> BlockGradients {
         // The gradient of this sum with respect to y is dy.
-        let mut gradients = (self.y * dy).sum().backward();
-        let dx = gradient_of(&self.x, &mut gradients);
-        (dx, self.block.in_order().map(|leaf| gradient_of(leaf, &mut gradients)).collect())
+        let mut sum = (self.y * dy).sum();
+        if let Some((after, d_after)) = self.after.zip(d_after) {
+            sum = sum + (after * d_after).sum();
+        }
+        let mut gradients = sum.backward();
+        BlockGradients {
+            x: gradient_of(&self.x, &mut gradients),
+            state: self.before.map(|state| gradient_of(&state, &mut gradients)),
+            weights: self.block.in_order().map(|leaf| gradient_of(leaf, &mut gradients)).collect(),
+        }
     }
 }
 
@@ -468,7 +549,7 @@ fn agree(group: &dyn Collective, parts: &[Rows]) -> Result<(u64, usize), Error> 
 
 impl Engine for Host {
     fn step(&mut self, batch: &Batch, rate: f64) -> Result<(), Error> {
-        let parts = self.parts(batch)?;
+        let parts = self.own_tokens(self.parts(batch)?);
         let (counted, most) = agree(self.team.all.as_ref(), &parts)?;
         let (arriving, losses) = self.accumulate(&parts, counted, most)?;
         let gradients = arriving.into_iter().map(|gradient| gradient()).collect::<Result<Vec<_>, Error>>()?;
@@ -562,7 +643,6 @@ mod tests {
     use super::*;
     use crate::config::{ModelConfig, OptimizerConfig};
     use crate::model::initial_values;
-    use crate::parallel::Alone;
     use crate::rng::Rng;
 
     #[test]

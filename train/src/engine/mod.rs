@@ -167,6 +167,9 @@ pub fn start(
         Precision::Auto => false,
     };
     if mixed {
+        if team.sequence.world() > 1 {
+            return Err(Error::config("sequence_ranks", "GPUs do not have it; leave it out, or 1"));
+        }
         return Ok(Box::new(Mixed::new(config, device, team, snapshot)?));
     }
     if config.optimizer.moments == Moments::Bf16 {

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::launch::Launch;
-use super::{Collective, Pending, Tree};
+use super::{Collective, Pending, Relay, Tree};
 use crate::Error;
 use crate::tensors::{bytes, floats};
 
@@ -38,11 +38,14 @@ enum Operation {
     ReduceScatter,
     AllGather,
     Exchange,
+    Relay,
 }
 
 impl Operation {
     fn of(code: u8) -> Option<Self> {
-        [Self::ReduceScatter, Self::AllGather, Self::Exchange].into_iter().find(|operation| *operation as u8 == code)
+        [Self::ReduceScatter, Self::AllGather, Self::Exchange, Self::Relay]
+            .into_iter()
+            .find(|operation| *operation as u8 == code)
     }
 }
 
@@ -52,6 +55,7 @@ impl fmt::Display for Operation {
             Self::ReduceScatter => "reduce-scatter",
             Self::AllGather => "all-gather",
             Self::Exchange => "exchange",
+            Self::Relay => "relay",
         })
     }
 }
@@ -181,11 +185,7 @@ impl Mesh {
 
     /// Sends a part of an operation to the rank at a place.
     fn send(&self, to: usize, operation: Operation, number: u64, part: Arc<[u8]>) {
-        if let Some(peer) = &self.links.peers[self.members[to]] {
-            self.links.shared.sent.fetch_add((HEAD + part.len()) as u64, Ordering::Relaxed);
-            // A writer that is gone has left its reason in the inbox, where whoever waits finds it.
-            let _ = peer.outbox.send(Frame::Data(operation, number, part));
-        }
+        self.links.send(self.members[to], operation, number, part);
     }
 
     fn begin(&self) -> Result<u64, Error> {
@@ -265,6 +265,26 @@ impl Collective for Mesh {
         parts.collect()
     }
 
+    fn relay(&self, count: usize, backwards: bool) -> Result<Relay, Error> {
+        let number = self.begin()?;
+        let [before, after] = [self.place.checked_sub(1), Some(self.place + 1)];
+        let [from, to] = if backwards { [after, before] } else { [before, after] };
+        let member = |place: Option<usize>| place.and_then(|place| self.members.get(place)).copied();
+        let (shared, links) = (self.links.shared.clone(), self.links.clone());
+        let (from, to) = (member(from), member(to));
+        Ok(Relay {
+            receive: Box::new(move || match from {
+                Some(from) => shared.values(from, Operation::Relay, number, count),
+                None => Ok(Vec::new()),
+            }),
+            send: Box::new(move |values| {
+                if let Some(to) = to {
+                    links.send(to, Operation::Relay, number, bytes(&values).into());
+                }
+            }),
+        })
+    }
+
     fn among(&self, members: &[usize]) -> Arc<dyn Collective> {
         let members: Vec<usize> = members.iter().map(|place| self.members[*place]).collect();
         let place = members.iter().position(|rank| *rank == self.links.shared.rank);
@@ -291,6 +311,15 @@ impl Collective for Mesh {
 }
 
 impl Links {
+    /// Sends a part of an operation to a rank.
+    fn send(&self, to: usize, operation: Operation, number: u64, part: Arc<[u8]>) {
+        if let Some(peer) = &self.peers[to] {
+            self.shared.sent.fetch_add((HEAD + part.len()) as u64, Ordering::Relaxed);
+            // A writer that is gone has left its reason in the inbox, where whoever waits finds it.
+            let _ = peer.outbox.send(Frame::Data(operation, number, part));
+        }
+    }
+
     fn leave(&self, cause: Option<&str>) {
         if self.left.swap(true, Ordering::Relaxed) {
             return;
@@ -816,6 +845,24 @@ mod tests {
             assert_eq!(whole, want);
             assert_eq!(said, [rank as u8 % 2, rank as u8 % 2 + 2]);
         }
+    }
+
+    #[test]
+    fn a_relay_goes_from_rank_to_rank_both_ways() {
+        let results = together(3, LONG, |mesh| {
+            let rank = mesh.rank();
+            let gone = [false, true].map(|backwards| {
+                let Relay { receive, send } = mesh.relay(2, backwards).unwrap();
+                let got = receive().unwrap();
+                let next = got.first().map_or(rank as f32, |first| first + 10.0);
+                send(vec![next, 0.5]);
+                got
+            });
+            mesh.leave(None);
+            gone
+        });
+        let want = [[vec![], vec![12.0, 0.5]], [vec![0.0, 0.5], vec![2.0, 0.5]], [vec![10.0, 0.5], vec![]]];
+        assert_eq!(results, want);
     }
 
     #[test]

@@ -24,6 +24,14 @@ use crate::config::{Sharding, TrainConfig};
 /// Values that are on their way; calling it waits for them.
 pub type Pending = Box<dyn FnOnce() -> Result<Vec<f32>, Error> + Send>;
 
+/// Values that go from each rank to the next, each of which needs those of the one before for its own.
+pub struct Relay {
+    /// What the rank before sends; nothing on the first rank.
+    pub receive: Pending,
+    /// Sends to the next rank, where there is one.
+    pub send: Box<dyn FnOnce(Vec<f32>) + Send>,
+}
+
 /// What ranks do together, on float32 values and bytes in the memory of the host.
 ///
 /// Every rank has to call the same methods in the same order. Methods that give a [`Pending`] put their part on its way
@@ -54,6 +62,12 @@ pub trait Collective: Debug + Send + Sync {
     /// # Errors
     /// See [`Collective`].
     fn exchange(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error>;
+
+    /// Makes ready for `count` values to go from rank to rank in their order, or in the other.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn relay(&self, count: usize, backwards: bool) -> Result<Relay, Error>;
 
     /// The sum of `values` of all ranks: [`Collective::reduce_scatter`], then [`Collective::all_gather`].
     ///
@@ -114,6 +128,8 @@ pub struct Team {
     pub inner: Arc<dyn Collective>,
     /// Those that have the same shard, one in each such neighbourhood.
     pub outer: Arc<dyn Collective>,
+    /// The neighbours that share the tokens of every row.
+    pub sequence: Arc<dyn Collective>,
 }
 
 impl Team {
@@ -130,9 +146,25 @@ impl Team {
         if !world.is_multiple_of(size) {
             return Err(Error::config("hybrid", format!("{world} ranks are not a multiple of {size}")));
         }
-        let neighbours: Vec<usize> = (rank / size * size..).take(size).collect();
+        let parts = config.sequence_ranks.clamp(1, world);
+        if !world.is_multiple_of(parts) || config.sequence_length < parts {
+            let reason = format!("{world} ranks are not a multiple of {parts}, or a row has fewer tokens");
+            return Err(Error::config("sequence_ranks", reason));
+        }
+        let neighbours = |size: usize| -> Vec<usize> { (rank / size * size..).take(size).collect() };
         let alike: Vec<usize> = (rank % size..world).step_by(size).collect();
-        Ok(Self { inner: all.among(&neighbours), outer: all.among(&alike), all: all.clone() })
+        Ok(Self {
+            inner: all.among(&neighbours(size)),
+            outer: all.among(&alike),
+            sequence: all.among(&neighbours(parts)),
+            all: all.clone(),
+        })
+    }
+
+    /// The rows of the global batch that this rank has, all of them or a part of their tokens: as rank so and so of so many.
+    pub fn rows(&self) -> (usize, usize) {
+        let parts = self.sequence.world();
+        (self.all.rank() / parts, self.all.world() / parts)
     }
 
     /// How the parameters are cut.
@@ -207,6 +239,10 @@ impl Collective for Alone {
 
     fn exchange(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         Ok(vec![own.to_vec()])
+    }
+
+    fn relay(&self, _count: usize, _backwards: bool) -> Result<Relay, Error> {
+        Ok(Relay { receive: Box::new(|| Ok(Vec::new())), send: Box::new(drop) })
     }
 
     fn among(&self, _members: &[usize]) -> Arc<dyn Collective> {
