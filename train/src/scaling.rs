@@ -49,6 +49,12 @@ impl Links {
         let hops = (ranks - hosts) as f64 * self.host_latency_s + (hosts - 1) as f64 * self.network_latency_s;
         bytes * (ranks - 1) as f64 / ranks as f64 / (self.reached * bandwidth) + hops
     }
+
+    /// The same of GPUs that are each in another host.
+    fn between_hosts(&self, bytes: f64, ranks: usize) -> f64 {
+        let hops = (ranks - 1) as f64;
+        hops * (bytes / ranks as f64 / (self.reached * self.network_bandwidth) + self.network_latency_s)
+    }
 }
 
 /// What one kind of sharding takes of each rank.
@@ -152,21 +158,35 @@ pub fn sent_bytes(
     (0..=last).map(of).sum()
 }
 
+/// Ranks that have one copy of what is sharded.
+fn neighbours(config: &TrainConfig, sharding: Sharding, ranks: usize) -> usize {
+    match (sharding, config.hybrid) {
+        (Sharding::None, _) | (_, 0) => ranks,
+        (_, hybrid) => hybrid.min(ranks),
+    }
+}
+
 /// Bytes of weights, gradients and moments of a rank.
 fn state_bytes(config: &TrainConfig, partition: &Partition, sharding: Sharding, rounds: usize) -> u64 {
     let all = partition.parameters().total() as u64;
     let own = partition.shard_len(0) as u64;
-    // The largest bucket whole, of gradients on their way and of weights in use and on their way.
-    let largest = partition.buckets().iter().map(|bucket| bucket.len() as u64).max().unwrap_or(0);
-    // With several micro batches gradients stay whole until the last.
-    let gradients = if rounds > 1 { 4 * all } else { 4 * own + 8 * largest };
     let optimizer = 4 + moment_bytes(config);
-    match sharding {
-        _ if partition.world() == 1 => (6 + optimizer) * all,
-        Sharding::None => (6 + optimizer) * all,
-        Sharding::Optimizer => 6 * all + optimizer * own,
-        Sharding::Gradients => 2 * all + gradients + optimizer * own,
-        Sharding::Full => 2 * own + 4 * largest + gradients + optimizer * own,
+    if partition.world() == 1 {
+        return (6 + optimizer) * all;
+    }
+    // With several micro batches gradients stay whole and in float32 until the last.
+    let once = rounds == 1;
+    let gradient = if once { widths(config)[1] } else { 4 };
+    // The largest bucket whole, twice: of gradients that are made, and of weights in use and on their way.
+    let largest = partition.buckets().iter().map(|bucket| bucket.len() as u64).max().unwrap_or(0);
+    let made = if gradient == 2 || once && sharding >= Sharding::Gradients { 8 * largest } else { 0 };
+    made + match sharding {
+        Sharding::None => (2 + gradient + optimizer) * all,
+        Sharding::Optimizer => (2 + gradient) * all + optimizer * own,
+        Sharding::Gradients if once => 2 * all + (gradient + optimizer) * own,
+        Sharding::Gradients => (2 + gradient) * all + optimizer * own,
+        Sharding::Full if once => (2 + gradient + optimizer) * own + 4 * largest,
+        Sharding::Full => gradient * all + (2 + optimizer) * own + 4 * largest,
     }
 }
 
@@ -175,7 +195,8 @@ fn peak_bytes(config: &TrainConfig, partition: &Partition, sharding: Sharding, r
 }
 
 fn mode(config: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Mode {
-    let partition = Partition::new(&config.model, ranks);
+    let neighbours = neighbours(config, sharding, ranks);
+    let partition = Partition::new(&config.model, neighbours);
     let rounds = config.gradient_accumulation.div_ceil(ranks);
     let (all, own) = (partition.parameters().total() as u64, partition.shard_len(0) as u64);
     let peak = peak_bytes(config, &partition, sharding, rounds);
@@ -183,9 +204,12 @@ fn mode(config: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Mo
         let Some(model) = ModelConfig::named(name) else { return false };
         let vocab_size = config.model.vocab_size;
         let config = TrainConfig { model: ModelConfig { vocab_size, ..model }, ..config.clone() };
-        let partition = Partition::new(&config.model, ranks);
+        let partition = Partition::new(&config.model, neighbours);
         peak_bytes(&config, &partition, sharding, rounds) < gpu.memory_bytes
     };
+    // The pieces of a copy are added to those of the others.
+    let copies = (ranks / neighbours) as u64;
+    let between = 2 * widths(config)[1] * own * (copies - 1) / copies;
     Mode {
         sharding,
         state_bytes: state_bytes(config, &partition, sharding, rounds),
@@ -197,7 +221,7 @@ fn mode(config: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Mo
         },
         peak_bytes: peak,
         fits: peak < gpu.memory_bytes,
-        sent_bytes: sent_bytes(&partition, 0, sharding, rounds, widths(config)),
+        sent_bytes: between + sent_bytes(&partition, 0, sharding, rounds, widths(config)),
         largest_model: ModelConfig::names().filter(fits).last(),
     }
 }
@@ -205,10 +229,11 @@ fn mode(config: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Mo
 /// A step of `ranks` GPUs: what they compute goes in order, what they send goes in order beside it, and each waits for
 /// what it needs of the other.
 fn scale(config: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, ranks: usize) -> Scale {
-    let partition = Partition::new(&config.model, ranks);
+    let neighbours = neighbours(config, sharding, ranks);
+    let partition = Partition::new(&config.model, neighbours);
     let rounds = config.gradient_accumulation;
-    let alone = timeline(config, gpu, links, Sharding::None, &Partition::new(&config.model, 1)).0;
-    let (step_s, busy_s) = timeline(config, gpu, links, sharding, &partition);
+    let alone = timeline(config, gpu, links, Sharding::None, &Partition::new(&config.model, 1), 1).0;
+    let (step_s, busy_s) = timeline(config, gpu, links, sharding, &partition, ranks / neighbours);
     let tokens = config.tokens_per_step() as f64;
     Scale {
         ranks,
@@ -229,7 +254,11 @@ fn timeline(config: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, 
     let tokens = (config.batch * config.sequence_length) as f64;
     let values = |bucket: usize| partition.buckets()[bucket].len() as f64;
     let gather = |bucket: usize| links.seconds(weight * values(bucket), ranks);
-    let reduce = |bucket: usize| links.seconds(gradient * values(bucket), ranks);
+    // Within a copy, then each piece over the copies and back.
+    let reduce = |bucket: usize| {
+        let piece = gradient * partition.piece(bucket, 0).len() as f64;
+        links.seconds(gradient * values(bucket), ranks) + 2.0 * links.between_hosts(piece, copies)
+    };
     let full = sharding == Sharding::Full && ranks > 1;
     // What is computed with which bucket, and whether its gradient is ready then.
     let forward = |layer: usize| (layer + 1, forward_cost(config, layer), false);
@@ -280,7 +309,7 @@ fn timeline(config: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, 
     };
     let update = optimizer_seconds(config, updated, gpu);
     // The norm is one number of every rank.
-    (free.max(link) + links.seconds(8.0, ranks) + update + after, busy + update)
+    (free.max(link) + links.seconds(8.0, ranks * copies) + update + after, busy + update)
 }
 
 #[cfg(test)]
@@ -337,6 +366,9 @@ mod tests {
             assert!(scale.efficiency > 0.0 && scale.efficiency <= most, "{scale:?}");
             assert!(scale.exposed_s >= 0.0 && scale.exposed_s < scale.step_s, "{scale:?}");
         }
+        let hybrid = TrainConfig { hybrid: 8, ..config.clone() };
+        let [all, host] = [&config, &hybrid].map(|config| scale(config, &gpu, &Links::default(), Sharding::Full, 1024));
+        assert!(host.efficiency > all.efficiency, "{host:?} {all:?}");
         let slow = Links { network_bandwidth: 1e9, ..Links::default() };
         let [fast, slow] = [&Links::default(), &slow].map(|links| scale(&config, &gpu, links, Sharding::Full, 64));
         assert!(slow.efficiency < fast.efficiency / 4.0, "{slow:?} {fast:?}");
