@@ -246,8 +246,16 @@ fn scale(config: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, ran
     }
 }
 
-/// Seconds of a step, and of its computing alone.
-fn timeline(config: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, partition: &Partition) -> (f64, f64) {
+/// Seconds of a step, and of its computing alone, where each of `copies` hosts or groups of them has one copy of what is
+/// sharded.
+fn timeline(
+    config: &TrainConfig,
+    gpu: &Gpu,
+    links: &Links,
+    sharding: Sharding,
+    partition: &Partition,
+    copies: usize,
+) -> (f64, f64) {
     let ranks = partition.world();
     let [weight, gradient] = widths(config).map(|bytes| bytes as f64);
     let (layers, head) = (config.model.decoder_layers, partition.buckets().len() - 1);

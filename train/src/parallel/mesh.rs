@@ -108,7 +108,6 @@ struct From {
 /// What the threads of a mesh share.
 struct Shared {
     rank: usize,
-    world: usize,
     timeout: Duration,
     /// By rank; that of this rank stays empty.
     inbox: Mutex<Vec<From>>,
@@ -166,7 +165,6 @@ impl Mesh {
             .collect();
         let shared = Arc::new(Shared {
             rank: launch.rank,
-            world: launch.world,
             timeout,
             inbox: Mutex::new(inbox),
             arrived: Condvar::new(),

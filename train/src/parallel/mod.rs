@@ -5,6 +5,7 @@
 
 pub mod launch;
 mod mesh;
+pub mod nccl;
 mod partition;
 mod sum;
 
