@@ -311,7 +311,7 @@ mod tests {
         let ranges = [list.range()];
         write(&own, &list, &ranges, &[("", &Shard { ranges: &ranges, values: &values })]).unwrap();
         let tensors = list.iter().map(|parameter| {
-            let bytes = crate::tensors::bytes(&values[parameter.range()]).into_owned();
+            let bytes = bytes(&values[parameter.range()]).into_owned();
             let bytes: &'static [u8] = bytes.leak();
             let view = safetensors::tensor::TensorView::new(Dtype::F32, parameter.shape.clone(), bytes).unwrap();
             (parameter.name.clone(), view)

@@ -362,7 +362,7 @@ impl Peer {
         let writer = shared.clone();
         std::thread::Builder::new().name(format!("to rank {rank}")).spawn(move || {
             if let Err(error) = writer.write(&frames, &mut to) {
-                writer.ended(rank, End::Lost(format!("takes nothing more: {error}")));
+                writer.ended(rank, lost(&error));
             }
             drop(done);
         })?;
@@ -383,16 +383,10 @@ impl Shared {
 
     /// Reads from a peer until it has no more to say.
     fn receive(&self, rank: usize, from: &mut TcpStream) -> End {
-        let lost = |error: io::Error| match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
-                End::Lost("ended without a word: it was killed, or its machine is gone".to_owned())
-            }
-            _ => End::Lost(format!("cannot be read from: {error}")),
-        };
         loop {
             let mut head = [0; HEAD];
             if let Err(error) = from.read_exact(&mut head) {
-                return lost(error);
+                return lost(&error);
             }
             let [kind, operation, numbers @ ..] = head;
             let word = |at: usize| {
@@ -405,7 +399,7 @@ impl Shared {
                 let begin = part.len();
                 part.resize(length.min(begin + PIECE), 0);
                 if let Err(error) = from.read_exact(&mut part[begin..]) {
-                    return lost(error);
+                    return lost(&error);
                 }
                 self.inbox()[rank].heard = Instant::now();
             }
@@ -534,6 +528,18 @@ impl Shared {
         }
         Ok(floats(&part))
     }
+}
+
+/// What an error of a connection says of the rank at its other end.
+fn lost(error: &io::Error) -> End {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
+    End::Lost(match error.kind() {
+        UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe => {
+            "ended without a word: it was killed, or its machine is gone".to_owned()
+        }
+        WouldBlock | TimedOut => "has taken nothing for too long, and given no sign of life: it hangs".to_owned(),
+        _ => format!("cannot be reached: {error}"),
+    })
 }
 
 /// How ranks find each other.
