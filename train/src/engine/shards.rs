@@ -138,7 +138,7 @@ enum Held {
     /// Of all, with what is on its way into each bucket.
     All { all: CubeTensor, coming: RefCell<Vec<Option<Ticket>>> },
     /// Of own, and the buckets that were gathered.
-    Own { own: CubeTensor, gathered: RefCell<Gathered> },
+    Own { own: CubeTensor, gathered: Box<RefCell<Gathered>> },
 }
 
 /// Two buckets: the one in use and the next.
@@ -184,7 +184,7 @@ impl Working {
         let held = match sharding {
             Sharding::Full => Held::Own {
                 own: cuda::empty(near, [room.own_len()], DType::BF16),
-                gathered: RefCell::new(Gathered::new(near, room.largest())),
+                gathered: Box::new(RefCell::new(Gathered::new(near, room.largest()))),
             },
             _ => Held::All {
                 all: cuda::empty(near, [room.all_len()], DType::BF16),
@@ -286,7 +286,7 @@ impl Working {
 #[derive(Clone, Debug)]
 pub(super) enum Sums {
     /// Of the embedding or the head.
-    Table(GradientSum),
+    Table(Box<GradientSum>),
     /// Of a block.
     Block(Box<Gradients>),
 }
@@ -294,7 +294,7 @@ pub(super) enum Sums {
 impl Sums {
     fn new(plan: &Plan, bucket: usize, values: &CubeTensor) -> Self {
         if bucket == 0 || bucket == plan.head() {
-            Self::Table(GradientSum::new(plan.table(bucket, values)))
+            Self::Table(Box::new(GradientSum::new(plan.table(bucket, values))))
         } else {
             Self::Block(Box::new(plan.gradients(bucket - 1, values)))
         }
@@ -326,22 +326,25 @@ pub(super) struct Reduction {
     everywhere: bool,
     /// What goes between the ranks is bf16.
     narrow: bool,
+    /// The gradient, of all or of own.
+    kept: CubeTensor,
+    keeps_all: bool,
     place: Place,
     flying: RefCell<VecDeque<Flight>>,
 }
 
 enum Place {
-    /// All gradients in float32, and the sums in them.
-    Sums { all: CubeTensor, sums: Vec<Sums> },
-    /// Gradients are made in one of two buckets in float32, and sent from there.
-    Slots {
-        slots: [CubeTensor; 2],
-        next: Cell<usize>,
-        open: RefCell<Option<(Sums, CubeTensor)>>,
-        /// What became of them, of all or of own.
-        kept: CubeTensor,
-        keeps_all: bool,
-    },
+    /// Gradients are made where they are kept.
+    Sums(Vec<Sums>),
+    /// Gradients are made bucket by bucket elsewhere, and sent at once.
+    Slots(Box<Slots>),
+}
+
+/// Two buckets in float32, one for the gradients that are being made, one for those that are sent.
+struct Slots {
+    slots: [CubeTensor; 2],
+    next: Cell<usize>,
+    open: RefCell<Option<(Sums, CubeTensor)>>,
 }
 
 /// A reduction on its way.
@@ -366,31 +369,29 @@ impl Reduction {
         near: &CubeTensor,
     ) -> Self {
         let narrow = reduction == GradientReduction::Bf16 && gpus.is_some();
-        let keeps_all = matches!(sharding, Sharding::None | Sharding::Optimizer);
+        let few = matches!(sharding, Sharding::None | Sharding::Optimizer);
+        let apart = rounds == 1 && (narrow || !few);
+        let keeps_all = few || !apart;
         let empty = |len, dtype| cuda::empty(near, [len], dtype);
-        let place = if rounds == 1 && (narrow || !keeps_all) {
-            Place::Slots {
+        let len = if keeps_all { room.all_len() } else { room.own_len() };
+        let kept = empty(len, if narrow && apart { DType::BF16 } else { DType::F32 });
+        let place = if apart {
+            Place::Slots(Box::new(Slots {
                 slots: [(); 2].map(|()| empty(room.largest(), DType::F32)),
                 next: Cell::new(0),
                 open: RefCell::new(None),
-                kept: empty(
-                    if keeps_all { room.all_len() } else { room.own_len() },
-                    if narrow { DType::BF16 } else { DType::F32 },
-                ),
-                keeps_all,
-            }
+            }))
         } else {
-            let all = empty(room.all_len(), DType::F32);
-            let sums = (0..room.buckets()).map(|bucket| Sums::new(plan, bucket, &room.bucket(&all, bucket)));
-            Place::Sums { sums: sums.collect(), all }
+            let sums = (0..room.buckets()).map(|bucket| Sums::new(plan, bucket, &room.bucket(&kept, bucket)));
+            Place::Sums(sums.collect())
         };
         let everywhere = sharding == Sharding::None;
-        Self { room: room.clone(), gpus, everywhere, narrow, place, flying: RefCell::default() }
+        Self { room: room.clone(), gpus, everywhere, narrow, kept, keeps_all, place, flying: RefCell::default() }
     }
 
     /// Forgets all sums, for the first micro batch of a step.
     pub(super) fn restart(&self) {
-        if let Place::Sums { sums, .. } = &self.place {
+        if let Place::Sums(sums) = &self.place {
             sums.iter().flat_map(Sums::each).for_each(GradientSum::restart);
         }
     }
@@ -398,16 +399,16 @@ impl Reduction {
     /// The sums of a bucket, which are asked for bucket by bucket.
     pub(super) fn sums(&self, plan: &Plan, bucket: usize) -> Sums {
         match &self.place {
-            Place::Sums { sums, .. } => sums[bucket].clone(),
-            Place::Slots { slots, next, open, .. } => {
+            Place::Sums(sums) => sums[bucket].clone(),
+            Place::Slots(to) => {
                 if !self.narrow {
                     // What is sent from this slot has to be gone.
                     self.land(1);
                 }
-                let slot = first(&slots[next.get()], self.room.world() * self.room.padded(bucket));
-                next.set(1 - next.get());
+                let next = to.next.replace(1 - to.next.get());
+                let slot = first(&to.slots[next], self.room.world() * self.room.padded(bucket));
                 let sums = Sums::new(plan, bucket, &slot);
-                open.replace(Some((sums.clone(), slot)));
+                to.open.replace(Some((sums.clone(), slot)));
                 sums
             }
         }
@@ -416,9 +417,9 @@ impl Reduction {
     /// After the last gradient was added to the sums of a bucket: begins to add them up over the ranks.
     pub(super) fn reduce(&self, bucket: usize) {
         let (sums, made) = match &self.place {
-            Place::Sums { all, sums } => (sums[bucket].clone(), self.room.bucket(all, bucket)),
-            Place::Slots { open, .. } => {
-                let Some(made) = open.take() else { unreachable!("its sums were asked for before") };
+            Place::Sums(sums) => (sums[bucket].clone(), self.room.bucket(&self.kept, bucket)),
+            Place::Slots(from) => {
+                let Some(made) = from.open.take() else { unreachable!("its sums were asked for before") };
                 made
             }
         };
@@ -432,20 +433,20 @@ impl Reduction {
             false => self.room.own_of(sent, bucket),
         };
         let (sent, to, widen) = match &self.place {
-            Place::Sums { .. } if self.narrow => {
+            Place::Sums(_) if self.narrow => {
                 let narrow = self.narrowed(&made);
                 let to = part(&narrow);
                 (narrow, to.clone(), Some((to, part(&made))))
             }
-            Place::Sums { .. } => (made.clone(), part(&made), None),
-            Place::Slots { kept, keeps_all: true, .. } => {
-                let whole = self.room.bucket(kept, bucket);
+            Place::Sums(_) => (made.clone(), part(&made), None),
+            Place::Slots(_) if self.keeps_all => {
+                let whole = self.room.bucket(&self.kept, bucket);
                 adamw::narrow(&made, &whole);
                 (whole.clone(), part(&whole), None)
             }
-            Place::Slots { kept, .. } => {
+            Place::Slots(_) => {
                 let sent = if self.narrow { self.narrowed(&made) } else { made };
-                (sent, self.room.own(kept, bucket), None)
+                (sent, self.room.own(&self.kept, bucket), None)
             }
         };
         let collective = if self.everywhere { Collective::AllReduce } else { Collective::ReduceScatter };
@@ -463,12 +464,11 @@ impl Reduction {
 
     /// Lets what comes later wait for all but the last `left` reductions.
     fn land(&self, left: usize) {
-        let (Place::Sums { all: near, .. } | Place::Slots { kept: near, .. }) = &self.place;
         let mut flying = self.flying.borrow_mut();
         while flying.len() > left
             && let Some(Flight { sum, widen }) = flying.pop_front()
         {
-            sum.wait(near);
+            sum.wait(&self.kept);
             if let Some((from, to)) = widen {
                 adamw::widen(&from, &to);
             }
@@ -480,21 +480,16 @@ impl Reduction {
         self.land(0);
     }
 
-    /// The gradient that this rank takes the step with: of its piece of a bucket, with padding.
-    pub(super) fn own(&self, bucket: usize) -> CubeTensor {
-        match &self.place {
-            Place::Slots { kept, keeps_all: false, .. } => self.room.own(kept, bucket),
-            Place::Sums { all, .. } | Place::Slots { kept: all, .. } => {
-                self.room.own_of(&self.room.bucket(all, bucket), bucket)
-            }
-        }
-    }
-
     /// All gradients, where they are kept.
     pub(super) fn all(&self) -> Option<&CubeTensor> {
-        match &self.place {
-            Place::Slots { keeps_all: false, .. } => None,
-            Place::Sums { all, .. } | Place::Slots { kept: all, .. } => Some(all),
+        self.keeps_all.then_some(&self.kept)
+    }
+
+    /// The gradient that this rank takes the step with: of its piece of a bucket, with padding.
+    pub(super) fn own(&self, bucket: usize) -> CubeTensor {
+        match self.all() {
+            Some(all) => self.room.own_of(&self.room.bucket(all, bucket), bucket),
+            None => self.room.own(&self.kept, bucket),
         }
     }
 }
