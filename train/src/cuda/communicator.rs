@@ -275,17 +275,20 @@ fn enter(index: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Longer and longer pauses, as what is waited for is further away.
-struct Pause(Duration);
+/// Pauses of a fiftieth of what was waited so far: little is slept beyond the end, and little is asked.
+struct Pause(Instant);
 
 impl Pause {
     fn new() -> Self {
-        Self(Duration::from_micros(20))
+        Self(Instant::now())
     }
 
-    fn take(&mut self) {
-        std::thread::sleep(self.0);
-        self.0 = (self.0 * 5 / 4).min(Duration::from_millis(2));
+    fn waited(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn take(&self) {
+        std::thread::sleep((self.waited() / 50).clamp(Duration::from_micros(20), Duration::from_micros(500)));
     }
 }
 
@@ -345,9 +348,9 @@ impl Communicator {
             ending: AtomicBool::new(false),
         };
         let communicator = Self(Arc::new(shared));
-        let (begin, mut pause) = (Instant::now(), Pause::new());
+        let pause = Pause::new();
         while !communicator.0.is_settled("init")? {
-            let reason = if begin.elapsed() > limit {
+            let reason = if pause.waited() > limit {
                 format!("not all of {world} ranks came within {} s", limit.as_secs())
             } else if !go_on() {
                 "given up".to_owned()
@@ -414,7 +417,7 @@ impl Communicator {
         door.submit(move |server| *lock(&to) = Some(shared.end(server, stream_id)));
         // Else it waits until more is asked for.
         door.flush_queue();
-        let (begin, mut pause) = (Instant::now(), Pause::new());
+        let pause = Pause::new();
         loop {
             match &*lock(&reached) {
                 Some(Err(error)) => return Err(error.clone()),
@@ -438,7 +441,7 @@ impl Communicator {
             }
             let reason = match self.error() {
                 Err(error) => error.to_string(),
-                Ok(()) if begin.elapsed() > limit => {
+                Ok(()) if pause.waited() > limit => {
                     format!("the device was not done within {} s: a rank does not answer", limit.as_secs())
                 }
                 Ok(()) if !go_on() => "given up".to_owned(),
@@ -591,7 +594,7 @@ impl Call {
                 Collective::AllGather => (functions.all_gather)(source, target, self.count, self.dtype, handle, stream),
             }
         };
-        let mut pause = Pause::new();
+        let pause = Pause::new();
         while code == IN_PROGRESS {
             if shared.ending.load(Ordering::Acquire) {
                 return Err(Error::call(self.name(), "given up"));
