@@ -69,28 +69,39 @@ pub(crate) fn write(
     ranges: &[Range<usize>],
     buffers: &[(&str, &dyn Values)],
 ) -> Result<(), Error> {
-    let mut tensors: Vec<(String, Vec<usize>, Range<usize>, &dyn Values)> = Vec::new();
+    struct Tensor<'a> {
+        name: String,
+        shape: Vec<usize>,
+        range: Range<usize>,
+        values: &'a dyn Values,
+    }
+    let mut tensors: Vec<Tensor<'_>> = Vec::new();
     for (prefix, values) in buffers {
         for parameter in parameters.iter() {
             let whole = parameter.range();
             for range in ranges {
                 let part = whole.start.max(range.start)..whole.end.min(range.end);
-                if part == whole {
-                    tensors.push((format!("{prefix}{}", parameter.name), parameter.shape.clone(), part, *values));
-                } else if part.start < part.end {
-                    let name = format!("{prefix}{}{PART}{}", parameter.name, part.start - whole.start);
-                    tensors.push((name, vec![part.len()], part, *values));
+                if part.is_empty() {
+                    continue;
                 }
+                let (name, shape) = match part == whole {
+                    true => (format!("{prefix}{}", parameter.name), parameter.shape.clone()),
+                    false => {
+                        let first = part.start - whole.start;
+                        (format!("{prefix}{}{PART}{first}", parameter.name), vec![part.len()])
+                    }
+                };
+                tensors.push(Tensor { name, shape, range: part, values: *values });
             }
         }
     }
     // The order that the format's own library gives them.
-    tensors.sort_by(|(left, ..), (right, ..)| left.cmp(right));
+    tensors.sort_by(|left, right| left.name.cmp(&right.name));
     let mut offset = 0;
-    let head = tensors.iter().map(|(name, shape, range, _)| {
-        let data_offsets = (offset, offset + 4 * range.len());
+    let head = tensors.iter().map(|tensor| {
+        let data_offsets = (offset, offset + 4 * tensor.range.len());
         offset = data_offsets.1;
-        (name.clone(), TensorInfo { dtype: Dtype::F32, shape: shape.clone(), data_offsets })
+        (tensor.name.clone(), TensorInfo { dtype: Dtype::F32, shape: tensor.shape.clone(), data_offsets })
     });
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let head = Metadata::new(Some(metadata), head.collect()).map_err(|error| Error::format(path, error))?;
@@ -102,7 +113,7 @@ pub(crate) fn write(
     let mut put = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io(path));
     put(&(head.len() as u64).to_le_bytes())?;
     put(&head)?;
-    for (_, _, range, values) in tensors {
+    for Tensor { range, values, .. } in tensors {
         for begin in range.clone().step_by(PIECE) {
             put(&bytes(&values.read(begin..range.end.min(begin + PIECE))?))?;
         }

@@ -42,20 +42,23 @@ pub(super) struct Host {
     outcome: Outcome,
 }
 
-/// The weights of one bucket.
+/// The weights of one bucket. There are a few dozen of them.
+#[allow(clippy::large_enum_variant)]
 enum Held {
     Whole(Tensor<1>),
     /// The piece of this rank.
     Piece(Vec<f32>),
 }
 
-/// The weights of a bucket, or their arrival.
+/// The weights of a bucket, or their arrival. There is one at a time.
+#[allow(clippy::large_enum_variant)]
 enum Fetch {
     Here(Tensor<1>),
     Coming(Arriving),
 }
 
-/// What the backward of a block begins with.
+/// What the backward of a block begins with. There is one of each block.
+#[allow(clippy::large_enum_variant)]
 enum Kept {
     /// A tape with its first and last value, and the weights.
     Tape(Box<BlockTape>),
