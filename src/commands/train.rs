@@ -119,7 +119,7 @@ fn tell(job: &Job, choice: DeviceChoice, ranks: Option<usize>, json: bool) -> st
     let told = estimate(&config, gpu(choice)?);
     let scaling = ranks.map(|ranks| scaling::estimate(&config, &told.gpu, ranks));
     let printed = match (json, &scaling) {
-        (false, _) => print(&told).and_then(|()| scaling.as_ref().map_or(Ok(()), |ranks| print_scaling(&told, ranks))),
+        (false, _) => print(&told).and_then(|()| scaling.as_ref().map_or(Ok(()), print_scaling)),
         (true, None) => output::json(&told),
         (true, Some(ranks)) => output::json(&Both { alone: &told, scaling: ranks }),
     };
@@ -184,7 +184,7 @@ fn print(told: &Estimate) -> Result<()> {
     Ok(output::line(output::table(&rows))?)
 }
 
-fn print_scaling(told: &Estimate, scaling: &Scaling) -> Result<()> {
+fn print_scaling(scaling: &Scaling) -> Result<()> {
     let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_string();
     output::line(format!("\nof each of {} ranks:", scaling.ranks))?;
@@ -212,21 +212,21 @@ fn print_scaling(told: &Estimate, scaling: &Scaling) -> Result<()> {
     output::line(output::table(&rows))?;
     let links = &scaling.links;
     output::line(format!(
-        "\nwith {} tokens a step and GPU, {:.0} GB/s between {} GPUs of a host and {:.0} GB/s a GPU between hosts, {:.0} % of it \
-         reached (a model of the step, not a measurement):",
-        output::thousands(told.tokens_per_step),
+        "\nwith {:.0} GB/s between {} GPUs of a host and {:.0} GB/s a GPU between hosts, {:.0} % of it reached (a model of the \
+         step, not a measurement):",
         links.host_bandwidth / 1e9,
         links.gpus_per_host,
         links.network_bandwidth / 1e9,
         100.0 * links.reached
     ))?;
-    let head = ["GPUs", "sharding", "fits", "ms a step", "ms waiting", "tokens/s", "of one GPU's"];
+    let head = ["GPUs", "sharding", "fits", "tokens a step", "ms a step", "ms waiting", "tokens/s", "of one GPU's"];
     let mut rows = vec![head.map(String::from).to_vec()];
     rows.extend(scaling.scales.iter().map(|scale| {
         vec![
             scale.ranks.to_string(),
             scale.sharding.name().to_string(),
             yes(scale.fits),
+            output::thousands(scale.tokens_per_step),
             format!("{:.1}", 1e3 * scale.step_s),
             format!("{:.1}", 1e3 * scale.exposed_s),
             output::thousands(scale.tokens_per_s as u64),

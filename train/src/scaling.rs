@@ -76,14 +76,16 @@ pub struct Mode {
     pub largest_model: Option<&'static str>,
 }
 
-/// A step of some number of GPUs, each of which has as many micro batches as the settings say: the global batch grows
-/// with them.
+/// A step of some number of GPUs, which share the micro batches of the settings as long as each gets one; beyond that the
+/// global batch grows.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Scale {
     /// GPUs.
     pub ranks: usize,
     /// The kind of sharding.
     pub sharding: Sharding,
+    /// Predicted tokens of a step.
+    pub tokens_per_step: u64,
     /// Whether it fits.
     pub fits: bool,
     /// Seconds a step.
@@ -92,7 +94,7 @@ pub struct Scale {
     pub exposed_s: f64,
     /// Predicted tokens per second of all.
     pub tokens_per_s: f64,
-    /// Tokens per second of a GPU over those of a GPU alone.
+    /// Tokens per second of a GPU over those of a GPU alone with the same settings.
     pub efficiency: f64,
 }
 
@@ -109,8 +111,7 @@ pub struct Scaling {
     pub scales: Vec<Scale>,
 }
 
-/// The estimate of `config` for `ranks` GPUs like `gpu`. The global batch of `modes` is that of the settings; of `scales` it is
-/// that of the settings for each GPU.
+/// The estimate of `config` for `ranks` GPUs like `gpu`.
 pub fn estimate(config: &TrainConfig, gpu: &Gpu, ranks: usize) -> Scaling {
     let links = Links::default();
     let modes = Sharding::ALL.into_iter().map(|sharding| mode(config, gpu, sharding, ranks));
@@ -231,18 +232,22 @@ fn mode(config: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Mo
 fn scale(config: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, ranks: usize) -> Scale {
     let neighbours = neighbours(config, sharding, ranks);
     let partition = Partition::new(&config.model, neighbours);
-    let rounds = config.gradient_accumulation;
+    let rounds = (config.gradient_accumulation / ranks).max(1);
+    let of_round = TrainConfig { gradient_accumulation: rounds, ..config.clone() };
     let alone = timeline(config, gpu, links, Sharding::None, &Partition::new(&config.model, 1), 1).0;
-    let (step_s, busy_s) = timeline(config, gpu, links, sharding, &partition, ranks / neighbours);
-    let tokens = config.tokens_per_step() as f64;
+    let alone = config.tokens_per_step() as f64 / alone;
+    let (step_s, busy_s) = timeline(&of_round, gpu, links, sharding, &partition, ranks / neighbours);
+    let tokens_per_step = ranks as u64 * of_round.tokens_per_step();
+    let tokens_per_s = tokens_per_step as f64 / step_s;
     Scale {
+        tokens_per_step,
         ranks,
         sharding,
         fits: peak_bytes(config, &partition, sharding, rounds) < gpu.memory_bytes,
         step_s,
         exposed_s: step_s - busy_s,
-        tokens_per_s: ranks as f64 * tokens / step_s,
-        efficiency: alone / step_s,
+        tokens_per_s,
+        efficiency: tokens_per_s / ranks as f64 / alone,
     }
 }
 
@@ -370,7 +375,8 @@ mod tests {
     fn no_number_of_gpus_is_faster_than_each_alone_and_slow_links_show() {
         let (config, gpu) = (config("1b"), Gpu::h200());
         for scale in estimate(&config, &gpu, 8).scales {
-            let most = if scale.sharding == Sharding::None { 1.0 } else { 1.1 };
+            // The update is shared, too.
+            let most = if scale.sharding == Sharding::None { 1.0 } else { 1.2 };
             assert!(scale.efficiency > 0.0 && scale.efficiency <= most, "{scale:?}");
             assert!(scale.exposed_s >= 0.0 && scale.exposed_s < scale.step_s, "{scale:?}");
         }
