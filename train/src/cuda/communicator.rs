@@ -185,8 +185,7 @@ struct Shared {
     ending: AtomicBool,
 }
 
-// SAFETY: ids of the library and the driver; calls with them are made one at a time (`turn`), but for questions after
-// errors and the abort, which the library takes from any thread.
+// SAFETY: ids of the library and the driver; calls with them are made one at a time (`turn`), from any thread.
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
@@ -460,6 +459,9 @@ impl Communicator {
     /// # Errors
     /// What it met.
     pub fn error(&self) -> Result<(), Error> {
+        // Whoever has the turn asks for itself. The question ends what a call has left to be done, so two threads that
+        // ask at once would end it twice.
+        let Ok(_turn) = self.0.turn.try_lock() else { return Ok(()) };
         if self.0.ending.load(Ordering::Acquire) {
             return Ok(());
         }
@@ -513,7 +515,7 @@ impl Shared {
     /// Whether the library has finished what it was asked for on the host's side.
     fn is_settled(&self, call: &str) -> Result<bool, Error> {
         let mut code = SUCCESS;
-        // SAFETY: the handle is not yet aborted, and the library takes this from any thread.
+        // SAFETY: the handle is not yet aborted, and it is this thread's turn.
         let asked = unsafe { (self.functions.async_error)(self.handle, &mut code) };
         match (asked, code) {
             (SUCCESS, SUCCESS) => Ok(true),
