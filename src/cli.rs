@@ -145,10 +145,18 @@ pub struct Train {
     /// Override one key of the settings, e.g. train.steps=200
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Device to train on
+    /// Device to train on; of several ranks each takes the GPU of its number, counted on from this one
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
     pub device: String,
-    /// Print parameters, memory, operations and expected speed, and do nothing
+    /// Train with N processes on this host, one a GPU; without it this process is the rank that RANK and WORLD_SIZE
+    /// (torchrun), or SLURM's variables, say it is
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub nproc: Option<u32>,
+    /// Seconds that ranks wait for each other at the start, and for a sign of life from one that has died or hangs; longer
+    /// than anything that a rank does alone
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
+    pub rank_timeout_s: u64,
+    /// Print parameters, memory, operations and expected speed, with --nproc also of that many ranks, and do nothing
     #[arg(long)]
     pub estimate: bool,
     /// Record N steps, kernel by kernel, in profile.json for Chrome's and Perfetto's viewers
@@ -486,6 +494,25 @@ pub enum Bench {
     Train(BenchTrain),
     /// Generation by a fresh model: tokens per second after contexts of different lengths
     Generate(BenchGenerate),
+    /// All-reduce, reduce-scatter and all-gather between GPUs: right sums, and bandwidth by size
+    Collectives(BenchCollectives),
+}
+
+/// `fulgurite bench collectives`
+#[derive(Debug, Args)]
+pub struct BenchCollectives {
+    /// Start N ranks on this host, a GPU each; without it this process is one rank, as the environment says
+    #[arg(long, value_name = "N")]
+    pub nproc: Option<usize>,
+    /// Mebibytes of the larger side
+    #[arg(long = "mib", value_name = "MIB", value_delimiter = ',', default_value = "1,16,64,256")]
+    pub mib: Vec<u64>,
+    /// auto, cuda or cuda:N; of several ranks each takes the GPU of its local number
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Print as JSON, a line each
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `fulgurite bench generate`
@@ -523,9 +550,12 @@ pub struct BenchTrain {
     /// Tokens of a sequence
     #[arg(long, value_name = "T", default_value_t = 2048)]
     pub length: usize,
-    /// Micro batches of a step
+    /// Micro batches of a step, of all ranks together
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub accumulate: usize,
+    /// Start N ranks on this host, a GPU each; without it this process is one rank, as the environment says
+    #[arg(long, value_name = "N")]
+    pub nproc: Option<usize>,
     /// Steps to time
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub steps: usize,

@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use crate::cli::LogFormat;
+use crate::launch::RankFailed;
 use crate::output;
 use crate::stop;
 
@@ -20,6 +21,9 @@ pub fn code(result: anyhow::Result<()>, format: LogFormat) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     output::error(&error, format);
+    if let Some(failed) = error.chain().find_map(|error| error.downcast_ref::<RankFailed>()) {
+        return ExitCode::from(failed.code);
+    }
     if error.chain().any(interrupted) {
         return ExitCode::from(stop::exit_code());
     }

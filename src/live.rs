@@ -50,6 +50,11 @@ impl Live {
         Self { steps, form, losses: Vec::new(), last: None, begin: None }
     }
 
+    /// One that shows nothing.
+    pub fn quiet(steps: u64) -> Self {
+        Self { steps, form: Form::Quiet, losses: Vec::new(), last: None, begin: None }
+    }
+
     /// Shows the metrics of a step.
     pub fn show(&mut self, metrics: &Metrics) {
         let (begin, first) = *self.begin.get_or_insert((Instant::now(), metrics.step));

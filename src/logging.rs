@@ -9,7 +9,9 @@ use crate::output;
 
 /// Start the subscriber. `RUST_LOG` wins over `-q` and `-v`.
 pub fn start(logging: &Logging) {
-    let level = match (logging.quiet, logging.verbose) {
+    // What all ranks of a training run would say alike is said by rank 0.
+    let follows = std::env::var("RANK").is_ok_and(|rank| rank != "0");
+    let level = match (logging.quiet || follows && logging.verbose == 0, logging.verbose) {
         (true, _) => "error",
         (false, 0) => "warn",
         (false, 1) => "info,datafusion=warn",

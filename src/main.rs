@@ -4,6 +4,7 @@
 mod cli;
 mod commands;
 mod exit;
+mod launch;
 mod live;
 mod logging;
 mod output;

@@ -1,12 +1,17 @@
 //! `fulgurite bench`
 
-use anyhow::Result;
-use train::bench::{AttentionShape, AttentionTime};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::cli::{Bench, BenchAttention, BenchGenerate, BenchTrain};
+use anyhow::{Result, bail};
+use train::bench::{AttentionShape, AttentionTime, CollectiveTime};
+use train::device::{Device, DeviceChoice};
+use train::parallel::{self, Collective, Launch};
+
+use crate::cli::{Bench, BenchAttention, BenchCollectives, BenchGenerate, BenchTrain};
 use crate::exit::Usage;
-use crate::output;
 use crate::source::Source;
+use crate::{launch, output};
 
 /// Measure what is asked for.
 pub fn bench(what: &Bench) -> Result<()> {
@@ -14,7 +19,67 @@ pub fn bench(what: &Bench) -> Result<()> {
         Bench::Attention(args) => attention(args),
         Bench::Train(args) => training(args),
         Bench::Generate(args) => generation(args),
+        Bench::Collectives(args) => collectives(args),
     }
+}
+
+/// Seconds that a rank waits for another.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What this process is a rank of, and its device.
+fn rank(device: &str) -> Result<(Arc<dyn Collective>, Device)> {
+    let choice: DeviceChoice = device.parse().map_err(|e| Usage(format!("{e}")))?;
+    let launch = Launch::from_env()?;
+    let choice = if launch.world > 1 { choice.for_rank(launch.local_rank) } else { choice };
+    let device = choice.select()?;
+    Ok((parallel::connect(&launch, PATIENCE)?, device))
+}
+
+/// Tells the other ranks how it ended here.
+fn left<T>(group: &dyn Collective, result: std::result::Result<T, train::Error>) -> Result<T> {
+    group.leave(result.as_ref().err().map(ToString::to_string).as_deref());
+    Ok(result?)
+}
+
+fn collectives(args: &BenchCollectives) -> Result<()> {
+    if let Some(count) = args.nproc.filter(|&count| count > 1) {
+        return launch::ranks(count);
+    }
+    let (group, device) = rank(&args.device)?;
+    let speaks = group.rank() == 0;
+    if speaks && !args.json {
+        output::line("collective      values  ranks        bytes   time ms      GB/s  bus GB/s   checked  wrong")?;
+    }
+    let sizes: Vec<u64> = args.mib.iter().map(|mib| mib << 20).collect();
+    let (mut printed, mut wrong) = (Ok(()), 0);
+    let done = train::bench::collectives(&device, &group, &sizes, |time| {
+        wrong += time.wrong;
+        if speaks && printed.is_ok() {
+            printed =
+                if args.json { output::json(time) } else { output::line(collective_row(time)).map_err(Into::into) };
+        }
+    });
+    left(group.as_ref(), done)?;
+    printed?;
+    if wrong > 0 {
+        bail!("rank {}: {wrong} values are not the sums that they have to be", group.rank());
+    }
+    Ok(())
+}
+
+fn collective_row(time: &CollectiveTime) -> String {
+    format!(
+        "{:<14} {:>7} {:>6} {:>12} {:>9.4} {:>9.1} {:>9.1} {:>9} {:>6}",
+        time.collective,
+        time.values,
+        time.world,
+        time.bytes,
+        time.time_ms,
+        time.gb_per_s,
+        time.bus_gb_per_s,
+        time.checked,
+        time.wrong
+    )
 }
 
 fn generation(args: &BenchGenerate) -> Result<()> {
@@ -22,7 +87,7 @@ fn generation(args: &BenchGenerate) -> Result<()> {
     if config.vocab_size == 0 {
         config.vocab_size = 2048;
     }
-    let choice: train::device::DeviceChoice = args.device.parse().map_err(|e| Usage(format!("{e}")))?;
+    let choice: DeviceChoice = args.device.parse().map_err(|e| Usage(format!("{e}")))?;
     let device = choice.select()?;
     if !args.json {
         output::line(" rows   context   read tok/s    tokens/s  state bytes  device memory")?;
@@ -46,6 +111,9 @@ fn generation(args: &BenchGenerate) -> Result<()> {
 }
 
 fn training(args: &BenchTrain) -> Result<()> {
+    if let Some(count) = args.nproc.filter(|&count| count > 1) {
+        return launch::ranks(count);
+    }
     let text = format!(
         "batch = {}\nsequence_length = {}\ngradient_accumulation = {}\n[model]\nsize = {:?}\n",
         args.batch, args.length, args.accumulate, args.size
@@ -55,14 +123,18 @@ fn training(args: &BenchTrain) -> Result<()> {
         // The small sizes take theirs from a tokenizer.
         config.model.vocab_size = 2048;
     }
-    let choice: train::device::DeviceChoice = args.device.parse().map_err(|e| Usage(format!("{e}")))?;
-    let time = train::bench::training(&choice.select()?, &config, args.steps)?;
+    let (group, device) = rank(&args.device)?;
+    let time = left(group.as_ref(), train::bench::training(&device, &config, &group, args.steps))?;
+    if group.rank() > 0 {
+        return Ok(());
+    }
     if args.json {
         return output::json(&time);
     }
     let mfu = time.mfu.map_or(String::new(), |mfu| format!(", MFU {:.1} %", 100.0 * mfu));
-    let memory =
-        time.memory_bytes.map_or(String::new(), |bytes| format!(", {} of device memory", output::bytes(bytes)));
+    let memory = time.memory_bytes.zip(time.memory_before_bytes).map_or(String::new(), |(after, before)| {
+        format!(", {} of device memory, {} before the first step", output::bytes(after), output::bytes(before))
+    });
     output::line(format!(
         "{} parameters, {} tokens a step: {:.2} ms, {} tokens/s{mfu}{memory}; loss {:.4} to {:.4}",
         output::thousands(time.parameters as u64),
@@ -72,9 +144,21 @@ fn training(args: &BenchTrain) -> Result<()> {
         time.loss[0],
         time.loss[1],
     ))?;
+    if let Some(communication) = &time.communication {
+        output::line(format!(
+            "{} ranks, sharding {}: {:.2} ms of collectives, {:.2} ms of them waited for ({:.0} % hidden)",
+            time.world,
+            time.sharding.name(),
+            communication.total_ms,
+            communication.exposed_ms,
+            100.0 * communication.hidden(),
+        ))?;
+    }
     if !time.kernels.is_empty() {
         let mut rows = vec![["phase", "kernel", "calls", "ms a step"].map(String::from).to_vec()];
-        let sum: f64 = time.kernels.iter().map(|kernel| kernel.total_ms).sum();
+        // Collectives go on beside the rest, and who waits for one does nothing.
+        let works = |phase: &str| phase != train::cuda::COMMUNICATION && phase != train::cuda::EXPOSED;
+        let sum: f64 = time.kernels.iter().filter(|k| works(k.phase)).map(|kernel| kernel.total_ms).sum();
         rows.extend(time.kernels.iter().take(args.kernels).map(|kernel| {
             vec![
                 kernel.phase.to_string(),
@@ -91,7 +175,7 @@ fn training(args: &BenchTrain) -> Result<()> {
 
 fn attention(args: &BenchAttention) -> Result<()> {
     let shapes = args.shapes.iter().map(|text| shape(text, args.width)).collect::<Result<Vec<_>, Usage>>()?;
-    let choice: train::device::DeviceChoice = args.device.parse().map_err(|e| Usage(format!("{e}")))?;
+    let choice: DeviceChoice = args.device.parse().map_err(|e| Usage(format!("{e}")))?;
     let device = choice.select()?;
     if !args.json {
         output::line("  B   H       T  pass       time ms  floor ms  ratio   TB/s")?;

@@ -11,7 +11,6 @@ use crate::output;
 pub fn export(args: &Export) -> Result<()> {
     let directory = train::locate(existing(&args.checkpoint)?)?;
     let tokenizer = tokenizer_of(&directory, args.tokenizer.as_deref())?;
-    let model = train::published::load(&directory, &train::device::DeviceChoice::Cpu.select()?)?;
-    train::published::save(&model, &args.dir, Some(&tokenizer))?;
+    train::published::copy(&directory, &args.dir, Some(&tokenizer))?;
     Ok(output::line(format!("{}", args.dir.display()))?)
 }

@@ -1,20 +1,24 @@
 //! `fulgurite train`
 
+use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use train::config::Precision;
 use train::device::DeviceChoice;
 use train::estimate::{Estimate, Gpu, estimate};
 use train::job::{Job, Options};
+use train::parallel::{self, Launch};
 use train::run::Outcome;
+use train::scaling::{self, Scaling};
 
 use crate::cli::{Logging, Train};
 use crate::exit::Usage;
 use crate::live::Live;
 use crate::recipe::check_name;
 use crate::source::Source;
-use crate::{output, stop};
+use crate::{launch, output, stop};
 
 /// Train, continue, or say what it would take.
 pub fn train(args: &Train, logging: &Logging) -> Result<()> {
@@ -24,30 +28,67 @@ pub fn train(args: &Train, logging: &Logging) -> Result<()> {
     let choice: DeviceChoice = args.device.parse().map_err(|e: train::Error| Usage(e.to_string()))?;
     check_name(&job.name).map_err(|reason| source.refuse_key("name", &reason))?;
     if args.estimate {
-        return tell(&job, choice, args.json).map_err(|e| explain(&source, e));
+        let ranks = args.nproc.map(|ranks| ranks as usize);
+        return tell(&job, choice, ranks, args.json).map_err(|e| explain(&source, e));
     }
+    if let Some(ranks) = args.nproc.filter(|ranks| *ranks > 1) {
+        return launch::ranks(ranks as usize);
+    }
+    let place = Launch::from_env().map_err(|e| Usage(e.to_string()))?;
+    let trained = rank(args, &source, &job, choice, &place, logging);
+    match place.world {
+        1 => trained,
+        world => trained.with_context(|| format!("rank {} of {world}", place.rank)),
+    }
+}
+
+/// What one rank does; where there is one, all of it.
+fn rank(
+    args: &Train,
+    source: &Source,
+    job: &Job,
+    choice: DeviceChoice,
+    place: &Launch,
+    logging: &Logging,
+) -> Result<()> {
+    let choice = if place.world > 1 { choice.for_rank(place.local_rank) } else { choice };
     let device = choice.select().map_err(|e| Usage(e.to_string()))?;
     let directory = args.run_dir.clone().unwrap_or_else(|| Path::new("runs").join(&job.name));
-    std::fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
-    // Two processes would remove each other's checkpoints.
-    let _lock = pipeline::lock(&directory)?;
-    let resolved = toml::to_string_pretty(&job).context("the settings as TOML")?;
-    pipeline::manifest::replace_file(&directory.join("train.toml"), resolved.as_bytes())?;
+    let leads = place.rank == 0;
+    let _lock = leads.then(|| claim(&directory, job)).transpose()?;
     let stop = stop::on_signal()?;
-    let mut live = Live::new(job.train.steps, logging);
-    let options = Options { directory: &directory, device: &device, profile_steps: args.profile, stop: stop.as_ref() };
-    let outcome = job.run(&options, &mut |metrics| live.show(metrics)).map_err(|e| explain(&source, e))?;
+    let group = parallel::connect(place, Duration::from_secs(args.rank_timeout_s))?;
+    let mut live = if leads { Live::new(job.train.steps, logging) } else { Live::quiet(job.train.steps) };
+    let options = Options {
+        directory: &directory,
+        device: &device,
+        group: &group,
+        profile_steps: args.profile,
+        stop: stop.as_ref(),
+    };
+    let outcome = job.run(&options, &mut |metrics| live.show(metrics)).map_err(|e| explain(source, e))?;
     let last = live.finish();
     let (path, finished) = match &outcome {
         Outcome::Finished(path) => (path, true),
         Outcome::Stopped(path) => (path, false),
     };
-    if args.json {
+    if leads && args.json {
         output::json(&serde_json::json!({ "finished": finished, "checkpoint": path, "metrics": last }))?;
-    } else {
+    } else if leads {
         output::line(path.display().to_string())?;
     }
-    if finished { Ok(()) } else { Err(pipeline::Error::Interrupted.into()) }
+    // What a scheduler stops is saved and goes on later: no failure.
+    if finished || !stop::by_person() { Ok(()) } else { Err(pipeline::Error::Interrupted.into()) }
+}
+
+/// Makes the directory of a run its own, as long as the file is open, and writes its settings there.
+fn claim(directory: &Path, job: &Job) -> Result<File> {
+    std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    // Two processes would remove each other's checkpoints.
+    let lock = pipeline::lock(directory)?;
+    let resolved = toml::to_string_pretty(job).context("the settings as TOML")?;
+    pipeline::manifest::replace_file(&directory.join("train.toml"), resolved.as_bytes())?;
+    Ok(lock)
 }
 
 /// A setting's error with the line that sets it.
@@ -59,7 +100,7 @@ fn explain(source: &Source, error: train::Error) -> anyhow::Error {
     }
 }
 
-fn tell(job: &Job, choice: DeviceChoice, json: bool) -> std::result::Result<(), train::Error> {
+fn tell(job: &Job, choice: DeviceChoice, ranks: Option<usize>, json: bool) -> std::result::Result<(), train::Error> {
     let mut config = job.train.clone();
     if config.model.vocab_size == 0 {
         return Err(train::Error::Config {
@@ -76,8 +117,21 @@ fn tell(job: &Job, choice: DeviceChoice, json: bool) -> std::result::Result<(), 
         });
     }
     let told = estimate(&config, gpu(choice)?);
-    let printed = if json { output::json(&told) } else { print(&told) };
+    let scaling = ranks.map(|ranks| scaling::estimate(&config, &told.gpu, ranks));
+    let printed = match (json, &scaling) {
+        (false, _) => print(&told).and_then(|()| scaling.as_ref().map_or(Ok(()), print_scaling)),
+        (true, None) => output::json(&told),
+        (true, Some(ranks)) => output::json(&Both { alone: &told, scaling: ranks }),
+    };
     printed.map_err(|error| train::Error::Input(error.to_string()))
+}
+
+/// The estimate of one GPU, and beside it that of several.
+#[derive(serde::Serialize)]
+struct Both<'a> {
+    #[serde(flatten)]
+    alone: &'a Estimate,
+    scaling: &'a Scaling,
 }
 
 /// The GPU that was asked for, the first of this machine, or the one that estimates stand for.
@@ -125,6 +179,58 @@ fn print(told: &Estimate) -> Result<()> {
             format!("{:.1}", 1e3 * variant.step_s),
             output::thousands(variant.tokens_per_s as u64),
             format!("{:.1} %", 100.0 * variant.mfu),
+        ]
+    }));
+    Ok(output::line(output::table(&rows))?)
+}
+
+fn print_scaling(scaling: &Scaling) -> Result<()> {
+    let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
+    let yes = |yes: bool| if yes { "yes" } else { "no" }.to_string();
+    output::line(format!("\nof each of {} ranks:", scaling.ranks))?;
+    let head = [
+        "sharding",
+        "weights, gradients, moments",
+        "ZeRO's formula",
+        "peak",
+        "fits",
+        "sent a step",
+        "largest that fits",
+    ];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    rows.extend(scaling.modes.iter().map(|mode| {
+        vec![
+            mode.sharding.name().to_string(),
+            gib(mode.state_bytes),
+            gib(mode.zero_bytes),
+            gib(mode.peak_bytes),
+            yes(mode.fits),
+            gib(mode.sent_bytes),
+            mode.largest_model.unwrap_or("none").to_string(),
+        ]
+    }));
+    output::line(output::table(&rows))?;
+    let links = &scaling.links;
+    output::line(format!(
+        "\nwith {:.0} GB/s between {} GPUs of a host and {:.0} GB/s a GPU between hosts, {:.0} % of it reached (a model of the \
+         step, not a measurement):",
+        links.host_bandwidth / 1e9,
+        links.gpus_per_host,
+        links.network_bandwidth / 1e9,
+        100.0 * links.reached
+    ))?;
+    let head = ["GPUs", "sharding", "fits", "tokens a step", "ms a step", "ms waiting", "tokens/s", "of one GPU's"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    rows.extend(scaling.scales.iter().map(|scale| {
+        vec![
+            scale.ranks.to_string(),
+            scale.sharding.name().to_string(),
+            yes(scale.fits),
+            output::thousands(scale.tokens_per_step),
+            format!("{:.1}", 1e3 * scale.step_s),
+            format!("{:.1}", 1e3 * scale.exposed_s),
+            output::thousands(scale.tokens_per_s as u64),
+            format!("{:.1} %", 100.0 * scale.efficiency),
         ]
     }));
     Ok(output::line(output::table(&rows))?)

@@ -1,5 +1,6 @@
 //! What a step is trained on.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::Error;
@@ -31,6 +32,19 @@ impl Rows {
     /// Targets that count.
     pub(crate) fn counted(&self) -> usize {
         self.targets.iter().filter(|&&id| id != IGNORE).count()
+    }
+}
+
+impl Rows {
+    /// The tokens `range` of every row.
+    pub(crate) fn part(&self, range: Range<usize>) -> Self {
+        let length = self.sequences.length();
+        let cut = |ids: &[u32]| ids.chunks_exact(length).flat_map(|row| row[range.clone()].iter().copied()).collect();
+        Self {
+            inputs: cut(&self.inputs),
+            targets: cut(&self.targets),
+            sequences: Arc::new(self.sequences.part(range.clone())),
+        }
     }
 }
 

@@ -2,13 +2,16 @@
 //!
 //! A checkpoint is the published layout (so generation, evaluation and export read it as it is)
 //! with the optimizer's moments in `optimizer.safetensors`, everything else the run has to know in
-//! `state.json`, and the XXH3 of each file in `checksums.json`. It is written under another name,
+//! `state.json`, and the XXH3 of each file in `checksums.json`. Of several ranks each writes its shard of weights and
+//! moments, `weights-00003-of-00008.safetensors` and `optimizer-00003-of-00008.safetensors`, whose tensors say what
+//! part of which parameter they are: any number of ranks continues from it. It is written under another name,
 //! made durable and renamed. No random numbers are drawn while training runs: the first weights
 //! follow from the seed and the order of the data from the loader's state.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
@@ -18,10 +21,14 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::config::{ModelConfig, TrainConfig};
 use crate::engine::{Pending, Snapshot};
+use crate::parallel::{Collective, Team, all_of};
 use crate::parameters::ParameterList;
-use crate::{Error, files, published, tensors};
+use crate::tensors::{self, Shard, Store, Values};
+use crate::{Error, files, published};
 
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// Begin of the names of the files that ranks write instead.
+const MOMENTS_OF: &str = "optimizer";
 pub(crate) const STATE: &str = "state.json";
 const CHECKSUMS: &str = "checksums.json";
 const MOMENTS: [&str; 2] = ["first.", "second."];
@@ -50,10 +57,23 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// The sizes of the model.
     pub model: ModelConfig,
-    /// Weights and moments.
-    pub snapshot: Snapshot,
-    /// Everything else.
+    /// What is not weights and moments.
     pub state: State,
+    weights: Store,
+    moments: Store,
+}
+
+impl Checkpoint {
+    /// Weights and moments in `ranges` of the flat buffer: a shard, of whatever ranks wrote the checkpoint. Nothing else is
+    /// read.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the file that cannot be read.
+    pub fn snapshot(&self, ranges: &[Range<usize>]) -> Result<Snapshot, Error> {
+        let (taken, skipped) = (self.state.step.saturating_sub(self.state.skipped), self.state.skipped);
+        let [first, second] = [self.moments.read(0, ranges)?, self.moments.read(1, ranges)?];
+        Ok(Snapshot { values: self.weights.read(0, ranges)?, first, second, taken, skipped })
+    }
 }
 
 /// Writes a checkpoint into `directory` and gives its path. A tokenizer is copied beside the model.
@@ -61,26 +81,121 @@ pub struct Checkpoint {
 /// # Errors
 /// [`Error::Io`] with the file that cannot be written; then there is no checkpoint of this step.
 pub fn save(directory: &Path, snapshot: &Snapshot, state: &State, tokenizer: Option<&Path>) -> Result<PathBuf, Error> {
-    let path = directory.join(format!("step-{:06}", state.step));
+    let (path, partial) = begin(directory, state)?;
+    let model = &state.config.model;
+    published::write(model, &snapshot.values, &partial, tokenizer)?;
+    let list = ParameterList::of(model);
+    write_moments(&partial.join(OPTIMIZER), &list, &[list.range()], snapshot)?;
+    write_json(&partial.join(STATE), state)?;
+    let sums = checksums(&partial)?;
+    commit(directory, &partial, &path, &sums)?;
+    Ok(path)
+}
+
+/// The same by all ranks of `team` together, each of which has the `snapshot` of its shard: rank 0 makes the directory, all
+/// shards are written, each by one that has it, and rank 0 commits what was written.
+///
+/// # Errors
+/// As [`save`], and [`Error::Rank`] when another rank cannot write; then there is no checkpoint of this step.
+pub fn save_together(
+    directory: &Path,
+    team: &Team,
+    snapshot: &Snapshot,
+    state: &State,
+    tokenizer: Option<&Path>,
+) -> Result<PathBuf, Error> {
+    let (group, rank) = (team.all.as_ref(), team.all.rank());
+    let (path, partial) = (place(directory, state), files::partial(&place(directory, state)));
+    let begun = match rank {
+        0 => begin(directory, state).and_then(|_| fs::create_dir_all(&partial).map_err(Error::io(&partial))),
+        _ => Ok(()),
+    };
+    all_of(group, begun.map(|()| String::new()))?;
+    let own = match team.writes() {
+        true => write_shard(&partial, team, snapshot, state),
+        false => Ok(BTreeMap::new()),
+    };
+    let text = own.and_then(|sums| serde_json::to_string(&sums).map_err(|error| Error::format(&partial, error)));
+    let written = all_of(group, text)?;
+    let committed = match rank {
+        0 => commit_shards(directory, &partial, &path, state, tokenizer, &written),
+        _ => Ok(()),
+    };
+    all_of(group, committed.map(|()| String::new()))?;
+    Ok(path)
+}
+
+/// Writes the shard of one rank; the checksums of its files.
+fn write_shard(
+    partial: &Path,
+    team: &Team,
+    snapshot: &Snapshot,
+    state: &State,
+) -> Result<BTreeMap<String, String>, Error> {
+    let (partition, rank, world) = (team.partition(&state.config), team.inner.rank(), team.inner.world());
+    let (list, ranges) = (partition.parameters(), partition.shard(rank));
+    let [weights, moments] = [published::WEIGHTS, MOMENTS_OF].map(|kind| published::shard_name(kind, rank, world));
+    let values = Shard { ranges: &ranges, values: &snapshot.values };
+    files::replace(&partial.join(&weights), |path| tensors::write(path, list, &ranges, &[("", &values)]))?;
+    write_moments(&partial.join(&moments), list, &ranges, snapshot)?;
+    let sum = |name: String| checksum(&partial.join(&name)).map(|sum| (name, sum));
+    [weights, moments].into_iter().map(sum).collect()
+}
+
+/// Rank 0: what is beside the shards, and the commit.
+fn commit_shards(
+    directory: &Path,
+    partial: &Path,
+    path: &Path,
+    state: &State,
+    tokenizer: Option<&Path>,
+    written: &[String],
+) -> Result<(), Error> {
+    published::write_description(&state.config.model, partial, tokenizer)?;
+    write_json(&partial.join(STATE), state)?;
+    let mut sums = BTreeMap::new();
+    for text in written {
+        let of_rank: BTreeMap<String, String> =
+            serde_json::from_str(text).map_err(|error| Error::format(partial, error))?;
+        sums.extend(of_rank);
+    }
+    for name in names(partial)? {
+        if !sums.contains_key(&name) {
+            sums.insert(name.clone(), checksum(&partial.join(&name))?);
+        }
+    }
+    commit(directory, partial, path, &sums)
+}
+
+fn place(directory: &Path, state: &State) -> PathBuf {
+    directory.join(format!("step-{:06}", state.step))
+}
+
+/// Where a checkpoint goes, and where it is made; what a crash left there is removed.
+fn begin(directory: &Path, state: &State) -> Result<(PathBuf, PathBuf), Error> {
+    let path = place(directory, state);
     let partial = files::partial(&path);
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
     }
-    let model = &state.config.model;
-    published::write(model, &snapshot.values, &partial, tokenizer)?;
-    files::replace(&partial.join(OPTIMIZER), |path| {
-        let buffers = [(MOMENTS[0], &snapshot.first[..]), (MOMENTS[1], &snapshot.second[..])];
-        tensors::write(path, &ParameterList::of(model), &buffers)
-    })?;
-    write_json(&partial.join(STATE), state)?;
-    write_json(&partial.join(CHECKSUMS), &checksums(&partial)?)?;
+    Ok((path, partial))
+}
+
+fn write_moments(path: &Path, list: &ParameterList, ranges: &[Range<usize>], snapshot: &Snapshot) -> Result<(), Error> {
+    let [first, second] = [&snapshot.first, &snapshot.second].map(|values| Shard { ranges, values });
+    let buffers: [(&str, &dyn Values); 2] = [(MOMENTS[0], &first), (MOMENTS[1], &second)];
+    files::replace(path, |path| tensors::write(path, list, ranges, &buffers))
+}
+
+/// Gives a checkpoint that is written its checksums and its name.
+fn commit(directory: &Path, partial: &Path, path: &Path, sums: &BTreeMap<String, String>) -> Result<(), Error> {
+    write_json(&partial.join(CHECKSUMS), sums)?;
     if path.exists() {
         // Only a checkpoint that does not verify is written again.
-        fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+        fs::remove_dir_all(path).map_err(Error::io(path))?;
     }
-    fs::rename(&partial, &path).map_err(Error::io(&path))?;
-    files::sync(directory)?;
-    Ok(path)
+    fs::rename(partial, path).map_err(Error::io(path))?;
+    files::sync(directory)
 }
 
 /// Which checkpoints stay.
@@ -92,19 +207,28 @@ pub struct Keep {
     pub every_steps: u64,
 }
 
-/// Writes checkpoints on a thread of its own, one at a time.
+/// Writes checkpoints, one at a time: of one rank on a thread of its own; several write together, and go on when all have.
 #[derive(Debug)]
 pub struct Writer {
     directory: PathBuf,
     tokenizer: Option<PathBuf>,
     keep: Keep,
+    team: Team,
     running: Option<JoinHandle<Result<PathBuf, Error>>>,
+    written: Option<PathBuf>,
 }
 
 impl Writer {
     /// A writer into `directory`.
-    pub fn new(directory: &Path, tokenizer: Option<&Path>, keep: Keep) -> Self {
-        Self { directory: directory.to_owned(), tokenizer: tokenizer.map(Path::to_owned), keep, running: None }
+    pub fn new(directory: &Path, tokenizer: Option<&Path>, keep: Keep, team: &Team) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            tokenizer: tokenizer.map(Path::to_owned),
+            keep,
+            team: team.clone(),
+            running: None,
+            written: None,
+        }
     }
 
     /// Begins to write a checkpoint, after the one before is done.
@@ -113,6 +237,16 @@ impl Writer {
     /// What kept the one before from being written.
     pub fn begin(&mut self, pending: Pending, mut state: State) -> Result<(), Error> {
         self.finish()?;
+        if self.team.all.world() > 1 {
+            let snapshot = pending()?;
+            state.skipped = snapshot.skipped;
+            let tokenizer = self.tokenizer.as_deref();
+            self.written = Some(save_together(&self.directory, &self.team, &snapshot, &state, tokenizer)?);
+            if self.team.all.rank() == 0 {
+                prune(&self.directory, self.keep)?;
+            }
+            return Ok(());
+        }
         let (directory, tokenizer, keep) = (self.directory.clone(), self.tokenizer.clone(), self.keep);
         self.running = Some(std::thread::spawn(move || {
             let snapshot = pending()?;
@@ -130,7 +264,7 @@ impl Writer {
     /// What kept it from being written.
     pub fn finish(&mut self) -> Result<Option<PathBuf>, Error> {
         match self.running.take().map(JoinHandle::join) {
-            None => Ok(None),
+            None => Ok(self.written.take()),
             Some(Ok(written)) => written.map(Some),
             Some(Err(panic)) => std::panic::resume_unwind(panic),
         }
@@ -158,15 +292,21 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, Error> {
 
 /// The XXH3 of every file in a checkpoint but the list itself, by name.
 fn checksums(directory: &Path) -> Result<BTreeMap<String, String>, Error> {
-    let mut sums = BTreeMap::new();
+    let sum = |name: String| checksum(&directory.join(&name)).map(|sum| (name, sum));
+    names(directory)?.into_iter().map(sum).collect()
+}
+
+/// The names of the files in a checkpoint, but that of the list of checksums, in order.
+fn names(directory: &Path) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
     for entry in fs::read_dir(directory).map_err(Error::io(directory))? {
-        let entry = entry.map_err(Error::io(directory))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+        let name = entry.map_err(Error::io(directory))?.file_name().to_string_lossy().into_owned();
         if name != CHECKSUMS {
-            sums.insert(name, checksum(&entry.path())?);
+            names.push(name);
         }
     }
-    Ok(sums)
+    names.sort();
+    Ok(names)
 }
 
 fn checksum(path: &Path) -> Result<String, Error> {
@@ -186,18 +326,26 @@ fn checksum(path: &Path) -> Result<String, Error> {
 /// # Errors
 /// [`Error::Io`] or [`Error::Format`] with the first file that is missing, too many or changed.
 pub fn verify(path: &Path) -> Result<(), Error> {
+    verify_share(path, 0, 1)
+}
+
+/// [`verify`] by `world` ranks, each of which reads some of the files.
+fn verify_share(path: &Path, rank: usize, world: usize) -> Result<(), Error> {
     let want: BTreeMap<String, String> = read_json(&path.join(CHECKSUMS))?;
-    let have = checksums(path)?;
-    for name in want.keys().chain(have.keys()) {
-        let reason = match (want.get(name), have.get(name)) {
-            (Some(want), Some(have)) if want == have => continue,
-            (Some(_), Some(_)) => "does not have the checksum it was written with",
-            (Some(_), None) => "is missing",
-            (None, _) => "does not belong to the checkpoint",
-        };
-        return Err(Error::format(&path.join(name), reason));
+    let have = names(path)?;
+    let refuse = |name: &str, reason| Err(Error::format(&path.join(name), reason));
+    for (index, (name, want)) in want.iter().enumerate() {
+        if !have.contains(name) {
+            return refuse(name, "is missing");
+        }
+        if index % world == rank && checksum(&path.join(name))? != *want {
+            return refuse(name, "does not have the checksum it was written with");
+        }
     }
-    Ok(())
+    match have.iter().find(|name| !want.contains_key(*name)) {
+        Some(name) => refuse(name, "does not belong to the checkpoint"),
+        None => Ok(()),
+    }
 }
 
 /// Verifies and loads the checkpoint `path`.
@@ -206,12 +354,17 @@ pub fn verify(path: &Path) -> Result<(), Error> {
 /// [`Error::Io`] or [`Error::Format`] with the file that is not what it has to be.
 pub fn load(path: &Path) -> Result<Checkpoint, Error> {
     verify(path)?;
+    open(path)
+}
+
+/// [`load`] of a checkpoint that was verified.
+fn open(path: &Path) -> Result<Checkpoint, Error> {
     let state: State = read_json(&path.join(STATE))?;
-    let (model, values) = published::read(path)?;
-    let [first, second] = tensors::read(&path.join(OPTIMIZER), &ParameterList::of(&model), MOMENTS)?;
-    let (taken, skipped) = (state.step.saturating_sub(state.skipped), state.skipped);
-    let snapshot = Snapshot { values, first, second, taken, skipped };
-    Ok(Checkpoint { path: path.to_owned(), model, snapshot, state })
+    let model = published::read_config(&path.join(published::CONFIG))?;
+    let list = ParameterList::of(&model);
+    let weights = published::open(path, &list)?;
+    let moments = Store::open(published::tensor_files(path, OPTIMIZER, MOMENTS_OF)?, &list, &MOMENTS)?;
+    Ok(Checkpoint { path: path.to_owned(), model, state, weights, moments })
 }
 
 /// The checkpoints in `directory` by step, the oldest first; none when it does not exist.
@@ -235,16 +388,29 @@ pub fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
     Ok(checkpoints)
 }
 
-/// Loads the newest checkpoint in `directory` that verifies. Each newer one that does not is
-/// reported as a warning.
+/// Loads the newest checkpoint in `directory` that verifies, the same on all ranks of `group`, which share the reading.
+/// Each newer one that does not is reported as a warning.
 ///
 /// # Errors
-/// [`Error::Io`] when the directory cannot be read.
-pub fn load_newest(directory: &Path) -> Result<Option<Checkpoint>, Error> {
-    for (_, path) in list(directory)?.into_iter().rev() {
-        match load(&path) {
-            Ok(checkpoint) => return Ok(Some(checkpoint)),
-            Err(error) => tracing::warn!(
+/// [`Error::Io`] when the directory cannot be read, [`Error::Rank`] when another rank fails.
+pub fn load_newest(directory: &Path, group: &dyn Collective) -> Result<Option<Checkpoint>, Error> {
+    // Rank 0 says which there are.
+    let steps = match group.rank() {
+        0 => list(directory)?.into_iter().map(|(step, _)| format!("{step:06}")).collect(),
+        _ => Vec::new(),
+    };
+    let steps = all_of(group, Ok(steps.join("\n")))?.swap_remove(0);
+    for step in steps.lines().rev() {
+        let path = directory.join(format!("step-{step}"));
+        let opened = verify_share(&path, group.rank(), group.world()).and_then(|()| open(&path));
+        let (checkpoint, said) = match opened {
+            Ok(checkpoint) => (Some(checkpoint), String::new()),
+            Err(error) => (None, error.to_string()),
+        };
+        let faults = all_of(group, Ok(said))?;
+        match faults.iter().find(|fault| !fault.is_empty()) {
+            None => return Ok(checkpoint),
+            Some(error) => tracing::warn!(
                 checkpoint = %path.display(),
                 %error,
                 "a checkpoint cannot be used; trying the one before"

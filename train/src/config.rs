@@ -150,6 +150,11 @@ impl ModelConfig {
         SIZES.into_iter().find(|size| size.0 == name).map(Self::sized)
     }
 
+    /// The names that [`ModelConfig::named`] knows, the smallest first.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        SIZES.into_iter().map(|size| size.0)
+    }
+
     /// K = V, the width of one head.
     pub fn head_dim(&self) -> usize {
         self.hidden_dim / self.decoder_attention_heads
@@ -226,7 +231,7 @@ pub struct TrainConfig {
     pub sequence_length: usize,
     /// Sequences of one micro batch.
     pub batch: usize,
-    /// Micro batches whose gradients make one step.
+    /// Micro batches whose gradients make one step, of all ranks together: the step is the same for any number of them.
     pub gradient_accumulation: usize,
     /// Optimizer steps of the whole run.
     pub steps: u64,
@@ -244,6 +249,16 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// Blocks whose forward is made again in the backward, which saves their memory and costs their time.
     pub activation_checkpointing: Recompute,
+    /// What each of several ranks keeps a part of alone (ZeRO, arXiv 1910.02054); one rank keeps everything.
+    pub sharding: Sharding,
+    /// Ranks, neighbours by their numbers, that share one copy of what is sharded, the others having copies of their own: best
+    /// those of a host. 0 is all of them.
+    pub hybrid: usize,
+    /// Neighbouring ranks that share the tokens of every row, each of which has a part of it: for rows that are too long for
+    /// one. From one to the next goes the state of the attention, whose size does not depend on the length.
+    pub sequence_ranks: usize,
+    /// What GPUs add up each other's gradients in.
+    pub gradient_reduction: GradientReduction,
     /// Weight of the squared logarithm of the softmax's denominator in the loss (PaLM, arXiv 2204.02311,
     /// section 5); 0 is without.
     pub z_loss: f64,
@@ -278,6 +293,10 @@ impl Default for TrainConfig {
             keep_checkpoint_every_steps: 0,
             precision: Precision::Auto,
             activation_checkpointing: Recompute::None,
+            sharding: Sharding::None,
+            hybrid: 0,
+            sequence_ranks: 1,
+            gradient_reduction: GradientReduction::Float32,
             z_loss: 0.0,
             max_skipped_steps: 10,
             model: ModelConfig::default(),
@@ -307,6 +326,7 @@ impl TrainConfig {
             ("batch", self.batch as u64),
             ("gradient_accumulation", self.gradient_accumulation as u64),
             ("log_every_steps", self.log_every_steps),
+            ("sequence_ranks", self.sequence_ranks as u64),
         ] {
             if value == 0 {
                 return Err(Error::config(key, "has to be positive"));
@@ -336,6 +356,48 @@ pub enum Precision {
     Float32,
     /// bf16 with float32 sums; CUDA alone.
     Bf16,
+}
+
+/// What gradients are added up in between GPUs, and kept in until the step; on each they are made in float32. CPUs add in
+/// float32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GradientReduction {
+    /// float32.
+    #[default]
+    Float32,
+    /// bf16: half as many bytes, with a rounding for every addition.
+    Bf16,
+}
+
+/// What a rank keeps only its part of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sharding {
+    /// Nothing: gradients are added up over ranks, all of them take the whole step.
+    #[default]
+    None,
+    /// The moments, and the weights as the optimizer has them (ZeRO 1).
+    Optimizer,
+    /// And gradients, once they are added up (ZeRO 2).
+    Gradients,
+    /// And the weights: those of a block are gathered when it is its turn (ZeRO 3).
+    Full,
+}
+
+impl Sharding {
+    /// All of them, the least first.
+    pub const ALL: [Self; 4] = [Self::None, Self::Optimizer, Self::Gradients, Self::Full];
+
+    /// As it is written in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Optimizer => "optimizer",
+            Self::Gradients => "gradients",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// Blocks whose activations are not kept: `"none"`, `"full"` or `{ every = N }`.

@@ -67,21 +67,27 @@ pub(crate) struct Data {
 }
 
 impl Data {
-    /// Opens the shards for a run of `config`.
+    /// Opens the shards for a run of `config`, for the rows of rank `rank` of `world`.
     ///
     /// # Errors
     /// [`Error::Data`] for shards that cannot be read, [`Error::Config`] when the vocabulary does not fit.
-    pub(crate) fn open(places: &Places, config: &TrainConfig) -> Result<Self, Error> {
+    pub(crate) fn open(places: &Places, config: &TrainConfig, rank: usize, world: usize) -> Result<Self, Error> {
+        let rows = config.batch * config.gradient_accumulation;
+        if rows < world {
+            let reason = format!("a step has {rows} rows for {world} ranks; each needs one");
+            return Err(Error::config("gradient_accumulation", reason));
+        }
         let mut config = config.clone();
         let loader_config = LoaderConfig {
             sequence_length: config.sequence_length,
-            rows: config.batch * config.gradient_accumulation,
+            rows,
             seed: config.seed,
             data: config.data.clone(),
             buffers: config.loader,
             ..LoaderConfig::default()
         };
-        let loader = places.training.open(loader_config.clone())?;
+        let own = LoaderConfig { rank, world_size: world, ..loader_config.clone() };
+        let loader = places.training.open(own)?;
         let loader = loader.ok_or_else(|| Error::Data("there are no token shards to train on".to_owned()))?;
         let vocabulary = loader.vocabulary_size() as usize;
         if config.model.vocab_size == 0 {

@@ -57,6 +57,17 @@ impl DeviceChoice {
         Ok(Device::from(self.resolve(cuda_devices())?))
     }
 
+    /// The choice for the rank with this number on its host: CUDA devices count on from the one that is named.
+    #[must_use]
+    pub fn for_rank(self, local_rank: usize) -> Self {
+        match self {
+            Self::Cpu => Self::Cpu,
+            Self::Cuda(first) => Self::Cuda(first + local_rank),
+            Self::Auto if local_rank > 0 && cuda_devices().is_ok_and(|count| count > 0) => Self::Cuda(local_rank),
+            Self::Auto => Self::Auto,
+        }
+    }
+
     /// The choice with `auto` decided, for `cuda` devices or the reason why there are none.
     fn resolve(self, cuda: Result<usize, String>) -> Result<Place, Error> {
         let error = |reason| Error::Device { device: self.to_string(), reason };

@@ -62,6 +62,26 @@ pub enum Error {
         /// Steps in a row.
         times: u64,
     },
+    /// The ranks of a run did not find each other.
+    #[error("rank {rank} of {world} at {address}: {reason}")]
+    Rendezvous {
+        /// The rank that says so.
+        rank: usize,
+        /// Number of ranks.
+        world: usize,
+        /// MASTER_ADDR:MASTER_PORT.
+        address: String,
+        /// Who is missing, or what went wrong.
+        reason: String,
+    },
+    /// A rank died, hangs, left or is not doing what this one does.
+    #[error("rank {rank} {reason}")]
+    Rank {
+        /// That rank.
+        rank: usize,
+        /// What of it.
+        reason: String,
+    },
     /// Token shards that cannot be opened.
     #[error("token shards: {0}")]
     Data(String),

@@ -132,20 +132,68 @@ pub fn estimate(config: &TrainConfig, gpu: Gpu) -> Estimate {
 }
 
 /// Bytes of both moments of a weight.
-fn moment_bytes(config: &TrainConfig) -> u64 {
+pub(crate) fn moment_bytes(config: &TrainConfig) -> u64 {
     match config.optimizer.moments {
         Moments::Float32 => 8,
         Moments::Bf16 => 4,
     }
 }
 
-fn variant(config: &TrainConfig, gpu: &Gpu, setting: Recompute, parameters: u64) -> Variant {
+/// What a part of a step does for a token.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cost {
+    /// Operations of products.
+    pub(crate) flops: f64,
+    /// Bytes that everything else reads and writes.
+    pub(crate) bytes: f64,
+}
+
+impl Cost {
+    /// How long it takes for `tokens` tokens.
+    pub(crate) fn seconds(self, tokens: f64, gpu: &Gpu) -> f64 {
+        tokens * (self.flops / (PRODUCTS * gpu.peak_flops) + self.bytes / (BYTES * gpu.bandwidth))
+    }
+}
+
+impl std::iter::Sum for Cost {
+    fn sum<I: Iterator<Item = Self>>(costs: I) -> Self {
+        costs.fold(Self::default(), |a, b| Self { flops: a.flops + b.flops, bytes: a.bytes + b.bytes })
+    }
+}
+
+/// The forward of a block: norms, gate, product and attention read and write.
+pub(crate) fn forward_cost(config: &TrainConfig, layer: usize) -> Cost {
+    let model = &config.model;
+    let bytes = 8 * model.decoder_embed_dim + 14 * model.hidden_dim + 6 * model.glu_dim;
+    Cost { flops: layer_flops(config, layer), bytes: bytes as f64 }
+}
+
+/// Its backward, with the forward once more where it is made `again`.
+pub(crate) fn backward_cost(config: &TrainConfig, layer: usize, again: bool) -> Cost {
+    let model = &config.model;
+    let bytes = 20 * model.decoder_embed_dim + 26 * model.hidden_dim + 12 * model.glu_dim;
+    let own = Cost { flops: 2.0 * layer_flops(config, layer), bytes: bytes as f64 };
+    [Some(own), again.then(|| forward_cost(config, layer))].into_iter().flatten().sum()
+}
+
+/// The head with its loss and the embedding, forward and backward.
+pub(crate) fn head_cost(config: &TrainConfig) -> Cost {
+    let bytes = 10 * config.model.vocab_size + 12 * config.model.decoder_embed_dim;
+    Cost { flops: 3.0 * head_flops(config), bytes: bytes as f64 }
+}
+
+/// The update of `parameters` values. The norm reads the gradient; the update reads it again with weights and moments,
+/// which it writes in their types.
+pub(crate) fn optimizer_seconds(config: &TrainConfig, parameters: f64, gpu: &Gpu) -> f64 {
+    (18 + 2 * moment_bytes(config)) as f64 * parameters / (BYTES * gpu.bandwidth)
+}
+
+/// Bytes that the blocks keep of a micro batch, and all bytes of one at the fullest moment.
+pub(crate) fn activation_bytes(config: &TrainConfig, setting: Recompute) -> (u64, u64) {
     let model = &config.model;
     let (d, e, g) = (model.decoder_embed_dim, model.hidden_dim, model.glu_dim);
-    let layers = model.decoder_layers;
-    let again: Vec<bool> = (0..layers).map(|layer| setting.again(layer)).collect();
+    let again: Vec<bool> = (0..model.decoder_layers).map(|layer| setting.again(layer)).collect();
     let tokens = config.batch * config.sequence_length;
-
     // Bytes per token, two a value.
     let products = 4 * d + 10 * e + 4 * g;
     let kept: usize = again.iter().map(|&again| if again { 2 * d } else { products }).sum();
@@ -153,29 +201,22 @@ fn variant(config: &TrainConfig, gpu: &Gpu, setting: Recompute, parameters: u64)
     let transient = made_again + 2 * d + (8 * g).max(12 * e + 4 * d);
     let logits = LOGIT_BYTES.min(2 * model.vocab_size.next_multiple_of(8) * tokens);
     let head = 6 * d * tokens + logits;
-    let activation_bytes = (kept * tokens) as u64;
-    // Weights in both types, gradients, moments.
-    let peak_bytes =
-        (10 + moment_bytes(config)) * parameters + activation_bytes + (transient * tokens).max(head) as u64;
+    ((kept * tokens) as u64, (kept * tokens + (transient * tokens).max(head)) as u64)
+}
 
-    let recomputed: f64 =
-        again.iter().enumerate().filter(|(_, again)| **again).map(|(layer, _)| layer_flops(config, layer)).sum();
-    let hardware = model_flops_per_token(config) + recomputed;
-    // Norms, gate, product and attention: bytes read and written per token and block.
-    let forward_bytes = 8 * d + 14 * e + 6 * g;
-    let backward_bytes = 20 * d + 26 * e + 12 * g;
-    let blocks: usize = again.iter().map(|&again| backward_bytes + forward_bytes * if again { 2 } else { 1 }).sum();
-    let bytes_per_token = (blocks + 10 * model.vocab_size + 12 * d) as f64;
+fn variant(config: &TrainConfig, gpu: &Gpu, setting: Recompute, parameters: u64) -> Variant {
+    let (activation_bytes, with_transient) = activation_bytes(config, setting);
+    let blocks = (0..config.model.decoder_layers)
+        .flat_map(|layer| [forward_cost(config, layer), backward_cost(config, layer, setting.again(layer))]);
+    let cost: Cost = blocks.chain([head_cost(config)]).sum();
     let step_tokens = config.tokens_per_step() as f64;
-    // The norm reads the gradient; the update reads it again with weights and moments, which it writes in their types.
-    let optimizer_bytes = ((18 + 2 * moment_bytes(config)) * parameters) as f64;
-    let step_s = step_tokens * (hardware / (PRODUCTS * gpu.peak_flops) + bytes_per_token / (BYTES * gpu.bandwidth))
-        + optimizer_bytes / (BYTES * gpu.bandwidth);
+    let step_s = cost.seconds(step_tokens, gpu) + optimizer_seconds(config, parameters as f64, gpu);
     Variant {
         activation_checkpointing: setting,
         activation_bytes,
-        peak_bytes,
-        hardware_flops_per_token: hardware,
+        // Weights in both types, gradients, moments.
+        peak_bytes: (10 + moment_bytes(config)) * parameters + with_transient,
+        hardware_flops_per_token: cost.flops,
         step_s,
         tokens_per_s: step_tokens / step_s,
         mfu: model_flops_per_token(config) * step_tokens / step_s / gpu.peak_flops,

@@ -84,25 +84,33 @@ pub trait Reader {
     /// # Errors
     /// [`Error::Input`] when there are no ids or one is not below the vocabulary size; when the device has failed.
     fn read(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error>;
+
+    /// Forgets all that was read.
+    fn restart(&mut self);
 }
 
 /// Reads with a [`Model`], in float32 on any device.
-pub struct ModelReader<'a> {
-    model: &'a Model,
+pub struct ModelReader {
+    /// Shares its weights with the one it was made of.
+    model: Model,
     weights: Weights,
     state: RecurrentState,
 }
 
-impl<'a> ModelReader<'a> {
+impl ModelReader {
     /// One that has read nothing.
-    pub fn new(model: &'a Model) -> Self {
-        Self { model, weights: model.weights(false), state: model.start() }
+    pub fn new(model: &Model) -> Self {
+        Self { model: model.clone(), weights: model.weights(false), state: model.start() }
     }
 }
 
-impl Reader for ModelReader<'_> {
+impl Reader for ModelReader {
     fn config(&self) -> &ModelConfig {
         self.model.config()
+    }
+
+    fn restart(&mut self) {
+        self.state = self.model.start();
     }
 
     fn read(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error> {
@@ -122,6 +130,10 @@ impl Reader for Decoder {
 
     fn read(&mut self, ids: &[u32]) -> Result<Vec<f32>, Error> {
         Decoder::read(self, 0, ids)
+    }
+
+    fn restart(&mut self) {
+        Decoder::restart(self);
     }
 }
 

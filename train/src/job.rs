@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
@@ -13,6 +14,7 @@ use tokenize::{TokenStatistics, tokenizer_path};
 
 use crate::config::TrainConfig;
 use crate::data::{Data, Place, Places, bytes_per_token};
+use crate::parallel::{Collective, Team, all_of};
 use crate::run::{Metrics, Outcome, Run, train};
 use crate::{Error, files, published};
 
@@ -39,6 +41,8 @@ pub struct Options<'a> {
     pub directory: &'a Path,
     /// The device that trains.
     pub device: &'a Device,
+    /// The ranks that train together; all have called [`Job::run`].
+    pub group: &'a Arc<dyn Collective>,
     /// As in [`Run::profile_steps`].
     pub profile_steps: u64,
     /// As in [`Run::stop`].
@@ -46,23 +50,35 @@ pub struct Options<'a> {
 }
 
 impl Job {
-    /// Runs the job, or continues it where it stopped.
+    /// Runs the job, or continues it where it stopped. Leaves the group at the end: what fails here, the other ranks hear.
     ///
     /// # Errors
     /// As [`train`], and [`Error::Data`] for shards that cannot be read.
     pub fn run(&self, options: &Options<'_>, on_step: &mut dyn FnMut(&Metrics)) -> Result<Outcome, Error> {
+        let outcome = self.work(options, on_step);
+        options.group.leave(outcome.as_ref().err().map(ToString::to_string).as_deref());
+        outcome
+    }
+
+    fn work(&self, options: &Options<'_>, on_step: &mut dyn FnMut(&Metrics)) -> Result<Outcome, Error> {
+        let group = options.group.as_ref();
+        let (rank, world) = Team::new(options.group, &self.train)?.rows();
         let (training, run) = self.locations()?;
         let held_out = run.as_ref().map(|run| run.join(TOKENS_VALIDATION));
         let held_out = held_out.filter(|_| self.train.evaluation.every_steps > 0);
         let places = Places { training: Place::At(training), held_out: held_out.map_or(Place::None, Place::IfAt) };
-        let Data { mut source, held_out, config } = Data::open(&places, &self.train)?;
+        let Data { mut source, held_out, config } = Data::open(&places, &self.train, rank, world)?;
         if held_out.is_none() && config.evaluation.every_steps > 0 {
             tracing::warn!("no loss is evaluated: there are no held-out documents beside the tokens");
         }
+        // Rank 0 may have to copy it.
         let tokenizer = match &run {
-            Some(run) => tokenizer(run, options.directory)?,
-            None => None,
+            Some(run) if group.rank() == 0 => tokenizer(run, options.directory)?,
+            _ => None,
         };
+        let path = tokenizer.map_or(String::new(), |path| path.to_string_lossy().into_owned());
+        let path = all_of(group, Ok(path))?.swap_remove(0);
+        let tokenizer = Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty());
         let statistics = run
             .as_ref()
             .map(statistics)
@@ -70,6 +86,7 @@ impl Job {
         let run = Run {
             config: &config,
             device: options.device,
+            group: options.group,
             directory: options.directory,
             tokenizer: tokenizer.as_deref(),
             held_out: held_out.as_ref(),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::published::{CONFIG, MODEL};
+use crate::published::{self, CONFIG, MODEL};
 use crate::run::CHECKPOINTS;
 use crate::{Error, checkpoint};
 
@@ -16,7 +16,7 @@ use crate::{Error, checkpoint};
 /// # Errors
 /// [`Error::NoModel`] when there is none, [`Error::Format`] when a file of it was changed.
 pub fn locate(path: &Path) -> Result<PathBuf, Error> {
-    if path.join(MODEL).exists() {
+    if published::is_model(path) {
         return verified(path.to_owned());
     }
     for directory in [path.join(CHECKPOINTS), path.join("train").join(CHECKPOINTS), path.to_owned()] {
@@ -75,8 +75,10 @@ pub fn describe(path: &Path) -> Result<ModelFacts, Error> {
     if let serde_json::Value::Object(config) = read_json(&directory.join(CONFIG))? {
         facts.extend(config);
     }
-    let file = directory.join(MODEL);
-    let tensors = header(&file)?;
+    let mut tensors = Vec::new();
+    for file in published::tensor_files(&directory, MODEL, published::WEIGHTS)? {
+        tensors.extend(header(&file)?);
+    }
     let parameters: usize = tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum();
     facts.insert("parameters".into(), parameters.into());
     Ok(ModelFacts { facts, tensors })

@@ -4,9 +4,10 @@
 //! function of these views, on the tape or not, so there is no module tree beside the list of
 //! parameters.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::Error;
@@ -17,22 +18,28 @@ use crate::ops::cross_entropy::cross_entropy;
 use crate::ops::embedding::embedding;
 use crate::ops::sequences::Sequences;
 use crate::ops::srms_norm::srms_norm;
-use crate::parameters::ParameterList;
+use crate::parameters::{Parameter, ParameterList};
 use crate::rng::Rng;
 
 /// A model: its sizes and its parameters in float32 on one device.
 #[derive(Clone, Debug)]
 pub struct Model {
-    config: ModelConfig,
+    network: Network,
     parameters: ParameterList,
     /// Every parameter, in the order of the list.
     flat: Tensor<1>,
+}
+
+/// The passes through a model of given sizes, with weights that come from anywhere.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    config: ModelConfig,
     /// λ of every head of every layer.
     decay: Vec<Arc<[f64]>>,
 }
 
 /// The matrices of one block, `[out, in]`.
-struct Block {
+pub(crate) struct Block {
     qkvu: Tensor<2>,
     out: Tensor<2>,
     /// `[H, K]`.
@@ -40,6 +47,36 @@ struct Block {
     l1: Tensor<2>,
     l2: Tensor<2>,
     l3: Tensor<2>,
+}
+
+impl Block {
+    /// Of the next of `views`, which are in the order of the parameter list.
+    pub(crate) fn next(views: &mut impl Iterator<Item = Tensor<2>>, uses_lrpe: bool) -> Self {
+        let mut next = || views.next().unwrap_or_else(|| unreachable!("a view per parameter"));
+        Self { qkvu: next(), out: next(), theta: uses_lrpe.then(&mut next), l1: next(), l2: next(), l3: next() }
+    }
+
+    /// The matrices in the order of the parameter list.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = &Tensor<2>> {
+        [&self.qkvu, &self.out].into_iter().chain(&self.theta).chain([&self.l1, &self.l2, &self.l3])
+    }
+}
+
+/// Views of `parameters` in `buffer`, which begins with value `begin` of the flat buffer; leaves of a tape where
+/// `tracked`.
+pub(crate) fn views(buffer: &Tensor<1>, parameters: &[Parameter], begin: usize, tracked: bool) -> Vec<Tensor<2>> {
+    let view = |parameter: &Parameter| {
+        let range = parameter.range();
+        let view = buffer.clone().narrow(0, range.start - begin, range.len());
+        let view = view.reshape(parameter.matrix());
+        if tracked { view.autodiff().require_grad() } else { view }
+    };
+    parameters.iter().map(view).collect()
+}
+
+/// The gradient of `leaf`, taken out of `gradients`; zeros where nothing depends on it.
+pub(crate) fn gradient_of<const D: usize>(leaf: &Tensor<D>, gradients: &mut Gradients) -> Tensor<D> {
+    leaf.grad_remove(gradients).unwrap_or_else(|| leaf.clone().inner().zeros_like())
 }
 
 /// The parameters of one pass, as views of the flat buffer.
@@ -51,15 +88,9 @@ pub(crate) struct Weights {
 
 impl Weights {
     /// The views in the order of the parameter list.
-    fn in_order(&self) -> Vec<&Tensor<2>> {
-        let mut views = vec![&self.embed];
-        for block in &self.blocks {
-            views.extend([&block.qkvu, &block.out]);
-            views.extend(&block.theta);
-            views.extend([&block.l1, &block.l2, &block.l3]);
-        }
-        views.push(&self.head);
-        views
+    fn in_order(&self) -> impl Iterator<Item = &Tensor<2>> {
+        let blocks = self.blocks.iter().flat_map(Block::in_order);
+        std::iter::once(&self.embed).chain(blocks).chain(std::iter::once(&self.head))
     }
 }
 
@@ -94,6 +125,80 @@ fn linear(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
     x.matmul(weight.clone().transpose())
 }
 
+impl Network {
+    /// Of a model of these sizes, which fit each other.
+    pub(crate) fn new(config: &ModelConfig) -> Self {
+        let decay = (0..config.decoder_layers)
+            .map(|layer| decay_rates(config.decoder_attention_heads, layer, config.decoder_layers).into());
+        Self { decay: decay.collect(), config: config.clone() }
+    }
+
+    /// The sizes.
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The factor of the embeddings.
+    pub(crate) fn scale(&self) -> f64 {
+        match self.config.no_scale_embedding {
+            true => 1.0,
+            false => (self.config.decoder_embed_dim as f64).sqrt(),
+        }
+    }
+
+    /// The stream before the first block: `[N, D]`.
+    pub(crate) fn embed(&self, table: &Tensor<2>, ids: &[u32]) -> Tensor<2> {
+        embedding(table.clone(), ids, self.scale())
+    }
+
+    /// One block: `mix` is the token mixer between its projections.
+    fn block(&self, block: &Block, x: Tensor<2>, mix: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+        let qkvu = linear(srms_norm(x.clone()), &block.qkvu);
+        let x = x + linear(mix(qkvu), &block.out);
+        let normed = srms_norm(x.clone());
+        let gate = linear(normed.clone(), &block.l1) * linear(normed, &block.l2);
+        x + linear(gate, &block.l3)
+    }
+
+    /// The stream after block `layer`, with the weights `block`, for whole documents.
+    pub(crate) fn layer(&self, layer: usize, block: &Block, x: Tensor<2>, sequences: &Arc<Sequences>) -> Tensor<2> {
+        let decay = &self.decay[layer];
+        self.block(block, x, |qkvu| gated::gated_attention(qkvu, block.theta.clone(), decay, sequences))
+    }
+
+    /// [`Network::layer`] for a part of every row, after `state: [B, H, K, V]` (2K with LRPE) of the tokens before it; gives
+    /// the state after it, too.
+    pub(crate) fn layer_after(
+        &self,
+        layer: usize,
+        block: &Block,
+        x: Tensor<2>,
+        sequences: &Sequences,
+        state: Option<Tensor<4>>,
+    ) -> (Tensor<2>, Tensor<4>) {
+        let mut after = None;
+        let x = self.block(block, x, |qkvu| {
+            let (theta, decay) = (block.theta.clone(), &self.decay[layer]);
+            let (mixed, state) = gated::stateful(chunked::attention, qkvu, theta, decay, sequences, state);
+            after = Some(state);
+            mixed
+        });
+        (x, after.unwrap_or_else(|| unreachable!("the mixer ran")))
+    }
+
+    /// The shape of the state of block `layer` for `rows` rows.
+    pub(crate) fn state_shape(&self, layer: usize, rows: usize) -> [usize; 4] {
+        let (heads, width) = (self.config.decoder_attention_heads, self.config.head_dim());
+        let keys = if self.config.uses_lrpe(layer) { 2 * width } else { width };
+        [rows, heads, keys, width]
+    }
+
+    /// Mean cross-entropy in nats after the last block, whose stream is `x`: `[1]`.
+    pub(crate) fn loss(&self, head: &Tensor<2>, x: Tensor<2>, targets: &[u32], z_loss: f64) -> Tensor<1> {
+        cross_entropy(srms_norm(x), head.clone(), targets, z_loss, 1.0)
+    }
+}
+
 impl Model {
     /// A model with fresh weights: normal with the standard deviation of the configuration, LRPE's
     /// angles `10000^(-2c/(H·K))`. The same seed gives the same weights on every device.
@@ -117,19 +222,16 @@ impl Model {
             return Err(Error::Input(format!("{} values for {} parameters", values.len(), parameters.total())));
         }
         let shape = [values.len()];
-        let decay = (0..config.decoder_layers)
-            .map(|layer| decay_rates(config.decoder_attention_heads, layer, config.decoder_layers).into());
         Ok(Self {
-            decay: decay.collect(),
+            network: Network::new(config),
             flat: Tensor::from_data(TensorData::new(values, shape), device),
-            config: config.clone(),
             parameters,
         })
     }
 
     /// The sizes of the model.
     pub fn config(&self) -> &ModelConfig {
-        &self.config
+        self.network.config()
     }
 
     /// Names, shapes and places of the parameters.
@@ -154,64 +256,36 @@ impl Model {
 
     /// Views of all parameters, as leaves of a tape where `tracked`.
     pub(crate) fn weights(&self, tracked: bool) -> Weights {
-        let mut views = self.parameters.iter().map(|parameter| {
-            let range = parameter.range();
-            let view = self.flat.clone().narrow(0, range.start, range.len());
-            let view = view.reshape(parameter.matrix());
-            if tracked { view.autodiff().require_grad() } else { view }
-        });
-        let mut next = || views.next().unwrap_or_else(|| unreachable!("a view per parameter"));
+        let views = views(&self.flat, self.parameters.iter().as_slice(), 0, tracked);
+        let (mut views, config) = (views.into_iter(), self.config());
+        let one = |views: &mut std::vec::IntoIter<Tensor<2>>| {
+            views.next().unwrap_or_else(|| unreachable!("a view per parameter"))
+        };
         Weights {
-            embed: next(),
-            blocks: (0..self.config.decoder_layers)
-                .map(|layer| Block {
-                    qkvu: next(),
-                    out: next(),
-                    theta: self.config.uses_lrpe(layer).then(&mut next),
-                    l1: next(),
-                    l2: next(),
-                    l3: next(),
-                })
-                .collect(),
-            head: next(),
+            embed: one(&mut views),
+            blocks: (0..config.decoder_layers).map(|l| Block::next(&mut views, config.uses_lrpe(l))).collect(),
+            head: one(&mut views),
         }
     }
 
     /// Checks that every id is below the vocabulary size.
     pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), Error> {
-        check_ids(ids, self.config.vocab_size)
+        check_ids(ids, self.config().vocab_size)
     }
 
-    fn embed(&self, weights: &Weights, ids: &[u32]) -> Tensor<2> {
-        let scale = match self.config.no_scale_embedding {
-            true => 1.0,
-            false => (self.config.decoder_embed_dim as f64).sqrt(),
-        };
-        embedding(weights.embed.clone(), ids, scale)
-    }
-
-    /// One block: `mix` is the token mixer between its projections.
-    fn block(&self, block: &Block, x: Tensor<2>, mix: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
-        let qkvu = linear(srms_norm(x.clone()), &block.qkvu);
-        let x = x + linear(mix(qkvu), &block.out);
-        let normed = srms_norm(x.clone());
-        let gate = linear(normed.clone(), &block.l1) * linear(normed, &block.l2);
-        x + linear(gate, &block.l3)
-    }
-
-    /// The normed output of the last block for whole documents: `[B·T, D]`.
-    fn hidden(&self, weights: &Weights, ids: &[u32], sequences: &Arc<Sequences>) -> Tensor<2> {
-        let mut x = self.embed(weights, ids);
-        for (block, decay) in weights.blocks.iter().zip(&self.decay) {
-            x = self.block(block, x, |qkvu| gated::gated_attention(qkvu, block.theta.clone(), decay, sequences));
+    /// The stream after the last block for whole documents: `[B·T, D]`.
+    fn stream(&self, weights: &Weights, ids: &[u32], sequences: &Arc<Sequences>) -> Tensor<2> {
+        let mut x = self.network.embed(&weights.embed, ids);
+        for (layer, block) in weights.blocks.iter().enumerate() {
+            x = self.network.layer(layer, block, x, sequences);
         }
-        srms_norm(x)
+        x
     }
 
     /// Mean cross-entropy of a part of a batch, in nats: `[1]`.
     fn rows_loss(&self, weights: &Weights, rows: &Rows, z_loss: f64) -> Tensor<1> {
-        let hidden = self.hidden(weights, &rows.inputs, &rows.sequences);
-        cross_entropy(hidden, weights.head.clone(), &rows.targets, z_loss, 1.0)
+        let x = self.stream(weights, &rows.inputs, &rows.sequences);
+        self.network.loss(&weights.head, x, &rows.targets, z_loss)
     }
 
     /// Mean cross-entropy in nats over the predicted tokens of `batch`, computed `rows` rows at a
@@ -255,11 +329,7 @@ impl Model {
             let mut gradients = loss.backward();
             let loss: f32 = loss.inner().into_scalar();
             sum += f64::from(loss);
-            let of = |leaf: &Tensor<2>| {
-                let gradient = leaf.grad_remove(&mut gradients);
-                gradient.unwrap_or_else(|| leaf.clone().inner().zeros_like())
-            };
-            accumulate(weights.in_order().into_iter().map(of).collect());
+            accumulate(weights.in_order().map(|leaf| gradient_of(leaf, &mut gradients)).collect());
         }
         Ok(sum)
     }
@@ -279,12 +349,12 @@ impl Model {
             )));
         }
         let weights = self.weights(false);
-        Ok(linear(self.hidden(&weights, ids, sequences), &weights.head))
+        Ok(linear(srms_norm(self.stream(&weights, ids, sequences)), &weights.head))
     }
 
     /// The state of a model that has read nothing.
     pub fn start(&self) -> RecurrentState {
-        RecurrentState { layers: vec![None; self.config.decoder_layers], position: 0 }
+        RecurrentState { layers: vec![None; self.config().decoder_layers], position: 0 }
     }
 
     /// Reads `ids`, one sequence, after what `state` remembers, which it brings up to date. Gives
@@ -302,10 +372,10 @@ impl Model {
             1 => recurrent::attention,
             _ => chunked::attention,
         };
-        let mut x = self.embed(weights, ids);
-        let layers = weights.blocks.iter().zip(&self.decay);
+        let mut x = self.network.embed(&weights.embed, ids);
+        let layers = weights.blocks.iter().zip(&self.network.decay);
         for ((block, decay), memory) in layers.zip(&mut state.layers) {
-            x = self.block(block, x, |qkvu| {
+            x = self.network.block(block, x, |qkvu| {
                 let theta = block.theta.clone();
                 let (mixed, after) = gated::stateful(form, qkvu, theta, decay, &sequences, memory.take());
                 *memory = Some(after);
@@ -331,25 +401,37 @@ impl Model {
 
 /// The first weights of [`Model::new`], in the order of the parameter list.
 pub(crate) fn initial_values(config: &ModelConfig, seed: u64) -> Vec<f32> {
+    initial_shard(config, seed, &[ParameterList::of(config).range()])
+}
+
+/// Those of [`initial_values`] that are in `ranges`, one after the other: no more is in memory at once.
+pub(crate) fn initial_shard(config: &ModelConfig, seed: u64, ranges: &[Range<usize>]) -> Vec<f32> {
     let list = ParameterList::of(config);
-    let mut values = vec![0f32; list.total()];
+    let mut values = vec![0f32; ranges.iter().map(Range::len).sum()];
     let mut rest = values.as_mut_slice();
-    let parts: Vec<_> = list
-        .iter()
-        .map(|parameter| {
-            let (part, after) = std::mem::take(&mut rest).split_at_mut(parameter.range().len());
-            rest = after;
-            (parameter, part)
-        })
-        .collect();
+    let mut parts = Vec::new();
+    for range in ranges {
+        for (index, parameter) in list.iter().enumerate() {
+            let whole = parameter.range();
+            let (begin, end) = (whole.start.max(range.start), whole.end.min(range.end));
+            if begin < end {
+                let (part, after) = std::mem::take(&mut rest).split_at_mut(end - begin);
+                rest = after;
+                parts.push((index, parameter, begin - whole.start, part));
+            }
+        }
+    }
     // Every parameter draws from a stream of its own: threads do not change a value.
-    parts.into_par_iter().enumerate().for_each(|(index, (parameter, values))| {
+    parts.into_par_iter().for_each(|(index, parameter, begin, values)| {
         if parameter.decays() {
             let mut rng = Rng::new(seed, index as u64);
+            for _ in 0..begin {
+                rng.normal();
+            }
             values.fill_with(|| (rng.normal() * config.init_std) as f32);
         } else {
-            let channels = values.len() as f64;
-            for (c, theta) in values.iter_mut().enumerate() {
+            let channels = parameter.range().len() as f64;
+            for (c, theta) in (begin..).zip(values) {
                 *theta = 10000f64.powf(-2.0 * c as f64 / channels) as f32;
             }
         }
@@ -377,6 +459,24 @@ pub(crate) fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 mod tests {
     use super::*;
     use crate::ops::testing::assert_close;
+
+    #[test]
+    fn a_shard_of_the_first_weights_is_cut_out_of_them() {
+        let config = ModelConfig {
+            vocab_size: 30,
+            decoder_embed_dim: 8,
+            decoder_layers: 2,
+            decoder_attention_heads: 2,
+            hidden_dim: 8,
+            glu_dim: 12,
+            linear_use_lrpe_list: vec![1, 0],
+            ..ModelConfig::default()
+        };
+        let whole = initial_values(&config, 3);
+        let ranges = [0..0, 7..250, 250..251, 600..whole.len()];
+        let want: Vec<f32> = ranges.iter().flat_map(|range| whole[range.clone()].to_vec()).collect();
+        assert_eq!(initial_shard(&config, 3, &ranges), want);
+    }
 
     #[test]
     fn packed_documents_do_not_see_each_other() {

@@ -8,6 +8,7 @@ use crate::Model;
 use crate::config::OptimizerConfig;
 use crate::model::read;
 use crate::ops::{cpu, is_flex};
+use crate::parallel::CHUNK;
 use crate::parameters::ParameterList;
 
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101): moments in float32, decay of matrices only.
@@ -23,8 +24,8 @@ pub struct AdamW {
 }
 
 /// The factors of one step.
-#[derive(Clone, Copy)]
-struct Factors {
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Factors {
     /// Of the gradient: clipping.
     clip: f32,
     beta1: f32,
@@ -36,6 +37,50 @@ struct Factors {
     epsilon: f32,
     /// Learning rate times weight decay.
     decay: f32,
+}
+
+impl Factors {
+    /// Of step `step`, counted from 1, for a gradient of this norm; nothing when it is not finite.
+    pub(crate) fn new(config: &OptimizerConfig, step: u64, norm: f64, rate: f64) -> Option<Self> {
+        if !norm.is_finite() {
+            return None;
+        }
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let clip = match config.clip_norm {
+            limit if limit > 0.0 && norm > limit => limit / norm,
+            _ => 1.0,
+        };
+        Some(Self {
+            clip: clip as f32,
+            beta1: config.beta1 as f32,
+            beta2: config.beta2 as f32,
+            rate: (rate / correction(config.beta1)) as f32,
+            root: (1.0 / correction(config.beta2).sqrt()) as f32,
+            epsilon: config.epsilon as f32,
+            decay: (rate * config.weight_decay) as f32,
+        })
+    }
+
+    /// Changes `values` and their moments with `gradient`; `decays` says whether they lose a share of themselves.
+    pub(crate) fn update(&self, values: &mut [f32], [first, second]: [&mut [f32]; 2], gradient: &[f32], decays: bool) {
+        let factors = *self;
+        let keep = if decays { 1.0 - factors.decay } else { 1.0 };
+        values
+            .par_chunks_mut(TASK)
+            .zip(first.par_chunks_mut(TASK))
+            .zip(second.par_chunks_mut(TASK))
+            .zip(gradient.par_chunks(TASK))
+            .for_each(|(((values, first), second), gradient)| {
+                let moments = first.iter_mut().zip(second);
+                for ((value, (m, v)), gradient) in values.iter_mut().zip(moments).zip(gradient) {
+                    let gradient = gradient * factors.clip;
+                    *m = factors.beta1 * *m + (1.0 - factors.beta1) * gradient;
+                    *v = factors.beta2 * *v + (1.0 - factors.beta2) * gradient * gradient;
+                    let root = v.sqrt() * factors.root + factors.epsilon;
+                    *value = *value * keep - factors.rate * *m / root;
+                }
+            });
+    }
 }
 
 /// Values that one task takes: fixed, so that sums do not depend on the number of threads.
@@ -94,7 +139,8 @@ impl AdamW {
                 cpu::contiguous(gradient.unwrap_or_else(|error| unreachable!("{error:?}")))
             })
             .collect();
-        let norm = gradients.iter().map(|gradient| sum_of_squares(cpu::values(gradient))).sum::<f64>().sqrt();
+        let norm = gradients.iter().map(|gradient| square_sums(cpu::values(gradient)).iter().sum::<f64>());
+        let norm = norm.sum::<f64>().sqrt();
         let Some(factors) = self.factors(norm, rate) else {
             return norm;
         };
@@ -113,25 +159,9 @@ impl AdamW {
 
     /// Counts the step and gives its factors; nothing when the norm is not finite.
     fn factors(&mut self, norm: f64, rate: f64) -> Option<Factors> {
-        if !norm.is_finite() {
-            return None;
-        }
+        let factors = Factors::new(&self.config, self.steps + 1, norm, rate)?;
         self.steps += 1;
-        let config = &self.config;
-        let correction = |beta: f64| 1.0 - beta.powf(self.steps as f64);
-        let clip = match config.clip_norm {
-            limit if limit > 0.0 && norm > limit => limit / norm,
-            _ => 1.0,
-        };
-        Some(Factors {
-            clip: clip as f32,
-            beta1: config.beta1 as f32,
-            beta2: config.beta2 as f32,
-            rate: (rate / correction(config.beta1)) as f32,
-            root: (1.0 / correction(config.beta2).sqrt()) as f32,
-            epsilon: config.epsilon as f32,
-            decay: (rate * config.weight_decay) as f32,
-        })
+        Some(factors)
     }
 
     /// The step of tensor primitives over the whole flat buffer.
@@ -162,11 +192,10 @@ impl AdamW {
     }
 }
 
-/// Σ x², in float64, parts of fixed size added in order.
-fn sum_of_squares(values: &[f32]) -> f64 {
-    let parts: Vec<f64> =
-        values.par_chunks(TASK).map(|part| part.iter().map(|&x| f64::from(x) * f64::from(x)).sum()).collect();
-    parts.iter().sum()
+/// Σ x² of every [`CHUNK`] values, in float64.
+pub(crate) fn square_sums(values: &[f32]) -> Vec<f64> {
+    let of = |chunk: &[f32]| chunk.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+    values.par_chunks(CHUNK).with_min_len(TASK / CHUNK).map(of).collect()
 }
 
 fn update(
@@ -178,26 +207,9 @@ fn update(
     factors: Factors,
 ) {
     for (parameter, gradient) in list.iter().zip(gradients) {
-        let keep = match parameter.decays() {
-            true => 1.0 - factors.decay,
-            false => 1.0,
-        };
         let range = parameter.range();
-        values[range.clone()]
-            .par_chunks_mut(TASK)
-            .zip(first[range.clone()].par_chunks_mut(TASK))
-            .zip(second[range].par_chunks_mut(TASK))
-            .zip(cpu::values(gradient).par_chunks(TASK))
-            .for_each(|(((values, first), second), gradient)| {
-                let moments = first.iter_mut().zip(second);
-                for ((value, (m, v)), gradient) in values.iter_mut().zip(moments).zip(gradient) {
-                    let gradient = gradient * factors.clip;
-                    *m = factors.beta1 * *m + (1.0 - factors.beta1) * gradient;
-                    *v = factors.beta2 * *v + (1.0 - factors.beta2) * gradient * gradient;
-                    let root = v.sqrt() * factors.root + factors.epsilon;
-                    *value = *value * keep - factors.rate * *m / root;
-                }
-            });
+        let moments = [&mut first[range.clone()], &mut second[range.clone()]];
+        factors.update(&mut values[range], moments, cpu::values(gradient), parameter.decays());
     }
 }
 

@@ -38,16 +38,18 @@ impl Parameter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParameterList {
     parameters: Vec<Parameter>,
+    blocks: Vec<Range<usize>>,
     total: usize,
 }
 
 impl ParameterList {
     /// The parameters of a model of these sizes.
     pub fn of(config: &ModelConfig) -> Self {
-        let mut list = Self { parameters: Vec::new(), total: 0 };
+        let mut list = Self { parameters: Vec::new(), blocks: Vec::new(), total: 0 };
         let (d, e, g) = (config.decoder_embed_dim, config.hidden_dim, config.glu_dim);
         let heads = config.decoder_attention_heads;
         list.push("model.embed_tokens.weight", &[config.vocab_size, d]);
+        list.end_block();
         for layer in 0..config.decoder_layers {
             let mixer = format!("model.layers.{layer}.token_mixer");
             list.push(&format!("{mixer}.qkvu_proj.weight"), &[4 * e, d]);
@@ -59,14 +61,32 @@ impl ParameterList {
             list.push(&format!("{mixer}.l1.weight"), &[g, d]);
             list.push(&format!("{mixer}.l2.weight"), &[g, d]);
             list.push(&format!("{mixer}.l3.weight"), &[d, g]);
+            list.end_block();
         }
         list.push("lm_head.weight", &[config.vocab_size, d]);
+        list.end_block();
         list
+    }
+
+    /// Makes a block of what was pushed since the last one.
+    fn end_block(&mut self) {
+        let begin = self.blocks.last().map_or(0, |block| block.end);
+        self.blocks.push(begin..self.parameters.len());
     }
 
     fn push(&mut self, name: &str, shape: &[usize]) {
         self.parameters.push(Parameter { name: name.to_owned(), shape: shape.to_vec(), offset: self.total });
         self.total += shape.iter().product::<usize>();
+    }
+
+    /// The numbers of the parameters of the embedding, of each layer and of the head.
+    pub fn blocks(&self) -> &[Range<usize>] {
+        &self.blocks
+    }
+
+    /// All of the flat buffer.
+    pub fn range(&self) -> Range<usize> {
+        0..self.total
     }
 
     /// Length of the flat buffer.

@@ -2,7 +2,7 @@
 //! `tokenizer.json`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::config::ModelConfig;
 use crate::parameters::ParameterList;
-use crate::{Error, Model, files, tensors};
+use crate::tensors::{self, Shard, Store};
+use crate::{Error, Model, files};
 
 /// Name of the configuration in a model directory.
 pub const CONFIG: &str = "config.json";
@@ -18,6 +19,40 @@ pub const CONFIG: &str = "config.json";
 pub const MODEL: &str = "model.safetensors";
 /// Name of the tokenizer in a model directory.
 pub const TOKENIZER: &str = "tokenizer.json";
+/// Begin of the names of files that ranks have written instead of [`MODEL`].
+pub(crate) const WEIGHTS: &str = "weights";
+/// End of the names of all files of tensors.
+const TENSORS: &str = ".safetensors";
+
+/// Name of the file of one rank.
+pub(crate) fn shard_name(kind: &str, rank: usize, world: usize) -> String {
+    format!("{kind}-{rank:05}-of-{world:05}{TENSORS}")
+}
+
+/// The files in `directory` that ranks have written under names with this begin, in the order of the ranks; `whole`
+/// where there are none.
+pub(crate) fn tensor_files(directory: &Path, whole: &str, kind: &str) -> Result<Vec<PathBuf>, Error> {
+    let whole = directory.join(whole);
+    if whole.exists() {
+        return Ok(vec![whole]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory).map_err(Error::io(directory))? {
+        let path = entry.map_err(Error::io(directory))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let name = name.and_then(|name| name.strip_prefix(kind)).and_then(|name| name.strip_suffix(TENSORS));
+        if name.is_some_and(|name| name.starts_with('-') && name.contains("-of-")) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(if files.is_empty() { vec![whole] } else { files })
+}
+
+/// Whether there are parameters of a model in `directory`.
+pub(crate) fn is_model(directory: &Path) -> bool {
+    tensor_files(directory, MODEL, WEIGHTS).is_ok_and(|files| files.iter().all(|file| file.exists()))
+}
 
 /// The keys of `config.json` that say something about the network. A published file has more keys;
 /// they do not matter here.
@@ -139,8 +174,26 @@ pub fn load(directory: &Path, device: &Device) -> Result<Model, Error> {
 /// As [`load`].
 pub fn read(directory: &Path) -> Result<(ModelConfig, Vec<f32>), Error> {
     let config = read_config(&directory.join(CONFIG))?;
-    let [values] = tensors::read(&directory.join(MODEL), &ParameterList::of(&config), [""])?;
+    let list = ParameterList::of(&config);
+    let values = open(directory, &list)?.read(0, &[list.range()])?;
     Ok((config, values))
+}
+
+/// The parameters in `directory`, in one file or in those of the ranks of a run.
+pub(crate) fn open(directory: &Path, list: &ParameterList) -> Result<Store, Error> {
+    Store::open(tensor_files(directory, MODEL, WEIGHTS)?, list, &[""])
+}
+
+/// Writes the model in `from` to `directory` in the published layout, as [`save`] does, in float32: piece by piece, so that
+/// a model of any size takes a few megabytes of memory.
+///
+/// # Errors
+/// As [`load`] and [`save`].
+pub fn copy(from: &Path, directory: &Path, tokenizer: Option<&Path>) -> Result<(), Error> {
+    let config = read_config(&from.join(CONFIG))?;
+    let list = ParameterList::of(&config);
+    let store = open(from, &list)?;
+    write_from(&config, &store, directory, tokenizer)
 }
 
 /// Writes `model` to `directory`, which is made when it is not there, and copies the tokenizer
@@ -159,12 +212,28 @@ pub(crate) fn write(
     directory: &Path,
     tokenizer: Option<&Path>,
 ) -> Result<(), Error> {
-    let parameters = ParameterList::of(config);
+    let ranges = [ParameterList::of(config).range()];
+    write_from(config, &Shard { ranges: &ranges, values }, directory, tokenizer)
+}
+
+fn write_from(
+    config: &ModelConfig,
+    values: &dyn tensors::Values,
+    directory: &Path,
+    tokenizer: Option<&Path>,
+) -> Result<(), Error> {
+    let list = ParameterList::of(config);
+    let ranges = [list.range()];
+    write_description(config, directory, tokenizer)?;
+    files::replace(&directory.join(MODEL), |path| tensors::write(path, &list, &ranges, &[("", values)]))
+}
+
+/// What is beside the parameters: the sizes, and a tokenizer where one is given. Makes the directory where it is not.
+pub(crate) fn write_description(config: &ModelConfig, directory: &Path, tokenizer: Option<&Path>) -> Result<(), Error> {
     fs::create_dir_all(directory).map_err(Error::io(directory))?;
     if let Some(from) = tokenizer {
         files::replace(&directory.join(TOKENIZER), |path| fs::copy(from, path).map(drop).map_err(Error::io(from)))?;
     }
-    files::replace(&directory.join(MODEL), |path| tensors::write(path, &parameters, &[("", values)]))?;
     files::replace(&directory.join(CONFIG), |path| fs::write(path, config_json(config)).map_err(Error::io(path)))
 }
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -10,11 +11,13 @@ use burn::tensor::Device;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-use crate::checkpoint::{self, Checkpoint, Keep, State, Writer};
+use crate::checkpoint::{self, Keep, State, Writer};
 use crate::config::TrainConfig;
 use crate::cuda::profile::{self, Span};
+use crate::cuda::{COMMUNICATION, EXPOSED};
 use crate::engine::{self, Engine, Snapshot};
 use crate::estimate::model_flops_per_token;
+use crate::parallel::{Collective, Team, all_of, any, share};
 use crate::samples::Samples;
 use crate::schedule::learning_rate;
 use crate::tensorboard::EventFile;
@@ -23,13 +26,13 @@ use crate::{Batch, Error, files, model};
 /// Where batches come from. The step alone determines a batch.
 pub trait BatchSource {
     /// The batch of step `step`, counted from 0: `batch · gradient_accumulation` rows of
-    /// `sequence_length + 1` tokens.
+    /// `sequence_length + 1` tokens, or of several ranks this one's part of them, as [`Team::rows`] and [`share`] say.
     ///
     /// # Errors
     /// What keeps the source from making the batch; [`Error::Batch`] carries a foreign reason.
     fn batch(&mut self, step: u64) -> Result<Batch, Error>;
 
-    /// What a checkpoint keeps of the source.
+    /// What a checkpoint keeps of the source: the same on all ranks.
     fn state(&self) -> Value;
 
     /// Continues at step `step` with the state that a checkpoint kept.
@@ -46,7 +49,9 @@ pub struct Run<'a> {
     pub config: &'a TrainConfig,
     /// The device that trains.
     pub device: &'a Device,
-    /// Gets `metrics.jsonl` and `checkpoints/`; a run that was stopped continues from there.
+    /// The ranks that train together.
+    pub group: &'a Arc<dyn Collective>,
+    /// The same for all ranks. Gets `metrics.jsonl` and `checkpoints/`; a run that was stopped continues from there.
     pub directory: &'a Path,
     /// Copied into every checkpoint.
     pub tokenizer: Option<&'a Path>,
@@ -56,7 +61,7 @@ pub struct Run<'a> {
     pub bytes_per_token: Option<f64>,
     /// Steps to record for `profile.json`, the tenth step of this process the first of them; 0 for none.
     pub profile_steps: u64,
-    /// Once true, the run saves a checkpoint after the current step and returns.
+    /// Once true, on any rank, the run saves a checkpoint after the current step and returns.
     pub stop: &'a AtomicBool,
 }
 
@@ -89,6 +94,9 @@ pub struct Metrics {
     /// Bytes of the device's memory that are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// Bytes that rank 0 sent to each step to other ranks through the host, the mean since the line before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_bytes: Option<f64>,
     /// Steps so far that changed nothing, since the gradient was no number.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
@@ -150,14 +158,23 @@ pub struct TimeSplit {
     /// Nothing to do between the first and the last of these.
     #[serde(default, skip_serializing_if = "is_nothing")]
     pub wait_ms: f64,
+    /// Collectives between GPUs, beside all of these.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub communication_ms: f64,
+    /// That part of `wait_ms` in which a collective was waited for.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub exposed_ms: f64,
 }
 
 impl TimeSplit {
     /// What the device did.
     fn of(spans: &[Span]) -> Self {
-        let [first, .., last] = spans else { return Self::default() };
         let sum = |phase| spans.iter().filter(|span| span.phase == phase).map(|span| span.duration_us / 1e3).sum();
-        let busy: f64 = spans.iter().map(|span| span.duration_us / 1e3).sum();
+        let (communication_ms, exposed_ms) = (sum(COMMUNICATION), sum(EXPOSED));
+        // Collectives go on beside the rest, on a stream of their own.
+        let own: Vec<&Span> = spans.iter().filter(|span| span.phase != COMMUNICATION).collect();
+        let [first, .., last] = own[..] else { return Self::default() };
+        let busy: f64 = own.iter().filter(|span| span.phase != EXPOSED).map(|span| span.duration_us / 1e3).sum();
         let all = (last.begin_us + last.duration_us - first.begin_us) / 1e3;
         Self {
             forward_ms: sum("forward"),
@@ -165,6 +182,8 @@ impl TimeSplit {
             backward_ms: sum("backward"),
             optimizer_ms: sum("optimizer"),
             wait_ms: (all - busy).max(0.0),
+            communication_ms,
+            exposed_ms,
             ..Self::default()
         }
     }
@@ -207,24 +226,34 @@ const WARM_STEPS: u64 = 10;
 /// `on_step` gets the metrics of every step on the CPU; on a GPU, where asking means waiting, those of the steps that
 /// are written to the file.
 ///
+/// Of several ranks, all of which call this, rank 0 alone writes metrics and samples; settings, data and steps are
+/// compared before the first of them.
+///
 /// A run that was killed and continued has the losses and weights of one that was not, bit for bit: on the CPU for any
 /// number of threads, on a GPU of the same kind.
 ///
 /// # Errors
 /// [`Error::Config`] for settings that do not fit each other or the checkpoint, [`Error::Io`] and
 /// [`Error::Format`] for files, [`Error::NonFinite`] when the gradient is no number too many times in a row,
-/// and what the source gives.
+/// [`Error::Rank`] when another rank fails, and what the source gives.
 pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMut(&Metrics)) -> Result<Outcome, Error> {
-    let config = run.config;
+    let (config, group) = (run.config, run.group.as_ref());
     config.validate()?;
+    let leads = group.rank() == 0;
     let directory = run.directory.join(CHECKPOINTS);
-    fs::create_dir_all(&directory).map_err(Error::io(&directory))?;
-    checkpoint::prune(&directory, Keep::default())?;
+    if leads {
+        fs::create_dir_all(&directory).map_err(Error::io(&directory))?;
+        checkpoint::prune(&directory, Keep::default())?;
+    }
+    agree_on_settings(config, source, group)?;
 
     let mut saved = None;
-    let (snapshot, mut step, mut tokens) = match checkpoint::load_newest(&directory)? {
-        Some(Checkpoint { path, model, snapshot, state }) => {
-            if model != config.model {
+    let team = Team::new(run.group, config)?;
+    let ranges = team.partition(config).shard(team.inner.rank());
+    let (snapshot, mut step, mut tokens) = match checkpoint::load_newest(&directory, group)? {
+        Some(checkpoint) => {
+            let (path, state) = (&checkpoint.path, &checkpoint.state);
+            if checkpoint.model != config.model {
                 let reason = format!("{} has another model", path.display());
                 return Err(Error::config("model", reason));
             }
@@ -232,30 +261,32 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
                 tracing::warn!("{change} since {}", path.display());
             }
             source.resume(&state.loader, state.step)?;
-            saved = Some((state.step, path));
-            (snapshot, state.step, state.tokens)
+            saved = Some((state.step, path.clone()));
+            (checkpoint.snapshot(&ranges)?, state.step, state.tokens)
         }
-        None => (Snapshot::fresh(model::initial_values(&config.model, config.seed)), 0, 0),
+        None => (Snapshot::fresh(model::initial_shard(&config.model, config.seed, &ranges)), 0, 0),
     };
-    let mut engine = engine::start(config, run.device, snapshot)?;
+    let mut engine = engine::start(config, run.device, run.group, snapshot)?;
     let keep = Keep { newest: config.keep_checkpoints, every_steps: config.keep_checkpoint_every_steps };
-    let mut writer = Writer::new(&directory, run.tokenizer, keep);
-    let mut metrics_file = MetricsFile::open(&run.directory.join(METRICS), step)?;
+    let mut writer = Writer::new(&directory, run.tokenizer, keep, &team);
+    // What is written but checkpoints is written by rank 0.
+    let mut metrics_file = leads.then(|| MetricsFile::open(&run.directory.join(METRICS), step)).transpose()?;
     let flops_per_token = model_flops_per_token(config);
-    let peak_flops = engine.peak_flops();
+    // All ranks' devices are taken to be of one kind.
+    let peak_flops = engine.peak_flops().map(|peak| peak * group.world() as f64);
     let profiler = Profiler::new(run, step);
-    let samples = Samples::open(run.directory, config, run.tokenizer, step)?;
-    let mut board = EventFile::create(&run.directory.join(TENSORBOARD))?;
+    let samples = if leads { Samples::open(run.directory, config, run.tokenizer, step)? } else { None };
+    let mut board = leads.then(|| EventFile::create(&run.directory.join(TENSORBOARD))).transpose()?;
 
-    let mut since = Since::now(step, tokens);
+    let mut since = Since::now(step, tokens, group);
     loop {
-        let stopped = run.stop.load(Ordering::Relaxed);
+        let stopped = any(group, run.stop.load(Ordering::Relaxed))?;
         let done = step >= config.steps;
         let every = config.checkpoint_every_steps;
         let due = every > 0 && step > 0 && step.is_multiple_of(every);
         let newest = saved.as_ref().map(|(step, _)| *step);
         if (stopped || done || due) && newest != Some(step) {
-            metrics_file.sync()?;
+            metrics_file.as_mut().map(MetricsFile::sync).transpose()?;
             // The snapshot waits for the device anyway, so this costs nothing.
             within_limit(config, step, &engine.outcome()?)?;
             let state = State { step, tokens, skipped: 0, loader: source.state(), config: config.clone() };
@@ -266,7 +297,7 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
             if let (Some(path), Some((_, newest))) = (writer.finish()?, &mut saved) {
                 *newest = path;
             }
-            metrics_file.sync()?;
+            metrics_file.as_mut().map(MetricsFile::sync).transpose()?;
             profiler.end(step, engine.as_mut())?;
             let path = saved.map(|(_, path)| path).unwrap_or_default();
             return Ok(if done { Outcome::Finished(path) } else { Outcome::Stopped(path) });
@@ -275,21 +306,21 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         let asked = Instant::now();
         let batch = source.batch(step)?;
         since.waited_s += asked.elapsed().as_secs_f64();
-        check(config, &batch, step)?;
+        check(config, &team, &batch, step)?;
         let rate = config.optimizer.peak_learning_rate;
         let rate = learning_rate(&config.schedule, rate, config.steps, step);
         let at = |every: u64| every > 0 && ((step + 1).is_multiple_of(every) || step + 1 == config.steps);
         let evaluates = at(config.evaluation.every_steps);
         let evaluated = run.held_out.filter(|_| evaluates);
-        let sampled = samples.as_ref().filter(|_| evaluates);
-        let written = at(config.log_every_steps) || evaluated.is_some() || sampled.is_some();
+        let sampled = evaluates && Samples::are_wanted(config, run.tokenizer);
+        let written = at(config.log_every_steps) || evaluated.is_some() || sampled;
         let profiled = profiler.before(step, engine.as_mut());
         if written && !profiled {
             engine.record();
         }
         engine.step(&batch, rate)?;
         step += 1;
-        tokens += (batch.rows() * batch.length) as u64;
+        tokens += config.tokens_per_step();
         profiler.after(step, engine.as_mut())?;
         if !written && !engine.is_synchronous() {
             continue;
@@ -308,8 +339,10 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         }
         let spans = if written && !profiled { engine.recorded()? } else { Vec::new() };
         let held_out_loss = evaluated.map(|rows| engine.loss(rows)).transpose()?;
-        if let Some(samples) = sampled {
-            samples.write(step, || engine.reader())?;
+        if sampled {
+            // All ranks, for the one that writes: it may need what they hold.
+            let mut reader = engine.reader()?;
+            samples.as_ref().map(|samples| samples.write(step, reader.as_mut())).transpose()?;
         }
         let (elapsed_s, steps) = (since.time.elapsed().as_secs_f64(), (step - since.step).max(1) as f64);
         let tokens_per_s = (tokens - since.tokens) as f64 / elapsed_s;
@@ -324,6 +357,7 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
             bits_per_byte: run.bytes_per_token.map(|bytes| outcome.loss / std::f64::consts::LN_2 / bytes),
             mfu: peak_flops.map(|peak| tokens_per_s * flops_per_token / peak),
             memory_bytes: if written { engine.memory_bytes() } else { None },
+            sent_bytes: (group.world() > 1).then(|| (group.bytes_sent() - since.sent_bytes) as f64 / steps),
             skipped: outcome.skipped,
             time: Some(TimeSplit {
                 step_ms: 1e3 * elapsed_s / steps,
@@ -333,9 +367,9 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         };
         on_step(&metrics);
         if written {
-            metrics_file.write(&metrics)?;
-            board.scalars(step, &metrics.scalars())?;
-            since = Since::now(step, tokens);
+            metrics_file.as_mut().map(|file| file.write(&metrics)).transpose()?;
+            board.as_mut().map(|board| board.scalars(step, &metrics.scalars())).transpose()?;
+            since = Since::now(step, tokens, group);
         }
     }
 }
@@ -350,12 +384,43 @@ fn within_limit(config: &TrainConfig, step: u64, outcome: &engine::Outcome) -> R
     Err(Error::NonFinite { step: step.saturating_sub(1), what, value, times: outcome.skipped_last })
 }
 
+/// Refuses to go on where ranks were started with settings, programs or data that differ.
+fn agree_on_settings(config: &TrainConfig, source: &dyn BatchSource, group: &dyn Collective) -> Result<(), Error> {
+    let own = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "settings": serde_json::to_value(config).unwrap_or_default(),
+        "tokens": source.state(),
+    });
+    let all = all_of(group, Ok(own.to_string()))?;
+    let read = |text: &String| serde_json::from_str::<Value>(text).unwrap_or_default();
+    let first = all.first().map(read).unwrap_or_default();
+    for (rank, text) in all.iter().enumerate().skip(1) {
+        let Some((key, before, now)) = differences(&first, &read(text)).into_iter().next() else { continue };
+        let reason = format!("is {now} on rank {rank} and {before} on rank 0; all ranks need the same");
+        return Err(match key.strip_prefix("settings.") {
+            Some(key) => Error::config(key, reason),
+            None => Error::Data(format!("{key} {reason}")),
+        });
+    }
+    Ok(())
+}
+
 /// The settings that differ, each as a line for people.
 fn changes(before: &TrainConfig, now: &TrainConfig) -> Vec<String> {
-    fn compare(key: &str, before: &Value, now: &Value, found: &mut Vec<String>) {
+    // The present ones through text, too: a number that was read back may differ in its last digit.
+    let value = |config: &TrainConfig| serde_json::to_value(config).unwrap_or_default();
+    let now =
+        serde_json::from_str::<TrainConfig>(&value(now).to_string()).map_or_else(|_| value(now), |now| value(&now));
+    let found = differences(&value(before), &now).into_iter();
+    found.map(|(key, before, now)| format!("{key} was changed from {before} to {now}")).collect()
+}
+
+/// The keys whose values differ, with both, in the order of their names.
+fn differences(before: &Value, now: &Value) -> Vec<(String, Value, Value)> {
+    fn compare(key: &str, before: &Value, now: &Value, found: &mut Vec<(String, Value, Value)>) {
         let (Value::Object(old), Value::Object(new)) = (before, now) else {
             if before != now {
-                found.push(format!("{key} was changed from {before} to {now}"));
+                found.push((key.to_owned(), before.clone(), now.clone()));
             }
             return;
         };
@@ -368,12 +433,8 @@ fn changes(before: &TrainConfig, now: &TrainConfig) -> Vec<String> {
             compare(&key, &of(old), &of(new), found);
         }
     }
-    // The present ones through text, too: a number that was read back may differ in its last digit.
-    let value = |config: &TrainConfig| serde_json::to_value(config).unwrap_or_default();
-    let now =
-        serde_json::from_str::<TrainConfig>(&value(now).to_string()).map_or_else(|_| value(now), |now| value(&now));
     let mut found = Vec::new();
-    compare("", &value(before), &now, &mut found);
+    compare("", before, now, &mut found);
     found
 }
 
@@ -384,17 +445,20 @@ struct Since {
     tokens: u64,
     /// Seconds spent waiting for batches.
     waited_s: f64,
+    sent_bytes: u64,
 }
 
 impl Since {
-    fn now(step: u64, tokens: u64) -> Self {
-        Self { time: Instant::now(), step, tokens, waited_s: 0.0 }
+    fn now(step: u64, tokens: u64, group: &dyn Collective) -> Self {
+        Self { time: Instant::now(), step, tokens, waited_s: 0.0, sent_bytes: group.bytes_sent() }
     }
 }
 
 /// Refuses a batch of another size than the settings say.
-fn check(config: &TrainConfig, batch: &Batch, step: u64) -> Result<(), Error> {
-    let (rows, length) = (config.batch * config.gradient_accumulation, config.sequence_length);
+fn check(config: &TrainConfig, team: &Team, batch: &Batch, step: u64) -> Result<(), Error> {
+    let (rank, world) = team.rows();
+    let rows = share(config.batch * config.gradient_accumulation, rank, world).len();
+    let length = config.sequence_length;
     if batch.rows() == rows && batch.length == length {
         return Ok(());
     }
@@ -412,7 +476,8 @@ struct Profiler {
 impl Profiler {
     fn new(run: &Run<'_>, step: u64) -> Self {
         let first = step + WARM_STEPS;
-        Self { path: run.directory.join(PROFILE), steps: first..first + run.profile_steps }
+        let steps = if run.group.rank() == 0 { run.profile_steps } else { 0 };
+        Self { path: run.directory.join(PROFILE), steps: first..first + steps }
     }
 
     /// Whether the step that is about to be taken is recorded.

@@ -35,6 +35,11 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
+    /// Whether a run with these settings writes samples: prompts need a tokenizer.
+    pub(crate) fn are_wanted(config: &TrainConfig, tokenizer: Option<&Path>) -> bool {
+        !config.evaluation.prompts.is_empty() && config.evaluation.every_steps > 0 && tokenizer.is_some()
+    }
+
     /// Of the prompts in the settings of a run that goes on at `step`; nothing where there are none, or no tokenizer.
     pub(crate) fn open(
         directory: &Path,
@@ -87,12 +92,13 @@ impl Samples {
         Ok(Some(Self { path, encoder, prompts, settings }))
     }
 
-    /// Writes a sample of every prompt after step `step`; `reader` gives a reader that has read nothing.
-    pub(crate) fn write<'a>(&self, step: u64, mut reader: impl FnMut() -> Box<dyn Reader + 'a>) -> Result<(), Error> {
+    /// Writes a sample of every prompt after step `step`, with the weights of `reader`.
+    pub(crate) fn write(&self, step: u64, reader: &mut dyn Reader) -> Result<(), Error> {
         let mut lines = Vec::new();
         for (prompt, ids) in &self.prompts {
             let mut written = Vec::new();
-            generate(reader().as_mut(), ids, &self.settings, |id| {
+            reader.restart();
+            generate(reader, ids, &self.settings, |id| {
                 written.push(id);
                 ControlFlow::Continue(())
             })?;

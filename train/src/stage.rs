@@ -20,6 +20,7 @@ use tokenize::{TokenStatistics, tokenizer_path};
 use crate::config::TrainConfig;
 use crate::data::{Data, Place, Places, bytes_per_token};
 use crate::device::DeviceChoice;
+use crate::parallel::Alone;
 use crate::run::{METRICS, Metrics, Outcome, Run, train};
 use crate::{Error, published};
 
@@ -57,13 +58,14 @@ impl TrainStage {
             training: Place::Shards(task.run.shards(TOKENS)?),
             held_out: Place::Shards(task.run.shards(TOKENS_VALIDATION)?),
         };
-        let Data { mut source, held_out, config } = Data::open(&places, &self.config).map_err(severity)?;
+        let Data { mut source, held_out, config } = Data::open(&places, &self.config, 0, 1).map_err(severity)?;
         let statistics = TokenStatistics::load(run_dir).map_err(StageError::abort)?;
         let device = self.device.select().map_err(StageError::abort)?;
         let tokenizer = tokenizer_path(run_dir);
         let run = Run {
             config: &config,
             device: &device,
+            group: &Alone::shared(),
             directory: task.stage_dir(),
             tokenizer: Some(&tokenizer),
             held_out: held_out.as_ref(),
@@ -161,6 +163,9 @@ impl Stage for TrainStage {
                 "keep_checkpoint_every_steps",
                 "max_skipped_steps",
                 "activation_checkpointing",
+                "sharding",
+                "hybrid",
+                "sequence_ranks",
                 "evaluation",
                 "loader",
             ] {

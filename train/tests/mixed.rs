@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use burn::tensor::{Device, Tensor, TensorData};
-use train::config::{ModelConfig, Moments, Precision, Recompute, TrainConfig};
+use train::config::{GradientReduction, ModelConfig, Moments, Precision, Recompute, Sharding, TrainConfig};
 use train::cuda::{self, Work};
 use train::device::cuda_devices;
 use train::engine::{self, Decoder, Engine, Snapshot};
 use train::generate::{ModelReader, Reader};
-use train::ops::adamw::{FlatAdamW, Settings};
+use train::ops::adamw::{FlatAdamW, Settings, zero_moments};
+use train::parallel::Alone;
 use train::parameters::ParameterList;
 use train::rng::Rng;
 use train::{Batch, Model};
@@ -67,7 +68,7 @@ fn batch(config: &TrainConfig, step: u64) -> Batch {
 
 fn start(config: &TrainConfig, device: &Device) -> Box<dyn Engine> {
     let values = Model::new(&config.model, 5, &Device::flex()).unwrap().values();
-    engine::start(config, device, Snapshot::fresh(values)).unwrap()
+    engine::start(config, device, &Alone::shared(), Snapshot::fresh(values)).unwrap()
 }
 
 fn snapshot(engine: &mut dyn Engine) -> Snapshot {
@@ -123,7 +124,7 @@ fn blocks_made_again_and_continued_runs_have_the_same_bits() {
         if setting == Recompute::Full {
             // Another process goes on from here.
             let saved = snapshot(engine.as_mut());
-            engine = engine::start(&config, &device, saved).unwrap();
+            engine = engine::start(&config, &device, &Alone::shared(), saved).unwrap();
         }
         for step in 3..6 {
             engine.step(&batch(&config, step), 1e-3).unwrap();
@@ -145,7 +146,7 @@ fn moments_in_bf16_learn_as_well_and_continue_with_the_same_bits() {
         for step in 0..60 {
             if cut && step == 31 {
                 let saved = snapshot(engine.as_mut());
-                engine = engine::start(config, &device, saved).unwrap();
+                engine = engine::start(config, &device, &Alone::shared(), saved).unwrap();
             }
             engine.step(&batch(config, step), 1e-3).unwrap();
         }
@@ -171,7 +172,7 @@ fn moments_in_bf16_keep_the_mean_of_those_in_float32() {
     let steps = 50;
     let run = || {
         let values = on_device(weight);
-        let state = FlatAdamW::new(values.clone(), FlatAdamW::zero_moments(&values, Moments::Bf16), &[], 0);
+        let state = FlatAdamW::new(values.clone(), zero_moments(&values, Moments::Bf16), &[], 0);
         let mut work = Work::near(&state.values);
         work.copy(&on_device(gradient), &state.gradient);
         work.submit();
@@ -205,7 +206,9 @@ fn moments_in_bf16_are_refused_where_a_run_computes_in_float32() {
     let mut config = config();
     config.optimizer.moments = Moments::Bf16;
     let values = Model::new(&config.model, 5, &Device::flex()).unwrap().values();
-    let Err(error) = engine::start(&config, &Device::flex(), Snapshot::fresh(values)) else { panic!("it started") };
+    let Err(error) = engine::start(&config, &Device::flex(), &Alone::shared(), Snapshot::fresh(values)) else {
+        panic!("it started")
+    };
     assert!(error.to_string().contains("optimizer.moments"), "{error}");
 }
 
@@ -236,7 +239,7 @@ fn a_gradient_that_is_no_number_is_skipped() {
         let mut values = Model::new(&config.model, 5, &Device::flex()).unwrap().values();
         let last = values.len() - 1;
         values[last] = f32::INFINITY;
-        let mut engine = engine::start(&config, &device, Snapshot::fresh(values.clone())).unwrap();
+        let mut engine = engine::start(&config, &device, &Alone::shared(), Snapshot::fresh(values.clone())).unwrap();
         for step in 0..2 {
             engine.step(&batch(&config, step), 1e-3).unwrap();
         }
@@ -281,4 +284,44 @@ fn the_decoder_says_what_the_model_says() {
     let mut again = Decoder::new(model.config(), &model.values(), 2, &device).unwrap();
     assert_eq!(alone, again.read(1, &prompts[1]).unwrap());
     assert!(decoder.step(&[1]).is_err() && decoder.read(0, &[]).is_err() && decoder.read(0, &[512]).is_err());
+}
+
+#[test]
+fn a_world_of_one_has_the_same_bits_with_every_sharding() {
+    let Some(device) = gpu("sharding") else { return };
+    if let Err(reason) = &cuda::libraries::find().collectives.found {
+        eprintln!("skipped: sharding needs NCCL: {reason}");
+        return;
+    }
+    // One micro batch and several: gradients are kept by piece or whole.
+    for gradient_accumulation in [1, 2] {
+        let mut config = TrainConfig { precision: Precision::Bf16, gradient_accumulation, ..config() };
+        // The sum of squares is taken in another order; without clipping nothing follows from it.
+        config.optimizer.clip_norm = 0.0;
+        let run = |sharding: Sharding, gradient_reduction: GradientReduction, cut: bool| {
+            let config = TrainConfig { sharding, gradient_reduction, ..config.clone() };
+            let mut engine = start(&config, &device);
+            for step in 0..4 {
+                if cut && step == 2 {
+                    let saved = snapshot(engine.as_mut());
+                    engine = engine::start(&config, &device, &Alone::shared(), saved).unwrap();
+                }
+                engine.step(&batch(&config, step), 1e-3).unwrap();
+            }
+            let outcome = engine.outcome().unwrap();
+            let held_out = engine.loss(&batch(&config, 9)).unwrap();
+            let logits = engine.reader().unwrap().read(&[1, 2, 3]).unwrap();
+            (outcome, held_out, logits, snapshot(engine.as_mut()))
+        };
+        let want = run(Sharding::None, GradientReduction::Float32, false);
+        for sharding in [Sharding::Optimizer, Sharding::Gradients, Sharding::Full] {
+            let got = run(sharding, GradientReduction::Float32, true);
+            assert!(got.3 == want.3, "{sharding:?} with {gradient_accumulation}: another state");
+            assert!((got.1, &got.2) == (want.1, &want.2), "{sharding:?}: other losses or logits");
+            assert_eq!(got.0.loss, want.0.loss, "{sharding:?}");
+            assert!((got.0.grad_norm - want.0.grad_norm).abs() < 1e-5 * want.0.grad_norm, "{sharding:?}");
+            let rounded = run(sharding, GradientReduction::Bf16, false);
+            assert!((rounded.0.loss - want.0.loss).abs() < 1e-2 * want.0.loss, "{sharding:?} in bf16");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::Device;
 use serde_json::{Value, json};
 use train::config::{ModelConfig, TrainConfig};
+use train::parallel::Alone;
 use train::rng::Rng;
 use train::run::{BatchSource, CHECKPOINTS, METRICS, Metrics, Outcome, Run, train};
 use train::{Batch, Error, checkpoint, published};
@@ -99,6 +100,7 @@ fn run(
     let run = Run {
         config,
         device: &Device::flex(),
+        group: &Alone::shared(),
         directory,
         tokenizer: None,
         held_out: None,
@@ -254,6 +256,7 @@ fn a_batch_of_another_size_and_a_token_out_of_range_are_errors() {
         let run = Run {
             config,
             device: &Device::flex(),
+            group: &Alone::shared(),
             directory: directory.path(),
             tokenizer: None,
             held_out: None,
@@ -283,6 +286,7 @@ fn held_out_rows_are_evaluated_and_the_tokenizer_is_kept() {
     let run = Run {
         config: &config,
         device: &Device::flex(),
+        group: &Alone::shared(),
         directory: directory.path(),
         tokenizer: Some(&tokenizer),
         held_out: Some(&held_out),

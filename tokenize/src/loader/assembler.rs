@@ -40,7 +40,8 @@ impl Assembler {
 
     pub fn batch(&mut self, step: u64) -> Result<Batch> {
         let length = self.config.sequence_length;
-        let chosen = (self.config.rank..self.config.rows).step_by(self.config.world_size);
+        let LoaderConfig { rows, rank, world_size, .. } = self.config;
+        let chosen = rows * rank / world_size..rows * (rank + 1) / world_size;
         let mut batch = Batch {
             step,
             rows: chosen.len(),

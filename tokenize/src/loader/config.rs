@@ -20,7 +20,7 @@ pub struct LoaderConfig {
     pub data: DataConfig,
     /// What is held in memory.
     pub buffers: BufferConfig,
-    /// Which rows this loader gives: those whose number is `rank` modulo `world_size`.
+    /// Which rows this loader gives: from number `rows * rank / world_size` on, up to those of the next rank.
     pub rank: usize,
     /// Number of loaders that share the global batch.
     pub world_size: usize,

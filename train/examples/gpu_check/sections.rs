@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use train::config::Moments;
 use train::cuda::{self, Grid, Kernel, Product, Source, Work};
-use train::ops::adamw::{FlatAdamW, Settings};
+use train::ops::adamw::{FlatAdamW, Settings, zero_moments};
 use train::ops::cross_entropy::{IGNORE, cross_entropy};
 use train::ops::embedding::embedding;
 use train::ops::weight::{GradientSum, Weight};
@@ -532,7 +532,7 @@ fn cross_entropies(bench: &mut Bench) {
 
 /// Before the first step, moments in float32.
 fn adamw(values: CubeTensor, without_decay: &[Range<usize>]) -> FlatAdamW {
-    let moments = FlatAdamW::zero_moments(&values, Moments::Float32);
+    let moments = zero_moments(&values, Moments::Float32);
     FlatAdamW::new(values, moments, without_decay, 0)
 }
 

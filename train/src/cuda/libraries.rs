@@ -113,7 +113,7 @@ const PRODUCTS: Kind = Kind {
 const COLLECTIVES: Kind = Kind {
     name: "nccl",
     purpose: "collectives over several GPUs",
-    files: &["libnccl.so", "libnccl.so.2"],
+    files: &["libnccl.so.2", "libnccl.so"],
     wheel: "nccl",
     package: "NCCL, or `pip install nvidia-nccl-cu13`",
     version: |library| one_number(library, b"ncclGetVersion").map(|v| three_parts(v as usize)),
@@ -139,21 +139,11 @@ pub fn find() -> &'static Libraries {
     FOUND.get_or_init(|| {
         let roots = roots();
         let load = |kind: &Kind| Library { name: kind.name, purpose: kind.purpose, found: load(kind, &roots) };
-        let mut collectives = load(&COLLECTIVES);
-        if let Ok(Found { path, .. }) = &collectives.found
-            && path.file_name().and_then(OsStr::to_str).is_some_and(|name| name != COLLECTIVES.files[0])
-        {
-            // Its bindings know no other name, and a library in the process answers to its own only.
-            collectives.found = Err(format!(
-                "{} is there, but it is looked for as libnccl.so: link it by that name into a directory of LD_LIBRARY_PATH",
-                path.display()
-            ));
-        }
         Libraries {
             driver: load(&DRIVER),
             compiler: load(&COMPILER),
             products: load(&PRODUCTS),
-            collectives,
+            collectives: load(&COLLECTIVES),
             headers: headers(&roots),
         }
     })

@@ -1,4 +1,4 @@
-//! Our own CUDA work on Burn's tensors: kernels compiled at run time, matrix products by cuBLASLt.
+//! Our own CUDA work on Burn's tensors: kernels compiled at run time, matrix products by cuBLASLt, collectives by NCCL.
 //!
 //! The only place that calls the driver. [`Work`] gathers kernel launches and products on the
 //! caller's thread and sends them to the device thread in one piece; they run on the stream, on the
@@ -12,6 +12,7 @@
 
 mod argument;
 mod buffer;
+mod communicator;
 mod compile;
 mod driver;
 mod kernel;
@@ -30,12 +31,13 @@ pub use buffer::{
     aligned_to, columns, contiguous, download, download_floats, empty, empty_like, flat_view, in_rows, is_contiguous,
     of, row_range, rows, to_tensor, upload, upload_bf16, upload_floats,
 };
+pub use communicator::{COMMUNICATION, Collective, Communicator, EXPOSED, ID_BYTES, Ticket, UniqueId};
 pub use compile::{Architecture, Source};
 pub use driver::{DeviceFacts, Memory, architecture, device_count, device_facts, facts_of, memory};
 pub use kernel::{Grid, Kernel, warm_up};
 pub use product::Product;
 pub(crate) use tune::SOURCE as COMPARE;
-pub use work::{Work, together};
+pub use work::{Work, flush, together};
 
 /// Why CUDA work cannot be done.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
@@ -16,6 +17,7 @@ use cudarc::driver::result as cu;
 use cudarc::driver::sys;
 
 use super::argument::{Access, Kind};
+use super::communicator::{self, Ticket};
 use super::product::{self, Product};
 use super::{Argument, Error, Grid, Kernel, Swizzle, Tiles, architecture, buffer, profile};
 
@@ -57,6 +59,17 @@ pub fn together<T>(near: &CubeTensor, make: impl FnOnce() -> T) -> T {
     make()
 }
 
+/// Lets the device of `near` begin with all that was asked for: else the last of it waits until more comes. For those who
+/// wait for something else before they ask for more.
+pub fn flush(near: &CubeTensor) {
+    DeviceHandle::<CudaServer>::new(near.client.service_id().device).flush_queue();
+}
+
+/// Pieces of work of this process that failed.
+static FAILURES: AtomicUsize = AtomicUsize::new(0);
+/// The first of them, which are told to everybody.
+const FAILURES_TOLD: usize = 3;
+
 struct Buffer {
     binding: BufferBinding,
     written: bool,
@@ -70,6 +83,8 @@ enum Step {
     Product { call: product::Call, slots: [Slot; 4] },
     Zero { slot: Slot, bytes: usize },
     Copy { from: Slot, to: Slot, bytes: usize },
+    Collective { call: communicator::Call, from: Slot, to: Slot },
+    Wait { ticket: Ticket },
 }
 
 enum Value {
@@ -183,6 +198,18 @@ impl Work {
         self.steps.push(Step::Copy { from, to, bytes });
     }
 
+    /// Adds a collective, which goes on beside what comes later.
+    pub(super) fn collective(&mut self, call: communicator::Call, from: &CubeTensor, to: &CubeTensor) {
+        let from = self.slot(from, Access::Read);
+        let to = self.slot(to, Access::Write);
+        self.steps.push(Step::Collective { call, from, to });
+    }
+
+    /// Lets what comes later wait for a collective.
+    pub(super) fn wait(&mut self, ticket: &Ticket) {
+        self.steps.push(Step::Wait { ticket: ticket.clone() });
+    }
+
     /// Takes over what another piece of work has gathered, behind its own.
     fn append(&mut self, other: Self) {
         let offset = self.buffers.len();
@@ -210,8 +237,12 @@ impl Work {
     fn send(self) {
         let stream = StreamId::current();
         DeviceHandle::<CudaServer>::new(self.device).submit(move |server| {
-            if let Err(error) = self.run(server, stream) {
+            let Err(error) = self.run(server, stream) else { return };
+            // Hundreds of pieces may be on their way that need what the first one did not write.
+            if FAILURES.fetch_add(1, Ordering::Relaxed) < FAILURES_TOLD {
                 tracing::error!("CUDA work failed, what it was to write cannot be read: {error}");
+            } else {
+                tracing::debug!("CUDA work failed: {error}");
             }
         });
     }
@@ -246,6 +277,14 @@ impl Work {
             }
             Ok(())
         });
+        // The last to land of those that use this memory keeps it.
+        let last = steps.iter().rev().find_map(|step| match step {
+            Step::Collective { call, .. } => Some(&call.ticket),
+            _ => None,
+        });
+        if let Some(ticket) = last {
+            ticket.hold(Box::new(resources));
+        }
         done.into_result()
     }
 }
@@ -264,10 +303,11 @@ impl Step {
             }
             Self::Product { slots, .. } => slots.iter_mut().for_each(|slot| *slot += offset),
             Self::Zero { slot, .. } => *slot += offset,
-            Self::Copy { from, to, .. } => {
+            Self::Copy { from, to, .. } | Self::Collective { from, to, .. } => {
                 *from += offset;
                 *to += offset;
             }
+            Self::Wait { .. } => {}
         }
         self
     }
@@ -278,6 +318,8 @@ impl Step {
             Self::Product { call, .. } => call.name(),
             Self::Zero { .. } => "zero".to_owned(),
             Self::Copy { .. } => "copy".to_owned(),
+            Self::Collective { call, .. } => call.name(),
+            Self::Wait { .. } => "wait for a collective".to_owned(),
         }
     }
 
@@ -288,7 +330,15 @@ impl Step {
         pointers: &[sys::CUdeviceptr],
         phase: Option<&'static str>,
     ) -> Result<(), Error> {
-        let Some(phase) = phase else { return self.run(device, stream, pointers) };
+        let phase = match (self, phase) {
+            (_, None) => return self.run(device, stream, pointers),
+            // On a stream of its own, where it takes its times.
+            (Self::Collective { call, from, to }, Some(_)) => {
+                return call.run(stream, pointers[*from], pointers[*to], true);
+            }
+            (Self::Wait { .. }, Some(_)) => communicator::EXPOSED,
+            (_, Some(phase)) => phase,
+        };
         let begin = profile::mark(stream)?;
         self.run(device, stream, pointers)?;
         profile::keep(self.name(), phase, begin, profile::mark(stream)?);
@@ -339,6 +389,8 @@ impl Step {
                 unsafe { cu::memcpy_dtod_async(pointers[*to], pointers[*from], *bytes, stream) }
                     .map_err(|error| Error::call("copy", error))
             }
+            Self::Collective { call, from, to } => call.run(stream, pointers[*from], pointers[*to], false),
+            Self::Wait { ticket } => ticket.land(stream),
         }
     }
 }

@@ -148,10 +148,8 @@ impl Weights {
 }
 
 impl Gradients {
-    /// Makes the next gradients replace the sums.
-    pub(super) fn restart(&self) {
-        for sum in [&self.qkvu, &self.out, &self.up, &self.down].into_iter().chain(&self.theta) {
-            sum.restart();
-        }
+    /// All of them.
+    pub(super) fn sums(&self) -> impl Iterator<Item = &GradientSum> {
+        [&self.qkvu, &self.out, &self.up, &self.down].into_iter().chain(&self.theta)
     }
 }

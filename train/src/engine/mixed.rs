@@ -1,35 +1,92 @@
 //! The step in bf16 on CUDA: weights, moments (unless the recipe has them in bf16) and sums of gradients in float32,
-//! products and activations in bf16, nothing on the host but the order of the launches.
+//! products and activations in bf16, nothing on the host but the order of the launches. With several GPUs each takes its
+//! rows of the batch; what they hold and what goes between them is in [`super::shards`].
 
-use burn::tensor::{Device, Tensor, TensorData};
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_cubecl::tensor::CubeTensor;
 
-use super::block::{Gradients, Kept};
-use super::weights::{self, ModelWeights, Sums};
+use super::block::{Kept, Weights};
+use super::shards::{Reduction, Room, Sums, Working, first};
+use super::weights::{self, ModelWeights, Plan};
 use super::{Decoder, Engine, Outcome, Pending, Snapshot, failed};
 use crate::batch::Rows;
-use crate::config::{Moments, TrainConfig};
-use crate::cuda::{self, profile};
+use crate::config::{Moments, Sharding, TrainConfig};
+use crate::cuda::{self, Collective, Ticket, Work, profile};
 use crate::generate::Reader;
-use crate::ops::adamw::{FlatAdamW, Settings};
+use crate::ops::adamw::{self, Settings, Steps, Stretch};
 use crate::ops::attention::gated_cuda::Documents;
 use crate::ops::cross_entropy::Head;
 use crate::ops::{embedding, srms_norm};
-use crate::parameters::ParameterList;
+use crate::parallel::nccl::Gpus;
+use crate::parallel::{self, Team};
+use crate::parameters::{Parameter, ParameterList};
 use crate::{Batch, Error};
 
-/// Model and optimizer on one GPU.
+/// Model and optimizer on one GPU, or a rank's part of them.
 pub struct Mixed {
     config: TrainConfig,
-    optimizer: FlatAdamW,
-    weights: ModelWeights,
-    sums: Sums,
-    /// Losses of the parts of the last step; they add up.
-    losses: Vec<CubeTensor>,
+    group: Arc<dyn parallel::Collective>,
+    /// The other ranks' GPUs; none where there is no other.
+    gpus: Option<Arc<Gpus>>,
+    /// `none` where there are no GPUs to share with.
+    sharding: Sharding,
+    plan: Plan,
+    room: Room,
+    /// Weights and moments: buffers of all or of own.
+    values: CubeTensor,
+    moments: [CubeTensor; 2],
+    steps: Steps,
+    /// What this rank updates, with the buckets that it belongs to.
+    stretches: Vec<(Range<usize>, Option<Stretch>)>,
+    working: Working,
+    reduction: Reduction,
+    angles: Angles,
+    /// Micro batches of a step, the same number on every rank.
+    rounds: usize,
+    /// Losses of the micro batches of the last step, of all ranks; they add up.
+    losses: CubeTensor,
     /// Steps skipped before this process.
     skipped_before: u64,
     /// A snapshot is being read: what it is read from may not change before it is done.
     reading: Option<std::sync::mpsc::Receiver<()>>,
+}
+
+/// The angles of LRPE in float32, of all layers that have them.
+struct Angles {
+    places: Vec<Place>,
+    /// The weights themselves, or copies where a rank has but its pieces.
+    buffer: CubeTensor,
+}
+
+/// Where the angles of a layer are.
+struct Place {
+    bucket: usize,
+    /// In the list of parameters.
+    range: Range<usize>,
+    /// Their first value in the buffer.
+    at: usize,
+    coming: RefCell<Option<Ticket>>,
+}
+
+impl Angles {
+    fn of(&self, parameter: &Parameter) -> CubeTensor {
+        let place = self.places.iter().find(|place| place.range.start == parameter.offset);
+        let Some(place) = place else { unreachable!("{} has no place", parameter.name) };
+        if let Some(ticket) = place.coming.take() {
+            ticket.wait(&self.buffer);
+        }
+        cuda::flat_view(&self.buffer, place.at, parameter.matrix())
+    }
+}
+
+/// A micro batch on the device.
+struct Part<'a> {
+    rows: &'a Rows,
+    documents: Documents,
 }
 
 impl Mixed {
@@ -41,71 +98,147 @@ impl Mixed {
         weights::check(&config.model)
     }
 
-    /// The engine at `snapshot`.
+    /// The engine at `snapshot`, which is this rank's shard. All ranks of `team` make theirs together.
     ///
     /// # Errors
-    /// When a library lacks that the step needs.
-    pub(super) fn new(config: &TrainConfig, device: &Device, snapshot: Snapshot) -> Result<Self, Error> {
+    /// When a library lacks that the step needs, and what the ranks tell of one that is lost.
+    pub(super) fn new(config: &TrainConfig, device: &Device, team: Team, snapshot: Snapshot) -> Result<Self, Error> {
         let libraries = cuda::libraries::find();
         if let Err(advice) = &libraries.products.found {
             return Err(Error::Device { device: format!("{device:?}"), reason: advice.clone() });
         }
-        let list = ParameterList::of(&config.model);
-        let Snapshot { values, first, second, taken, skipped } = snapshot;
-        let place = |values: Vec<f32>| -> CubeTensor {
-            let count = values.len();
-            cuda::contiguous(cuda::of(Tensor::<1>::from_data(TensorData::new(values, [count]), device)))
-        };
-        let without_decay: Vec<_> = list.iter().filter(|p| !p.decays()).map(|p| p.range()).collect();
-        let taken = u32::try_from(taken).unwrap_or(u32::MAX);
-        let values = place(values);
-        let moments = match (taken, config.optimizer.moments) {
-            (0, moments) => FlatAdamW::zero_moments(&values, moments),
-            (_, Moments::Float32) => [place(first), place(second)],
-            // Exact for what was bf16.
-            (_, Moments::Bf16) => [first, second].map(|moment| cuda::upload_bf16(&values.device, &moment)),
-        };
-        let optimizer = FlatAdamW::new(values, moments, &without_decay, taken);
-        optimizer.write_working();
+        let world = team.all.world();
+        let near = cuda::of(Tensor::<1>::zeros([8], device));
+        // A world of one takes the same way where it can: what sharding costs by itself shows there.
+        let joins = world > 1 || (config.sharding != Sharding::None && libraries.collectives.found.is_ok());
+        let gpus = if joins { Some(Arc::new(Gpus::join(&near, &team)?)) } else { None };
+        let sharding = if joins { config.sharding } else { Sharding::None };
 
-        let weights = ModelWeights::new(&config.model, &optimizer.working, |theta| {
-            cuda::flat_view(&optimizer.values, theta.offset, theta.matrix())
-        });
-        let sums = Sums::new(&config.model, &optimizer.gradient);
-        Ok(Self {
+        let plan = Plan::new(&config.model, &near.device);
+        let room = Room::new(team.partition(config), team.inner.rank());
+        let Snapshot { values, first: first_moment, second, taken, skipped } = snapshot;
+        let taken = u32::try_from(taken).unwrap_or(u32::MAX);
+        let place = |values: Vec<f32>| {
+            let values = TensorData::new(room.pad(values), [room.own_len()]);
+            cuda::contiguous(cuda::of(Tensor::<1>::from_data(values, device)))
+        };
+        // The shards of all ranks, where this one keeps everything.
+        let spread = |own: CubeTensor| match &gpus {
+            Some(gpus) if sharding == Sharding::None => {
+                let all = cuda::empty(&near, [room.all_len()], own.dtype);
+                for bucket in 0..room.buckets() {
+                    let to = room.bucket(&all, bucket);
+                    gpus.start(Collective::AllGather, &room.own(&own, bucket), &to).wait(&near);
+                }
+                all
+            }
+            _ => own,
+        };
+        let values = spread(place(values));
+        let moments = match (taken, config.optimizer.moments) {
+            (0, moments) => adamw::zero_moments(&values, moments),
+            (_, Moments::Float32) => [first_moment, second].map(|moment| spread(place(moment))),
+            // Exact for what was bf16.
+            (_, Moments::Bf16) => {
+                [first_moment, second].map(|moment| spread(cuda::upload_bf16(&near.device, &room.pad(moment))))
+            }
+        };
+
+        let global_rows = config.batch * config.gradient_accumulation;
+        let most_rows = (0..world).map(|rank| parallel::share(global_rows, rank, world).len()).max();
+        let rounds = most_rows.unwrap_or(0).div_ceil(config.batch).max(1);
+        let working = Working::new(&room, gpus.clone(), sharding, &near);
+        let reduction = Reduction::new(&room, &plan, gpus.clone(), sharding, config.gradient_reduction, rounds, &near);
+        let buffers = Buffers { values: &values, moments: &moments, working: &working, reduction: &reduction };
+        let stretches = stretches(&room, sharding, &buffers);
+        let list = ParameterList::of(&config.model);
+        let without_decay: Vec<_> = list.iter().filter(|p| !p.decays()).map(Parameter::range).collect();
+        let steps = Steps::new(&near, &without_decay, taken);
+        let angles = angles(&plan, &room, sharding, &values);
+        let losses = cuda::empty(&near, [rounds], DType::F32);
+        let mixed = Self {
             config: config.clone(),
-            optimizer,
-            weights,
-            sums,
-            losses: Vec::new(),
+            group: team.all,
+            gpus,
+            sharding,
+            plan,
+            room,
+            values,
+            moments,
+            steps,
+            stretches,
+            working,
+            reduction,
+            angles,
+            rounds,
+            losses,
             skipped_before: skipped,
             reading: None,
-        })
-    }
-
-    /// A decoder of `rows` rows with the weights as they are; later steps change them.
-    pub fn decoder(&self, rows: usize) -> Decoder {
-        Decoder::of(&self.config.model, self.weights.clone(), rows, self.optimizer.values.device.clone())
+        };
+        match mixed.working.all() {
+            Some(all) if mixed.sharding == Sharding::None => adamw::narrow(&mixed.values, all),
+            _ => {
+                for bucket in 0..mixed.room.buckets() {
+                    adamw::narrow(&mixed.room.own(&mixed.values, bucket), &mixed.working.own(bucket));
+                    mixed.spread_angles(bucket);
+                    mixed.working.written(bucket);
+                }
+            }
+        }
+        mixed.settle()?;
+        Ok(mixed)
     }
 
     /// Something on its device.
     pub fn near(&self) -> &CubeTensor {
-        &self.optimizer.values
+        &self.values
+    }
+
+    /// A decoder of `rows` rows with the weights as they are; later steps may change them. All ranks make theirs together.
+    pub fn decoder(&self, rows: usize) -> Decoder {
+        let all = self.working.gathered();
+        let bucket = |bucket| self.room.bucket(&all, bucket);
+        let weights = ModelWeights::new(&self.plan, bucket, |parameter| self.angles.of(parameter));
+        Decoder::of(&self.config.model, weights, rows, self.values.device.clone())
     }
 
     fn parts(&self, batch: &Batch) -> Result<Vec<Rows>, Error> {
         crate::model::check_ids(&batch.tokens, self.config.model.vocab_size)?;
-        batch.split(self.config.batch)
+        // A rank may have no row of a small batch.
+        if batch.rows() == 0 { Ok(Vec::new()) } else { batch.split(self.config.batch) }
     }
 
-    /// The stream after the last block, and what every block keeps; nothing without `keep`.
-    fn forward(&self, rows: &Rows, documents: &Documents, keep: bool) -> (CubeTensor, Vec<Kept>) {
-        let mut x = self.weights.embed(&rows.inputs);
-        let mut kept = Vec::with_capacity(self.weights.blocks.len());
-        for (layer, block) in self.weights.blocks.iter().enumerate() {
+    fn part<'a>(&self, rows: &'a Rows) -> Part<'a> {
+        Part { rows, documents: Documents::new(&rows.sequences, &self.values.device) }
+    }
+
+    /// Waits for the device, as long as all ranks are alive.
+    fn settle(&self) -> Result<(), Error> {
+        match &self.gpus {
+            Some(gpus) => gpus.settle(&self.values),
+            // Whoever reads from the device waits.
+            None => Ok(()),
+        }
+    }
+
+    /// A block's weights; `then` is the bucket that is used after it.
+    fn block(&self, layer: usize, then: Option<usize>) -> Weights {
+        let values = self.working.bucket(layer + 1, then);
+        self.plan.block(layer, &values, |parameter| self.angles.of(parameter))
+    }
+
+    /// The stream after the last block, and what every block keeps; nothing without `keep`. Without a part this rank
+    /// gives the others their weights alone.
+    fn forward(&self, part: Option<&Part<'_>>, keep: bool) -> (Option<CubeTensor>, Vec<Kept>) {
+        let table = self.plan.table(0, &self.working.bucket(0, Some(1)));
+        let mut x = part.map(|part| embedding::forward(&table, &part.rows.inputs, self.plan.scale));
+        let mut kept = Vec::with_capacity(self.plan.layers());
+        for layer in 0..self.plan.layers() {
+            let block = self.block(layer, Some(layer + 2));
+            let Some((part, before)) = part.zip(x.take()) else { continue };
             let again = !keep || self.config.activation_checkpointing.again(layer);
-            let (y, of_block) = block.forward(x, documents, again);
-            x = y;
+            let (y, of_block) = block.forward(before, &part.documents, again);
+            x = Some(y);
             if keep {
                 kept.push(of_block);
             }
@@ -113,62 +246,186 @@ impl Mixed {
         (x, kept)
     }
 
-    /// Forward and backward of one part; `share` is the factor of every row's loss.
-    fn part(&mut self, rows: &Rows, share: f32) {
+    /// Forward and backward of micro batch `round`, or what this rank does for the others where it has none; `share` is the
+    /// factor of every row's loss. With `last` the gradients go to where they belong.
+    fn round(&self, round: usize, rows: Option<&Rows>, share: f32, last: bool) {
         profile::phase("forward");
-        let documents = Documents::new(&rows.sequences, &self.optimizer.values.device);
-        let (x, kept) = self.forward(rows, &documents, true);
-        let hidden = srms_norm::forward_on_cuda(&x);
+        let part = rows.map(|rows| self.part(rows));
+        let (x, mut kept) = self.forward(part.as_ref(), true);
         profile::phase("head");
-        let head = Head { targets: &rows.targets, z_loss: self.config.z_loss as f32, factor: share };
-        let (dw, accumulate) = self.sums.head.next();
-        let (loss, d_hidden) = head.gradients(&hidden, &self.weights.head, dw, accumulate);
-        drop(hidden);
-        self.losses.push(loss);
-        profile::phase("backward");
-        let mut dx = srms_norm::backward_on_cuda(&x, &d_hidden, None, None);
-        drop((x, d_hidden));
-        for ((block, sums), kept) in self.weights.blocks.iter().zip(self.sums.blocks.iter()).zip(kept).rev() {
-            dx = block.backward(sums, kept, dx, &documents);
+        let head = self.plan.head();
+        let weight = self.plan.table(head, &self.working.bucket(head, Some(head - 1)));
+        let sums = self.reduction.sums(&self.plan, head);
+        let mut dx = None;
+        if let (Some(part), Some(x), Sums::Table(sum)) = (&part, x, &sums) {
+            let hidden = srms_norm::forward_on_cuda(&x);
+            let head = Head { targets: &part.rows.targets, z_loss: self.config.z_loss as f32, factor: share };
+            let (dw, accumulate) = sum.next();
+            let (loss, d_hidden) = head.gradients(&hidden, &weight, dw, accumulate);
+            drop(hidden);
+            let mut work = Work::near(&loss);
+            work.copy(&loss, &cuda::flat_view(&self.losses, round, [1]));
+            work.submit();
+            profile::phase("backward");
+            dx = Some(srms_norm::backward_on_cuda(&x, &d_hidden, None, None));
         }
-        let backward = embedding::Backward::new(&rows.inputs, self.config.model.vocab_size, self.weights.scale);
-        let (dw, accumulate) = self.sums.embed.next();
-        backward.add(&dx, dw, accumulate);
+        if last {
+            self.reduction.reduce(head);
+        }
+        profile::phase("backward");
+        for layer in (0..self.plan.layers()).rev() {
+            // The block before; before the first of them the embedding, which the next micro batch begins with.
+            let then = Some(layer).filter(|&bucket| bucket > 0 || !last);
+            let block = self.block(layer, then);
+            let sums = self.reduction.sums(&self.plan, layer + 1);
+            if let (Some(part), Some(dy), Some(kept), Sums::Block(sums)) = (&part, dx.take(), kept.pop(), &sums) {
+                dx = Some(block.backward(sums, kept, dy, &part.documents));
+            }
+            if last {
+                self.reduction.reduce(layer + 1);
+            }
+        }
+        let sums = self.reduction.sums(&self.plan, 0);
+        if let (Some(part), Some(dx), Sums::Table(sum)) = (&part, dx, &sums) {
+            let vocabulary = self.config.model.vocab_size;
+            let backward = embedding::Backward::new(&part.rows.inputs, vocabulary, self.plan.scale);
+            let (dw, accumulate) = sum.next();
+            backward.add(&dx, dw, accumulate);
+        }
+        if last {
+            self.reduction.reduce(0);
+        }
     }
 
-    /// Forward and backward of a whole batch, the gradient left in the optimizer's buffer.
-    fn accumulate(&mut self, batch: &Batch) -> Result<(), Error> {
+    /// Forward and backward of the ranks' batches; their gradients and losses are on their way.
+    fn accumulate(&self, batch: &Batch) -> Result<(), Error> {
         let parts = self.parts(batch)?;
-        let counted: usize = parts.iter().map(Rows::counted).sum();
-        self.losses.clear();
-        for sum in [&self.sums.embed, &self.sums.head] {
-            sum.restart();
+        let counted: f64 = parts.iter().map(|rows| rows.counted() as f64).sum();
+        let counted = self.sum(counted)?;
+        let share = (1.0 / counted.max(1.0)) as f32;
+        self.reduction.restart();
+        let mut work = Work::near(&self.losses);
+        work.zero(&self.losses);
+        work.submit();
+        for round in 0..self.rounds {
+            self.round(round, parts.get(round), share, round + 1 == self.rounds);
         }
-        self.sums.blocks.iter().for_each(Gradients::restart);
-        for rows in &parts {
-            self.part(rows, 1.0 / counted.max(1) as f32);
+        if let Some(gpus) = &self.gpus {
+            let losses = gpus.add_up(Collective::AllReduce, &self.losses, &self.losses);
+            self.reduction.finish();
+            losses.wait(&self.losses);
         }
         Ok(())
     }
 
-    /// The gradient of `batch`'s loss, in the order of the parameter list, and the loss. For tests and checks.
-    ///
-    /// # Errors
-    /// As [`Engine::step`] and [`Engine::outcome`].
-    pub fn gradient(&mut self, batch: &Batch) -> Result<(f64, Vec<f32>), Error> {
-        self.accumulate(batch)?;
-        let gradient = cuda::download_floats(&self.optimizer.gradient).map_err(failed)?;
-        Ok((self.summed_losses(&self.losses)?, gradient))
+    /// The sum of a number of every rank, in their order.
+    fn sum(&self, own: f64) -> Result<f64, Error> {
+        if self.group.world() == 1 {
+            return Ok(own);
+        }
+        let said = self.group.exchange(&own.to_le_bytes())?;
+        let number = |bytes: &Vec<u8>| <[u8; 8]>::try_from(&bytes[..]).map_or(f64::NAN, f64::from_le_bytes);
+        Ok(said.iter().map(number).sum())
     }
 
-    fn summed_losses(&self, losses: &[CubeTensor]) -> Result<f64, Error> {
-        let mut sum = 0.0;
-        for loss in losses {
-            let words = cuda::download(loss).map_err(failed)?;
-            sum += f64::from(f32::from_bits(words[0]));
+    /// Where a rank has but its pieces, gives the angles of a bucket to all.
+    fn spread_angles(&self, bucket: usize) {
+        let Some(gpus) = self.gpus.as_ref().filter(|_| self.sharding != Sharding::None) else { return };
+        let (begin, piece) = (self.room.range(bucket).start, self.room.piece(bucket));
+        for place in self.angles.places.iter().filter(|place| place.bucket == bucket) {
+            let angles = place.range.start - begin..place.range.end - begin;
+            let to = cuda::flat_view(&self.angles.buffer, place.at, [angles.len()]);
+            let mut work = Work::near(&to);
+            work.zero(&to);
+            let held = angles.start.max(piece.start)..angles.end.min(piece.end);
+            if !held.is_empty() {
+                let own = self.room.own(&self.values, bucket);
+                let from = cuda::flat_view(&own, held.start - piece.start, [held.len()]);
+                work.copy(&from, &cuda::flat_view(&to, held.start - angles.start, [held.len()]));
+            }
+            work.submit();
+            // Zeros and the one value there is: their sum is that value.
+            place.coming.replace(Some(gpus.start(Collective::AllReduce, &to, &to)));
         }
-        Ok(sum)
     }
+}
+
+/// The buffers that a step goes over.
+struct Buffers<'a> {
+    values: &'a CubeTensor,
+    moments: &'a [CubeTensor; 2],
+    working: &'a Working,
+    reduction: &'a Reduction,
+}
+
+/// What this rank updates: everything, in as few launches as there are gaps, or its piece of every bucket.
+fn stretches(room: &Room, sharding: Sharding, buffers: &Buffers<'_>) -> Vec<(Range<usize>, Option<Stretch>)> {
+    let &Buffers { values, moments: [first_moment, second], working, reduction } = buffers;
+    let whole = (working.all(), reduction.all());
+    let (Some(working), Some(gradient), Sharding::None) = (whole.0, whole.1, sharding) else {
+        let of = |bucket| {
+            let piece = room.piece(bucket);
+            let cut = |values: CubeTensor| first(&values, piece.len());
+            let stretch = (!piece.is_empty()).then(|| Stretch {
+                values: cut(room.own(values, bucket)),
+                first: cut(room.own(first_moment, bucket)),
+                second: cut(room.own(second, bucket)),
+                gradient: cut(reduction.own(bucket)),
+                working: cut(working.own(bucket)),
+                origin: room.range(bucket).start + piece.start,
+            });
+            (bucket..bucket + 1, stretch)
+        };
+        return (0..room.buckets()).map(of).collect();
+    };
+    // Place in the buffers and values of each run of buckets without padding between them.
+    let mut runs: Vec<(Range<usize>, usize, Range<usize>)> = Vec::new();
+    let mut at = 0;
+    for bucket in 0..room.buckets() {
+        let range = room.range(bucket);
+        match runs.last_mut() {
+            Some((buckets, begin, values)) if *begin + values.len() == at => {
+                (buckets.end, values.end) = (bucket + 1, range.end);
+            }
+            _ => runs.push((bucket..bucket + 1, at, range)),
+        }
+        at += room.bucket(values, bucket).meta.shape().num_elements();
+    }
+    let of = |(buckets, begin, range): (Range<usize>, usize, Range<usize>)| {
+        let cut = |all: &CubeTensor| cuda::flat_view(all, begin, [range.len()]);
+        let stretch = Stretch {
+            values: cut(values),
+            first: cut(first_moment),
+            second: cut(second),
+            gradient: cut(gradient),
+            working: cut(working),
+            origin: range.start,
+        };
+        (buckets, Some(stretch))
+    };
+    runs.into_iter().map(of).collect()
+}
+
+/// Where the angles are read from.
+fn angles(plan: &Plan, room: &Room, sharding: Sharding, values: &CubeTensor) -> Angles {
+    let (mut places, mut begin, mut end) = (Vec::new(), 0, 0);
+    for bucket in 0..room.buckets() {
+        let of_bucket = room.range(bucket);
+        for range in plan.angles().map(Parameter::range).filter(|range| of_bucket.contains(&range.start)) {
+            let at = if sharding == Sharding::None { begin + range.start - of_bucket.start } else { end };
+            end += range.len();
+            places.push(Place { bucket, range, at, coming: RefCell::default() });
+        }
+        if sharding == Sharding::None {
+            begin += room.bucket(values, bucket).meta.shape().num_elements();
+        }
+    }
+    let buffer = match sharding {
+        Sharding::None => values.clone(),
+        // A buffer of no bytes has no address.
+        _ => cuda::empty(values, [end.max(8)], DType::F32),
+    };
+    Angles { places, buffer }
 }
 
 impl Engine for Mixed {
@@ -180,22 +437,44 @@ impl Engine for Mixed {
         }
         profile::phase("optimizer");
         let config = &self.config.optimizer;
-        self.optimizer.step(&Settings {
+        let settings = Settings {
             rate,
             beta1: config.beta1,
             beta2: config.beta2,
             epsilon: config.epsilon,
             weight_decay: config.weight_decay,
             clip_norm: config.clip_norm,
-        });
+        };
+        let gradients = self.stretches.iter().filter_map(|(_, stretch)| stretch.as_ref());
+        self.steps.sum_squares(gradients.map(|stretch| &stretch.gradient));
+        let sharded = self.sharding != Sharding::None;
+        if let Some(gpus) = self.gpus.as_ref().filter(|_| sharded) {
+            let partials = self.steps.partials();
+            gpus.start(Collective::AllReduce, partials, partials).wait(partials);
+        }
+        self.steps.decide(&settings);
+        for (buckets, stretch) in &self.stretches {
+            if let Some(stretch) = stretch {
+                self.steps.update(stretch, &settings);
+            }
+            if sharded {
+                for bucket in buckets.clone() {
+                    self.spread_angles(bucket);
+                    self.working.written(bucket);
+                }
+            }
+        }
+        // The next step begins with words between the hosts.
+        cuda::flush(&self.values);
         Ok(())
     }
 
     fn outcome(&mut self) -> Result<Outcome, Error> {
-        let loss = self.summed_losses(&self.losses)?;
-        let taken = self.optimizer.taken().map_err(failed)?;
+        self.settle()?;
+        let losses = cuda::download(&self.losses).map_err(failed)?;
+        let taken = self.steps.taken().map_err(failed)?;
         Ok(Outcome {
-            loss,
+            loss: losses.into_iter().map(|bits| f64::from(f32::from_bits(bits))).sum(),
             grad_norm: f64::from(taken.norm),
             skipped: self.skipped_before + u64::from(taken.skipped),
             skipped_last: u64::from(taken.skipped_last),
@@ -210,20 +489,32 @@ impl Engine for Mixed {
         profile::phase("evaluation");
         let parts = self.parts(batch)?;
         let counted: usize = parts.iter().map(Rows::counted).sum();
-        let mut losses = Vec::with_capacity(parts.len());
-        for rows in &parts {
-            let documents = Documents::new(&rows.sequences, &self.optimizer.values.device);
-            let (x, _) = self.forward(rows, &documents, false);
-            let hidden = srms_norm::forward_on_cuda(&x);
-            let head = Head { targets: &rows.targets, z_loss: 0.0, factor: 1.0 / counted.max(1) as f32 };
-            losses.push(head.loss(&hidden, &self.weights.head));
+        let (rank, world) = (self.group.rank(), self.group.world());
+        let mut losses = Vec::with_capacity(parts.len().div_ceil(world));
+        for round in 0..parts.len().div_ceil(world) {
+            let part = parts.get(round * world + rank).map(|rows| self.part(rows));
+            let (x, _) = self.forward(part.as_ref(), false);
+            let weight = self.plan.table(self.plan.head(), &self.working.bucket(self.plan.head(), None));
+            if let (Some(part), Some(x)) = (part, x) {
+                let hidden = srms_norm::forward_on_cuda(&x);
+                let head = Head { targets: &part.rows.targets, z_loss: 0.0, factor: 1.0 / counted.max(1) as f32 };
+                losses.push(head.loss(&hidden, &weight));
+            }
         }
-        self.summed_losses(&losses)
+        self.settle()?;
+        let mut sum = 0.0;
+        for loss in &losses {
+            let words = cuda::download(loss).map_err(failed)?;
+            sum += f64::from(f32::from_bits(words[0]));
+        }
+        self.sum(sum)
     }
 
-    fn reader(&self) -> Box<dyn Reader + '_> {
+    fn reader(&mut self) -> Result<Box<dyn Reader + '_>, Error> {
         profile::phase("sample");
-        Box::new(self.decoder(1))
+        let decoder = self.decoder(1);
+        self.settle()?;
+        Ok(Box::new(decoder))
     }
 
     fn record(&mut self) {
@@ -243,13 +534,26 @@ impl Engine for Mixed {
     }
 
     fn snapshot(&mut self) -> Result<Pending, Error> {
-        let taken = self.optimizer.taken().map_err(failed)?;
-        let buffers = [&self.optimizer.values, &self.optimizer.first, &self.optimizer.second].map(CubeTensor::clone);
+        self.settle()?;
+        let taken = self.steps.taken().map_err(failed)?;
+        let own = |buffer: &CubeTensor| -> Vec<CubeTensor> {
+            let of = |bucket| {
+                let piece = self.room.piece(bucket);
+                match self.sharding {
+                    Sharding::None => cuda::flat_view(&self.room.bucket(buffer, bucket), piece.start, [piece.len()]),
+                    _ => first(&self.room.own(buffer, bucket), piece.len()),
+                }
+            };
+            let buckets = 0..self.room.buckets();
+            buckets.filter(|&bucket| !self.room.piece(bucket).is_empty()).map(of).collect()
+        };
+        let [first_moment, second] = &self.moments;
+        let buffers = [own(&self.values), own(first_moment), own(second)];
         let skipped = self.skipped_before + u64::from(taken.skipped);
         let (done, reading) = std::sync::mpsc::channel();
         self.reading = Some(reading);
         Ok(Box::new(move || {
-            let [values, first, second] = buffers.each_ref().map(read_back);
+            let [values, first, second] = buffers.each_ref().map(|pieces| read_back(pieces));
             drop(done);
             let (values, first, second) = (values?, first?, second?);
             Ok(Snapshot { values, first, second, taken: u64::from(taken.steps), skipped })
@@ -260,12 +564,15 @@ impl Engine for Mixed {
 /// Values that are read back at once: what the way through pinned memory takes.
 const PIECE: usize = 1 << 26;
 
-fn read_back(buffer: &CubeTensor) -> Result<Vec<f32>, Error> {
-    let count = buffer.meta.shape()[0];
-    let mut values = Vec::with_capacity(count);
-    for begin in (0..count).step_by(PIECE) {
-        let piece = cuda::flat_view(buffer, begin, [PIECE.min(count - begin)]);
-        values.extend(cuda::download_floats(&piece).map_err(failed)?);
+/// The values of contiguous buffers, one after the other.
+fn read_back(buffers: &[CubeTensor]) -> Result<Vec<f32>, Error> {
+    let mut values = Vec::with_capacity(buffers.iter().map(|buffer| buffer.meta.shape()[0]).sum());
+    for buffer in buffers {
+        let count = buffer.meta.shape()[0];
+        for begin in (0..count).step_by(PIECE) {
+            let piece = cuda::flat_view(buffer, begin, [PIECE.min(count - begin)]);
+            values.extend(cuda::download_floats(&piece).map_err(failed)?);
+        }
     }
     Ok(values)
 }

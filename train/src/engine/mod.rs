@@ -1,13 +1,18 @@
-//! What takes the steps of a run: the tape of Burn in float32, or the block by block form in bf16 on CUDA.
+//! What takes the steps of a run: block by block in float32 on the CPU or in bf16 on CUDA, or on one tape in float32 on
+//! CUDA, for the sizes that have no form in bf16.
 //!
-//! Both hold the same flat buffers in float32 (weights and two moments), so a checkpoint of one is a
-//! checkpoint of the other.
+//! All hold the same values in float32 (weights and two moments, cut as [`crate::parallel::Partition`] says), so a checkpoint of one is a
+//! checkpoint of the others.
 
 mod block;
 pub(crate) mod decoder;
+mod host;
 mod mixed;
+mod shards;
 mod tape;
 mod weights;
+
+use std::sync::Arc;
 
 use burn::tensor::Device;
 
@@ -17,12 +22,14 @@ pub use mixed::Mixed;
 use crate::config::{Moments, Precision, Recompute, TrainConfig};
 use crate::cuda::{self, profile::Span};
 use crate::generate::Reader;
-use crate::ops::is_cuda;
-use crate::parameters::ParameterList;
+use crate::ops::{is_cuda, is_flex};
+use crate::parallel::{Collective, Team};
 use crate::{Batch, Error};
+use host::Host;
 use tape::Tape;
 
-/// Weights and moments in float32, in the order of the parameter list, and the steps taken with them.
+/// The shard of one rank: weights and moments in float32 of its pieces of all buckets, one after the other, and the
+/// steps taken with them. The shard of one rank alone is everything, in the order of the parameter list.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
     /// The weights.
@@ -61,15 +68,17 @@ pub struct Outcome {
 /// A copy of the state that is on its way out of the device.
 pub type Pending = Box<dyn FnOnce() -> Result<Snapshot, Error> + Send>;
 
-/// Takes the steps of a run.
+/// Takes the steps of a run. Of several ranks each has one, and all call the same methods in the same order.
 pub trait Engine {
-    /// Puts the step of `batch` on its way, with this learning rate. Does not wait for a device.
+    /// Puts the step of `batch` on its way, with this learning rate: of this rank's rows of the global batch. Does not wait
+    /// for a device.
     ///
     /// # Errors
-    /// [`Error::Input`] when the batch does not fit its own sizes or the vocabulary.
+    /// [`Error::Input`] when the batch does not fit its own sizes or the vocabulary, [`Error::Rank`] when another rank
+    /// fails.
     fn step(&mut self, batch: &Batch, rate: f64) -> Result<(), Error>;
 
-    /// What became of the last step. Waits for the device.
+    /// What became of the last step, the same on all ranks. Waits for the device.
     ///
     /// # Errors
     /// When the device has failed.
@@ -78,7 +87,7 @@ pub trait Engine {
     /// Whether [`Engine::outcome`] costs nothing, so that it may be asked after every step.
     fn is_synchronous(&self) -> bool;
 
-    /// Mean cross-entropy in nats over the predicted tokens of `batch`.
+    /// Mean cross-entropy in nats over the predicted tokens of `batch`, which is the same on all ranks: they share the work.
     ///
     /// # Errors
     /// As [`Engine::step`], and when the device has failed.
@@ -91,8 +100,11 @@ pub trait Engine {
     /// When the device has failed.
     fn snapshot(&mut self) -> Result<Pending, Error>;
 
-    /// A reader with the weights after the last step, that has read nothing.
-    fn reader(&self) -> Box<dyn Reader + '_>;
+    /// A reader with the weights after the last step, that has read nothing. Holds the weights of the whole model.
+    ///
+    /// # Errors
+    /// When the device or another rank has failed.
+    fn reader(&mut self) -> Result<Box<dyn Reader + '_>, Error>;
 
     /// Records from now on what the device does, where that can be told.
     fn record(&mut self) {}
@@ -120,14 +132,20 @@ fn failed(error: cuda::Error) -> Error {
     Error::Device { device: "cuda".to_owned(), reason: error.to_string() }
 }
 
-/// The engine that `config` asks for on `device`, at `snapshot`.
+/// The engine that `config` asks for on `device`, for this rank of `group`, at the `snapshot` of its shard.
 ///
 /// # Errors
-/// [`Error::Config`] when it cannot run there.
-pub fn start(config: &TrainConfig, device: &Device, snapshot: Snapshot) -> Result<Box<dyn Engine>, Error> {
-    let list = ParameterList::of(&config.model);
-    if snapshot.values.len() != list.total() {
-        let reason = format!("{} values for {} parameters", snapshot.values.len(), list.total());
+/// [`Error::Config`] when it cannot run there, [`Error::Rank`] when another rank fails.
+pub fn start(
+    config: &TrainConfig,
+    device: &Device,
+    group: &Arc<dyn Collective>,
+    snapshot: Snapshot,
+) -> Result<Box<dyn Engine>, Error> {
+    let team = Team::new(group, config)?;
+    let count = team.partition(config).shard_len(team.inner.rank());
+    if [&snapshot.values, &snapshot.first, &snapshot.second].iter().any(|values| values.len() != count) {
+        let reason = format!("{} values for {count} parameters", snapshot.values.len());
         return Err(Error::Input(reason));
     }
     let mixed = match config.precision {
@@ -149,7 +167,10 @@ pub fn start(config: &TrainConfig, device: &Device, snapshot: Snapshot) -> Resul
         Precision::Auto => false,
     };
     if mixed {
-        return Ok(Box::new(Mixed::new(config, device, snapshot)?));
+        if team.sequence.world() > 1 {
+            return Err(Error::config("sequence_ranks", "GPUs do not have it; leave it out, or 1"));
+        }
+        return Ok(Box::new(Mixed::new(config, device, team, snapshot)?));
     }
     if config.optimizer.moments == Moments::Bf16 {
         let reason = "\"bf16\" belongs to the step in bf16 on a CUDA device; this run computes in float32";
@@ -159,6 +180,13 @@ pub fn start(config: &TrainConfig, device: &Device, snapshot: Snapshot) -> Resul
         tracing::warn!(
             "activation_checkpointing belongs to the step in bf16; in float32 every block keeps what it made"
         );
+    }
+    if is_flex(device) {
+        return Ok(Box::new(Host::new(config, device, team, snapshot)?));
+    }
+    if group.world() > 1 {
+        let reason = "several ranks train in bf16 on CUDA devices, or in float32 on CPUs; this run is float32 on CUDA";
+        return Err(Error::config("precision", reason));
     }
     Ok(Box::new(Tape::new(config, device, snapshot)?))
 }

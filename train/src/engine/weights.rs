@@ -1,6 +1,4 @@
-//! All weights of a model in bf16 on CUDA, as views of one flat buffer.
-
-use std::sync::Arc;
+//! All weights of a model in bf16 on CUDA, as views of its buckets.
 
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
@@ -13,6 +11,7 @@ use crate::ops::attention::gated_cuda;
 use crate::ops::sequences::Sequences;
 use crate::ops::weight::GradientSum;
 use crate::ops::{embedding, srms_norm};
+use crate::parallel::{Bucket, Partition};
 use crate::parameters::{Parameter, ParameterList};
 
 /// Why a model of these sizes has no form in bf16.
@@ -35,16 +34,16 @@ pub(super) fn check(model: &ModelConfig) -> Result<(), String> {
     Ok(())
 }
 
-/// The matrices of a model in bf16.
+/// Where the parameters of a model lie in its buckets, and what its blocks need besides them.
 #[derive(Clone, Debug)]
-pub(crate) struct ModelWeights {
-    /// `[vocabulary, D]`.
-    pub(crate) embed: CubeTensor,
+pub(super) struct Plan {
+    list: ParameterList,
+    buckets: Vec<Bucket>,
+    /// λ of every layer's heads.
+    decays: Vec<CubeTensor>,
+    heads: usize,
     /// The factor of the embeddings.
-    pub(crate) scale: f32,
-    pub(crate) blocks: Vec<Weights>,
-    /// `[vocabulary, D]`.
-    pub(crate) head: CubeTensor,
+    pub(super) scale: f32,
 }
 
 /// The parameters of one block, where they lie.
@@ -64,57 +63,142 @@ impl Layer<'_> {
     }
 }
 
-/// Embedding, layers, head.
-fn places<'a>(model: &ModelConfig, list: &'a ParameterList) -> (&'a Parameter, Vec<Layer<'a>>, &'a Parameter) {
-    let mut parameters = list.iter();
-    let mut next = || parameters.next().unwrap_or_else(|| unreachable!("the list has every parameter"));
-    let embed = next();
-    let layers = (0..model.decoder_layers)
-        .map(|layer| {
-            let (qkvu, out) = (next(), next());
-            let theta = model.uses_lrpe(layer).then(&mut next);
-            let (l1, _l2, l3) = (next(), next(), next());
-            Layer { qkvu, out, theta, l1, l3 }
-        })
-        .collect();
-    (embed, layers, next())
-}
-
-impl ModelWeights {
-    /// Views of `working`, all parameters in bf16; `theta` gives the angles of a layer in float32.
-    pub(crate) fn new(
-        model: &ModelConfig,
-        working: &CubeTensor,
-        mut theta: impl FnMut(&Parameter) -> CubeTensor,
-    ) -> Self {
-        let list = ParameterList::of(model);
-        let (embed, layers, head) = places(model, &list);
-        let view = |parameter: &Parameter| cuda::flat_view(working, parameter.offset, parameter.matrix());
+impl Plan {
+    pub(super) fn new(model: &ModelConfig, device: &CubeDevice) -> Self {
+        let partition = Partition::new(model, 1);
         let heads = model.decoder_attention_heads;
-        let blocks = layers.iter().enumerate().map(|(layer, places)| Weights {
-            qkvu: view(places.qkvu),
-            out: view(places.out),
-            theta: places.theta.map(&mut theta),
-            up: cuda::flat_view(working, places.l1.offset, places.up()),
-            down: view(places.l3),
-            decay: gated_cuda::upload_decay(&decay_rates(heads, layer, model.decoder_layers), &working.device),
-            heads,
-        });
+        let decays = (0..model.decoder_layers)
+            .map(|layer| gated_cuda::upload_decay(&decay_rates(heads, layer, model.decoder_layers), device));
         Self {
-            blocks: blocks.collect(),
-            embed: view(embed),
+            decays: decays.collect(),
+            heads,
             scale: match model.no_scale_embedding {
                 true => 1.0,
                 false => (model.decoder_embed_dim as f32).sqrt(),
             },
-            head: view(head),
+            buckets: partition.buckets().to_vec(),
+            list: partition.parameters().clone(),
+        }
+    }
+
+    /// Embedding, blocks and head.
+    pub(super) fn buckets(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
+    /// Number of blocks.
+    pub(super) fn layers(&self) -> usize {
+        self.decays.len()
+    }
+
+    /// The bucket of the head.
+    pub(super) fn head(&self) -> usize {
+        self.buckets.len() - 1
+    }
+
+    /// The angles of LRPE of all layers that have them.
+    pub(super) fn angles(&self) -> impl Iterator<Item = &Parameter> {
+        (0..self.layers()).filter_map(|layer| self.layer(layer).theta)
+    }
+
+    fn layer(&self, layer: usize) -> Layer<'_> {
+        let parameters: Vec<&Parameter> = self
+            .list
+            .iter()
+            .skip(self.buckets[layer + 1].parameters.start)
+            .take(self.buckets[layer + 1].parameters.len())
+            .collect();
+        match parameters[..] {
+            [qkvu, out, l1, _l2, l3] => Layer { qkvu, out, theta: None, l1, l3 },
+            [qkvu, out, theta, l1, _l2, l3] => Layer { qkvu, out, theta: Some(theta), l1, l3 },
+            _ => unreachable!("a block has five or six parameters"),
+        }
+    }
+
+    /// `shape` at a parameter of a bucket whose values begin at the first of `values`.
+    fn at<const D: usize>(&self, bucket: usize, values: &CubeTensor, offset: usize, shape: [usize; D]) -> CubeTensor {
+        cuda::flat_view(values, offset - self.buckets[bucket].range.start, shape)
+    }
+
+    /// The matrix of the embedding's or the head's bucket.
+    pub(super) fn table(&self, bucket: usize, values: &CubeTensor) -> CubeTensor {
+        let parameter = self.list.iter().nth(self.buckets[bucket].parameters.start);
+        let parameter = parameter.unwrap_or_else(|| unreachable!("every bucket has a parameter"));
+        self.at(bucket, values, parameter.offset, parameter.matrix())
+    }
+
+    /// A block's weights in the bf16 `values` of its bucket; `theta` gives the angles in float32.
+    pub(super) fn block(
+        &self,
+        layer: usize,
+        values: &CubeTensor,
+        theta: impl FnOnce(&Parameter) -> CubeTensor,
+    ) -> Weights {
+        let places = self.layer(layer);
+        let view = |offset, shape| self.at(layer + 1, values, offset, shape);
+        let matrix = |parameter: &Parameter| view(parameter.offset, parameter.matrix());
+        Weights {
+            qkvu: matrix(places.qkvu),
+            out: matrix(places.out),
+            theta: places.theta.map(theta),
+            up: view(places.l1.offset, places.up()),
+            down: matrix(places.l3),
+            decay: self.decays[layer].clone(),
+            heads: self.heads,
+        }
+    }
+
+    /// Sums of the gradients of a block in the float32 `values` of its bucket.
+    pub(super) fn gradients(&self, layer: usize, values: &CubeTensor) -> Gradients {
+        let places = self.layer(layer);
+        let view = |offset, shape| GradientSum::new(self.at(layer + 1, values, offset, shape));
+        let matrix = |parameter: &Parameter| view(parameter.offset, parameter.matrix());
+        Gradients {
+            qkvu: matrix(places.qkvu),
+            out: matrix(places.out),
+            theta: places.theta.map(matrix),
+            up: view(places.l1.offset, places.up()),
+            down: matrix(places.l3),
+        }
+    }
+}
+
+/// The matrices of a model in bf16.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelWeights {
+    /// `[vocabulary, D]`.
+    pub(crate) embed: CubeTensor,
+    /// The factor of the embeddings.
+    pub(crate) scale: f32,
+    pub(crate) blocks: Vec<Weights>,
+    /// `[vocabulary, D]`.
+    pub(crate) head: CubeTensor,
+}
+
+impl ModelWeights {
+    /// Views of the buckets in bf16 that `bucket` gives; `theta` gives the angles of a layer in float32.
+    pub(super) fn new(
+        plan: &Plan,
+        bucket: impl Fn(usize) -> CubeTensor,
+        theta: impl Fn(&Parameter) -> CubeTensor,
+    ) -> Self {
+        Self {
+            embed: plan.table(0, &bucket(0)),
+            scale: plan.scale,
+            blocks: (0..plan.layers()).map(|layer| plan.block(layer, &bucket(layer + 1), &theta)).collect(),
+            head: plan.table(plan.head(), &bucket(plan.head())),
         }
     }
 
     /// Of float32 `values` in the order of the parameter list, put on `device`.
     pub(crate) fn upload(model: &ModelConfig, values: &[f32], device: &CubeDevice) -> Self {
+        let plan = Plan::new(model, device);
         let working = cuda::upload_bf16(device, values);
-        Self::new(model, &working, |parameter| {
+        let bucket = |bucket: usize| {
+            let range = plan.buckets()[bucket].range.clone();
+            cuda::flat_view(&working, range.start, [range.len()])
+        };
+        Self::new(&plan, bucket, |parameter| {
             let flat = cuda::upload_floats(device, &values[parameter.range()]);
             cuda::flat_view(&flat, 0, parameter.matrix())
         })
@@ -123,30 +207,5 @@ impl ModelWeights {
     /// The stream before the first block: `[N, D]`.
     pub(crate) fn embed(&self, ids: &[u32]) -> CubeTensor {
         embedding::forward(&self.embed, ids, self.scale)
-    }
-}
-
-/// Sums of the gradients of all parameters in float32, as views of one flat buffer.
-#[derive(Clone, Debug)]
-pub(super) struct Sums {
-    pub(super) embed: GradientSum,
-    pub(super) blocks: Arc<[Gradients]>,
-    pub(super) head: GradientSum,
-}
-
-impl Sums {
-    pub(super) fn new(model: &ModelConfig, gradient: &CubeTensor) -> Self {
-        let list = ParameterList::of(model);
-        let (embed, layers, head) = places(model, &list);
-        let at = |offset, shape| GradientSum::new(cuda::flat_view(gradient, offset, shape));
-        let sum = |parameter: &Parameter| at(parameter.offset, parameter.matrix());
-        let blocks = layers.iter().map(|places| Gradients {
-            qkvu: sum(places.qkvu),
-            out: sum(places.out),
-            theta: places.theta.map(sum),
-            up: at(places.l1.offset, places.up()),
-            down: sum(places.l3),
-        });
-        Self { embed: sum(embed), blocks: blocks.collect(), head: sum(head) }
     }
 }

@@ -96,6 +96,17 @@ impl Operation<Flex, 1> for Embedding {
     }
 }
 
+/// The gradient of the table of `vocabulary` rows, for that of the rows `ids` of it times `scale`, `dy: [N, D]`: what the
+/// backward of [`embedding`] gives, without a tape, which would keep the table. On the CPU in float32.
+pub(crate) fn gradient_on_cpu(dy: Tensor<2>, ids: &[u32], vocabulary: usize, scale: f64) -> Tensor<2> {
+    let operation = Embedding { ids: ids.into(), vocabulary, scale: scale as f32 };
+    let dy = dy.try_into_primitive::<Flex>().unwrap_or_else(|error| unreachable!("{error:?}"));
+    match operation.backward(Vec::new(), dy, [true]) {
+        [Some(gradient)] => Tensor::from_primitive::<Flex>(gradient),
+        [None] => unreachable!("it was wanted"),
+    }
+}
+
 /// Tokens that one block of the backward adds up.
 const PIECE: usize = 32;
 

@@ -1,5 +1,7 @@
 //! Which tokens of a batch see each other.
 
+use std::ops::Range;
+
 use crate::Error;
 
 /// The shape of a packed batch and the documents in it.
@@ -59,6 +61,12 @@ impl Sequences {
         Ok(Self { rows: starts.len(), length, positions, packed })
     }
 
+    /// The tokens `range` of every row, with the positions they have here: what comes before is in a state.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        let rows = self.positions.chunks_exact(self.length.max(1)).flat_map(|row| &row[range.clone()]);
+        Self { rows: self.rows, length: range.len(), positions: rows.copied().collect(), packed: self.packed }
+    }
+
     /// B, the number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -97,5 +105,6 @@ mod tests {
         assert!(!Sequences::packed(&[vec![0]], 4).unwrap().is_packed());
         assert!(Sequences::packed(&[vec![2, 2]], 4).is_err());
         assert!(Sequences::packed(&[vec![4]], 4).is_err());
+        assert_eq!(sequences.part(2..4).all_positions(), [2, 0, 2, 3, 1, 2]);
     }
 }

@@ -39,6 +39,19 @@ pub(crate) fn cuda_device(what: &str) -> Option<Device> {
     }
 }
 
+/// [`cuda_device`] where NCCL is, too.
+#[allow(clippy::print_stderr)]
+pub(crate) fn nccl_device(what: &str) -> Option<Device> {
+    let device = cuda_device(what)?;
+    match &crate::cuda::libraries::find().collectives.found {
+        Ok(_) => Some(device),
+        Err(reason) => {
+            eprintln!("skipped: {what} through NCCL, {reason}");
+            None
+        }
+    }
+}
+
 /// The values in bf16 on `device`.
 pub(crate) fn on<const D: usize>(tensor: &Tensor<D>, device: &Device) -> Tensor<D> {
     Tensor::from_data(tensor.to_data(), (device, DType::BF16))

@@ -1,0 +1,423 @@
+//! Several ranks as real processes: equal bits, measured bytes, shards that any other number of ranks reads, and ranks
+//! that die, hang, differ or do not come.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use support::{fulgurite, root, small_recipe, succeed};
+use train::config::{ModelConfig, Sharding};
+use train::parallel::Partition;
+use train::scaling::sent_bytes;
+
+/// Steps of the runs that are compared.
+const STEPS: usize = 6;
+/// Micro batches of a step.
+const MICRO_BATCHES: usize = 8;
+
+/// Token shards and the reference: one process.
+struct Prepared {
+    directory: tempfile::TempDir,
+    curve: Vec<String>,
+    samples: String,
+    weights: Vec<u8>,
+}
+
+impl Prepared {
+    fn settings(&self) -> PathBuf {
+        self.directory.path().join("job.toml")
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn job(&self, directory: &Path, set: &[&str]) -> Command {
+        let mut command = fulgurite();
+        command.arg("train").arg(self.settings()).args(["--device", "cpu", "--run-dir"]).arg(directory);
+        for set in set {
+            command.args(["--set", set]);
+        }
+        command
+    }
+
+    /// `world` ranks that this test starts itself, `extra` for one of them.
+    fn ranks(&self, directory: &Path, world: usize, set: &[&str], extra: impl Fn(usize) -> Vec<String>) -> Vec<Child> {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        (0..world)
+            .map(|rank| {
+                let mut command = self.job(directory, set);
+                command
+                    .args(extra(rank))
+                    .env("RANK", rank.to_string())
+                    .env("WORLD_SIZE", world.to_string())
+                    .env("LOCAL_RANK", rank.to_string())
+                    .env("MASTER_ADDR", "127.0.0.1")
+                    .env("MASTER_PORT", free.port().to_string())
+                    .env("RAYON_NUM_THREADS", "1");
+                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+            })
+            .collect()
+    }
+}
+
+/// Made once for all tests of this file.
+fn prepared() -> &'static Prepared {
+    static PREPARED: OnceLock<Prepared> = OnceLock::new();
+    PREPARED.get_or_init(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let run = directory.path().join("run");
+        let recipe = small_recipe(directory.path());
+        succeed(fulgurite().arg("run").arg(recipe).arg("--run-dir").arg(&run).args(["--until", "token_statistics"]));
+        let text = format!(
+            r#"
+name = "job"
+tokens = {run:?}
+
+[train]
+sequence_length = 32
+batch = 1
+gradient_accumulation = {MICRO_BATCHES}
+steps = {STEPS}
+log_every_steps = 1
+checkpoint_every_steps = 3
+
+[train.schedule]
+kind = "warmup_stable_decay"
+warmup_steps = 2
+decay_steps = 0
+
+[train.optimizer]
+peak_learning_rate = 0.01
+clip_norm = 0.5
+
+[train.model]
+decoder_layers = 2
+decoder_embed_dim = 32
+decoder_attention_heads = 2
+
+[train.evaluation]
+every_steps = 3
+sequences = 3
+prompts = ["The sea"]
+sample_tokens = 4
+"#
+        );
+        fs::write(directory.path().join("job.toml"), text).unwrap();
+        let mut prepared = Prepared { directory, curve: Vec::new(), samples: String::new(), weights: Vec::new() };
+        let one = prepared.place("one");
+        succeed(&mut prepared.job(&one, &[]));
+        prepared.curve = curve(&one);
+        prepared.samples = fs::read_to_string(one.join("samples.jsonl")).unwrap();
+        prepared.weights = exported(&one);
+        assert_eq!(prepared.curve.len(), STEPS);
+        prepared
+    })
+}
+
+fn lines(directory: &Path) -> Vec<serde_json::Value> {
+    let text = fs::read_to_string(directory.join("metrics.jsonl")).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// What is the same for any number of ranks, as it was written.
+fn curve(directory: &Path) -> Vec<String> {
+    let keys = ["step", "loss", "grad_norm", "tokens", "held_out_loss"];
+    let of = |line: &serde_json::Value| keys.map(|key| line[key].to_string()).join(" ");
+    lines(directory).iter().map(of).collect()
+}
+
+/// The newest checkpoint as one file.
+fn exported(directory: &Path) -> Vec<u8> {
+    let to = directory.join("exported");
+    succeed(fulgurite().arg("export").arg(directory).arg(&to));
+    fs::read(to.join("model.safetensors")).unwrap()
+}
+
+fn sharding(sharding: Sharding) -> String {
+    format!("train.sharding={}", sharding.name())
+}
+
+/// The model of the settings.
+fn model() -> ModelConfig {
+    ModelConfig {
+        vocab_size: 512,
+        decoder_layers: 2,
+        decoder_embed_dim: 32,
+        decoder_attention_heads: 2,
+        hidden_dim: 32,
+        glu_dim: 128,
+        linear_use_lrpe_list: vec![1, 0],
+        ..ModelConfig::default()
+    }
+}
+
+#[test]
+fn every_world_and_sharding_gives_the_bits_of_one_process_and_sends_what_the_formulas_say() {
+    let prepared = prepared();
+    let all = Sharding::ALL;
+    let runs = [(2, &all[..]), (4, &all[..]), (8, &all[3..])];
+    for (world, modes) in runs {
+        for &mode in modes {
+            let directory = prepared.place(&format!("{world}-{}", mode.name()));
+            succeed(prepared.job(&directory, &[&sharding(mode)]).args(["--nproc", &world.to_string()]));
+            assert_eq!(curve(&directory), prepared.curve, "{world} {mode:?}");
+            assert_eq!(fs::read_to_string(directory.join("samples.jsonl")).unwrap(), prepared.samples);
+            assert!(exported(&directory) == prepared.weights, "{world} {mode:?}");
+            // A step without evaluation and checkpoint.
+            let sent = lines(&directory)[4]["sent_bytes"].as_f64().unwrap();
+            let partition = Partition::new(&model(), world);
+            let rounds = MICRO_BATCHES / world;
+            let want = sent_bytes(&partition, 0, mode, rounds, [4, 4]) as f64;
+            // Counts, losses and norms are beside the formula.
+            assert!(sent >= want && sent <= 1.02 * want + 1000.0, "{world} {mode:?}: {sent} for {want}");
+            if rounds == 1 && mode == Sharding::Full {
+                let without = sent_bytes(&partition, 0, Sharding::None, rounds, [4, 4]) as f64;
+                assert!(sent <= 1.5 * without, "{sent} against {without}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_ranks_share_give_the_curve_of_one_process_for_a_state_a_layer() {
+    let prepared = prepared();
+    let text = |directory: &Path| lines(directory);
+    let one = text(&prepared.place("one"));
+    for (world, parts, mode) in [(2, 2, Sharding::None), (4, 2, Sharding::Full), (3, 3, Sharding::Gradients)] {
+        let directory = prepared.place(&format!("rows-{world}-{parts}"));
+        let parts = format!("train.sequence_ranks={parts}");
+        succeed(prepared.job(&directory, &[&sharding(mode), &parts]).args(["--nproc", &world.to_string()]));
+        let shared = text(&directory);
+        assert_eq!(shared.len(), STEPS);
+        for (a, b) in one.iter().zip(&shared) {
+            for key in ["loss", "grad_norm"] {
+                let [a, b] = [a, b].map(|line| line[key].as_f64().unwrap());
+                assert!((a - b).abs() < 1e-4 * a, "{world} {mode:?} {key}: {a} {b}");
+            }
+        }
+        if world == 2 {
+            // Beside the gradients, one state of every layer for every micro batch; from rank 0 forwards alone.
+            let states: usize = [2 * 16, 16].iter().map(|keys| 2 * keys * 16 * 4).sum();
+            let want =
+                sent_bytes(&Partition::new(&model(), 2), 0, mode, 1, [4, 4]) as f64 + (MICRO_BATCHES * states) as f64;
+            let sent = shared[4]["sent_bytes"].as_f64().unwrap();
+            assert!(sent >= want && sent <= 1.02 * want + 1500.0, "{sent} for {want}");
+        }
+    }
+}
+
+#[test]
+fn copies_of_shards_give_the_bits_of_one_process() {
+    let prepared = prepared();
+    for mode in [Sharding::Optimizer, Sharding::Full] {
+        let directory = prepared.place(&format!("hybrid-{}", mode.name()));
+        succeed(prepared.job(&directory, &[&sharding(mode), "train.hybrid=2"]).args(["--nproc", "4"]));
+        assert_eq!(curve(&directory), prepared.curve, "{mode:?}");
+        assert!(exported(&directory) == prepared.weights, "{mode:?}");
+        // One copy of the shards of two ranks.
+        let checkpoint = fs::read_dir(directory.join("checkpoints/step-000006")).unwrap();
+        let names = checkpoint.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut shards: Vec<String> = names.filter(|name| name.starts_with("weights")).collect();
+        shards.sort();
+        assert_eq!(shards, ["weights-00000-of-00002.safetensors", "weights-00001-of-00002.safetensors"]);
+    }
+    let directory = prepared.place("hybrid-refused");
+    let mut command = prepared.job(&directory, &[&sharding(Sharding::Full), "train.hybrid=2"]);
+    let output = command.args(["--nproc", "3"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("3 ranks are not a multiple of 2"), "{}", said(&output));
+}
+
+#[test]
+fn a_checkpoint_of_four_ranks_is_continued_by_one_two_and_eight() {
+    let prepared = prepared();
+    let saved = prepared.place("saved");
+    let set = ["train.steps=3", &sharding(Sharding::Full)];
+    succeed(prepared.job(&saved, &set).args(["--nproc", "4"]));
+    let checkpoint = saved.join("checkpoints/step-000003");
+    let mut names: Vec<String> =
+        fs::read_dir(&checkpoint).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name.ends_with(".safetensors"));
+    names.sort();
+    let kinds = ["optimizer", "weights"].into_iter();
+    let want: Vec<String> =
+        kinds.flat_map(|kind| (0..4).map(move |rank| format!("{kind}-{rank:05}-of-00004.safetensors"))).collect();
+    assert_eq!(names, want);
+    // What other commands read of it.
+    succeed(
+        fulgurite()
+            .args(["generate", "--max-tokens", "2", "--prompt", "a", "--device", "cpu", "--checkpoint"])
+            .arg(&saved),
+    );
+    succeed(fulgurite().arg("inspect").arg(&checkpoint));
+    for (world, mode) in [(1, Sharding::None), (2, Sharding::Optimizer), (8, Sharding::None)] {
+        let directory = prepared.place(&format!("from-4-to-{world}"));
+        copy(&saved, &directory);
+        succeed(prepared.job(&directory, &[&sharding(mode)]).args(["--nproc", &world.to_string()]));
+        assert_eq!(curve(&directory), prepared.curve, "{world}");
+        assert!(exported(&directory) == prepared.weights, "{world}");
+    }
+    // A damaged shard is passed over, on all ranks.
+    let damaged = prepared.place("damaged");
+    copy(&saved, &damaged);
+    let shard = damaged.join("checkpoints/step-000003/optimizer-00002-of-00004.safetensors");
+    let mut bytes = fs::read(&shard).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&shard, bytes).unwrap();
+    let output = succeed(prepared.job(&damaged, &[]).args(["--nproc", "2"]));
+    assert!(said(&output).contains("optimizer-00002-of-00004"), "{}", said(&output));
+    assert_eq!(curve(&damaged), prepared.curve);
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target)
+        } else {
+            fs::copy(entry.path(), target).map(drop).unwrap()
+        }
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn wait_for_lines(directory: &Path, count: usize, children: &mut [Child]) {
+    let begin = Instant::now();
+    while lines(directory).len() < count {
+        for child in children.iter_mut() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended early");
+        }
+        assert!(begin.elapsed() < Duration::from_secs(120), "no line {count}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn send(signal: &str, child: &Child) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Sends `signal` to rank 1 of three, and looks at how the others end.
+fn lost(name: &str, signal: &str, words: &str) {
+    // Longer than a loaded disk takes for a checkpoint.
+    const TIMEOUT_S: u64 = 6;
+    let prepared = prepared();
+    let directory = prepared.place(name);
+    let set = ["train.steps=1000000", "train.evaluation.every_steps=0", &sharding(Sharding::Full)];
+    let extra = |_| vec!["--rank-timeout-s".to_owned(), TIMEOUT_S.to_string()];
+    let mut ranks = prepared.ranks(&directory, 3, &set, extra);
+    wait_for_lines(&directory, 4, &mut ranks);
+    let begin = Instant::now();
+    send(signal, &ranks[1]);
+    let mut victim = ranks.remove(1);
+    for rank in ranks {
+        let output = rank.wait_with_output().unwrap();
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains("rank 1 ") && text.contains(words), "{text}");
+    }
+    // The time, and what a loaded machine takes to end processes.
+    assert!(begin.elapsed() < Duration::from_secs(TIMEOUT_S + 15), "{:?}", begin.elapsed());
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    // The job goes on from its last checkpoint, with the curve it had.
+    let newest = train::checkpoint::list(&directory.join("checkpoints")).unwrap().pop().unwrap().0;
+    let steps = format!("train.steps={}", newest + 2);
+    succeed(prepared.job(&directory, &[&steps, set[1], set[2]]).args(["--nproc", "2"]));
+    assert_eq!(lines(&directory).len() as u64, newest + 2);
+}
+
+#[test]
+fn a_rank_that_dies_is_named_by_the_others_and_the_job_goes_on() {
+    lost("killed", "-KILL", "ended without a word");
+}
+
+#[test]
+fn a_rank_that_hangs_is_named_by_the_others_and_the_job_goes_on() {
+    lost("stopped", "-STOP", "no sign of life");
+}
+
+#[test]
+fn sigterm_saves_and_exits_with_0() {
+    let prepared = prepared();
+    let directory = prepared.place("terminated");
+    let mut command = prepared.job(&directory, &["train.steps=1000000", "train.checkpoint_every_steps=0"]);
+    command.args(["--nproc", "2"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut launcher = [command.spawn().unwrap()];
+    wait_for_lines(&directory, 3, &mut launcher);
+    send("-TERM", &launcher[0]);
+    let [launcher] = launcher;
+    let output = launcher.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+    train::checkpoint::verify(&path).unwrap();
+    let step: usize = path.file_name().unwrap().to_str().unwrap().strip_prefix("step-").unwrap().parse().unwrap();
+    assert_eq!(lines(&directory).len(), step, "stopped after the step that was under way");
+    // Nothing is lost: one process goes on.
+    succeed(&mut prepared.job(&directory, &[&format!("train.steps={}", step + 1)]));
+    assert_eq!(lines(&directory).len(), step + 1);
+}
+
+#[test]
+fn what_ranks_cannot_start_with_is_refused() {
+    let prepared = prepared();
+    let directory = prepared.place("refused");
+    // Settings that differ: every rank names the key.
+    let extra = |rank| match rank {
+        1 => vec!["--set".to_owned(), "train.optimizer.beta1=0.8".to_owned()],
+        _ => Vec::new(),
+    };
+    for rank in prepared.ranks(&directory, 2, &[], extra) {
+        let output = rank.wait_with_output().unwrap();
+        let text = said(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains("optimizer.beta1") && text.contains("0.8 on rank 1 and 0.9 on rank 0"), "{text}");
+    }
+    // Ranks that do not come.
+    let extra = |_| vec!["--rank-timeout-s".to_owned(), "1".to_owned()];
+    let mut ranks = prepared.ranks(&directory, 3, &[], extra);
+    for rank in &mut ranks[1..] {
+        rank.kill().unwrap();
+        rank.wait().unwrap();
+    }
+    let output = ranks.remove(0).wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    // One of them may have come before it was killed.
+    assert!(said(&output).contains("did not come") || said(&output).contains("rank "), "{}", said(&output));
+    // More ranks than rows, and a launcher in a launcher.
+    let mut command = prepared.job(&directory, &["train.gradient_accumulation=1"]);
+    let output = command.args(["--nproc", "2"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+    assert!(said(&output).contains("each needs one"), "{}", said(&output));
+    let output = prepared.job(&directory, &[]).args(["--nproc", "2"]).env("RANK", "0").output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+}
+
+#[test]
+fn an_estimate_tells_of_ranks() {
+    let mut command = fulgurite();
+    command.arg("train").arg(root().join("configs/train/tnl-7b.toml")).args(["--estimate", "--nproc", "64", "--json"]);
+    let told: serde_json::Value = serde_json::from_slice(&succeed(&mut command).stdout).unwrap();
+    assert_eq!(told["parameters"], 7_098_863_616u64);
+    let modes = told["scaling"]["modes"].as_array().unwrap();
+    assert_eq!(modes.len(), 4);
+    assert_eq!(modes[0]["zero_bytes"], 16 * 7_098_863_616u64);
+    assert_eq!((&modes[3]["sharding"], &modes[3]["fits"]), (&"full".into(), &true.into()));
+    assert_eq!(told["scaling"]["scales"].as_array().unwrap().len(), 12);
+    let mut command = fulgurite();
+    command.arg("train").arg(root().join("configs/train/tnl-7b.toml")).args(["--estimate", "--nproc", "8"]);
+    let text = String::from_utf8(succeed(&mut command).stdout).unwrap();
+    assert!(text.contains("of each of 8 ranks") && text.contains("1024"), "{text}");
+}

@@ -1,0 +1,697 @@
+//! The step in float32 on the CPU, block by block, of one rank or of many.
+//!
+//! Every block has a tape of its own, which begins with the stream before it and ends with the one after; so weights
+//! are needed, and gradients ready, one block at a time. A rank that has only its part of the weights gathers those of
+//! a block when it is its turn, the next ones meanwhile, and makes the block again in the backward, where it gathers
+//! them once more, rather than keep them. Sums of gradients over micro batches and ranks are one [`Tree`], the norm is
+//! one sum over chunks: the same bits for every mode, and for every number of ranks that have the same power of two of
+//! micro batches each.
+
+use std::ops::Range;
+
+use burn::backend::Flex;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::{Engine, Outcome, Pending, Snapshot};
+use crate::batch::Rows;
+use crate::config::{Sharding, TrainConfig};
+use crate::generate::{ModelReader, Reader};
+use crate::model::{Block, Network, check_ids, gradient_of, read, views};
+use crate::ops::cpu;
+use crate::ops::embedding::gradient_on_cpu;
+use crate::optimizer::{Factors, square_sums};
+use crate::parallel::{Alone, CHUNK, Collective, Partition, Pending as Arriving, Relay, Team, Tree, share};
+use crate::parameters::Parameter;
+use crate::tensors::floats;
+use crate::{Batch, Error, Model};
+
+/// What a rank holds of a model, and what became of its last step.
+pub(super) struct Host {
+    config: TrainConfig,
+    network: Network,
+    partition: Partition,
+    team: Team,
+    sharding: Sharding,
+    device: Device,
+    /// By bucket.
+    weights: Vec<Held>,
+    /// By bucket, first and second: of all its values without sharding, else of the piece of this rank.
+    moments: Vec<[Vec<f32>; 2]>,
+    /// Steps taken.
+    taken: u64,
+    outcome: Outcome,
+}
+
+/// The weights of one bucket. There are a few dozen of them.
+#[allow(clippy::large_enum_variant)]
+enum Held {
+    Whole(Tensor<1>),
+    /// The piece of this rank.
+    Piece(Vec<f32>),
+}
+
+/// The weights of a bucket, or their arrival. There is one at a time.
+#[allow(clippy::large_enum_variant)]
+enum Fetch {
+    Here(Tensor<1>),
+    Coming(Arriving),
+}
+
+/// What the backward of a block begins with. There is one of each block.
+#[allow(clippy::large_enum_variant)]
+enum Kept {
+    /// A tape with its first and last value, and the weights.
+    Tape(Box<BlockTape>),
+    /// The stream before the block, and the state before its tokens.
+    Input(Tensor<2>, Option<Tensor<4>>),
+}
+
+struct BlockTape {
+    x: Tensor<2>,
+    y: Tensor<2>,
+    block: Block,
+    /// The states before and after the tokens of this rank, where ranks share rows.
+    before: Option<Tensor<4>>,
+    after: Option<Tensor<4>>,
+}
+
+/// The gradient of a bucket on its way through a step.
+enum Gradient {
+    /// Of the micro batches so far.
+    Sum(Tree),
+    /// Over the ranks, for the piece of this one.
+    Coming(Arriving),
+}
+
+impl Host {
+    pub(super) fn new(config: &TrainConfig, device: &Device, team: Team, snapshot: Snapshot) -> Result<Self, Error> {
+        config.model.validate()?;
+        let Snapshot { values, first, second, taken, skipped } = snapshot;
+        let partition = team.partition(config);
+        // One rank has everything whatever is shared.
+        let sharding = if team.inner.world() == 1 { Sharding::None } else { config.sharding };
+        let mut host = Self {
+            network: Network::new(&config.model),
+            config: config.clone(),
+            team,
+            sharding,
+            device: device.clone(),
+            weights: Vec::new(),
+            moments: Vec::new(),
+            taken,
+            outcome: Outcome { loss: f64::NAN, grad_norm: f64::NAN, skipped, skipped_last: 0 },
+            partition,
+        };
+        let mut begin = 0;
+        for bucket in 0..host.partition.buckets().len() {
+            let range = begin..begin + host.piece(bucket).len();
+            begin = range.end;
+            let piece = &values[range.clone()];
+            host.weights.push(match sharding {
+                Sharding::Full => Held::Piece(piece.to_vec()),
+                _ => Held::Whole(host.tensor(host.gather(bucket, piece.to_vec())?()?)),
+            });
+            let moments = [&first[range.clone()], &second[range]];
+            host.moments.push(match sharding {
+                Sharding::None => {
+                    let [first, second] = moments.map(|moment| host.gather(bucket, moment.to_vec()));
+                    [first?()?, second?()?]
+                }
+                _ => moments.map(<[f32]>::to_vec),
+            });
+        }
+        Ok(host)
+    }
+
+    /// What this rank has of a bucket.
+    fn piece(&self, bucket: usize) -> Range<usize> {
+        self.partition.piece(bucket, self.team.inner.rank())
+    }
+
+    /// Puts the pieces of a bucket together, of which this rank has `own`.
+    fn gather(&self, bucket: usize, own: Vec<f32>) -> Result<Arriving, Error> {
+        self.team.inner.all_gather(own, &self.partition.pieces(bucket))
+    }
+
+    fn tensor(&self, values: Vec<f32>) -> Tensor<1> {
+        let shape = [values.len()];
+        Tensor::from_data(TensorData::new(values, shape), &self.device)
+    }
+
+    fn last(&self) -> usize {
+        self.partition.buckets().len() - 1
+    }
+
+    fn layers(&self) -> usize {
+        self.config.model.decoder_layers
+    }
+
+    fn parameters(&self, bucket: usize) -> &[Parameter] {
+        &self.partition.parameters().iter().as_slice()[self.partition.buckets()[bucket].parameters.clone()]
+    }
+
+    /// The matrices of a bucket whose values are `weights`.
+    fn views(&self, bucket: usize, weights: &Tensor<1>, tracked: bool) -> Vec<Tensor<2>> {
+        views(weights, self.parameters(bucket), self.partition.buckets()[bucket].range.start, tracked)
+    }
+
+    /// The one matrix of the embedding or the head.
+    fn matrix(&self, bucket: usize, weights: &Tensor<1>, tracked: bool) -> Tensor<2> {
+        let matrix = self.views(bucket, weights, tracked).pop();
+        matrix.unwrap_or_else(|| unreachable!("the bucket has a matrix"))
+    }
+
+    fn block(&self, layer: usize, weights: &Tensor<1>, tracked: bool) -> Block {
+        let mut views = self.views(layer + 1, weights, tracked).into_iter();
+        Block::next(&mut views, self.config.model.uses_lrpe(layer))
+    }
+
+    fn fetch(&self, bucket: usize) -> Result<Fetch, Error> {
+        Ok(match &self.weights[bucket] {
+            Held::Whole(weights) => Fetch::Here(weights.clone()),
+            Held::Piece(piece) => Fetch::Coming(self.gather(bucket, piece.clone())?),
+        })
+    }
+
+    /// The weights of the buckets `order`, one after the other.
+    fn gathers(&self, order: Vec<usize>) -> Result<Gathers<'_>, Error> {
+        let mut order = order.into_iter();
+        let ahead = order.next().map(|bucket| self.fetch(bucket)).transpose()?;
+        Ok(Gathers { host: self, order, ahead })
+    }
+
+    fn parts(&self, batch: &Batch) -> Result<Vec<Rows>, Error> {
+        check_ids(&batch.tokens, self.config.model.vocab_size)?;
+        batch.split(self.config.batch)
+    }
+
+    /// Whether this rank has a part of the tokens of its rows.
+    fn shares_rows(&self) -> bool {
+        self.team.sequence.world() > 1
+    }
+
+    /// Of whole rows what this rank computes.
+    fn own_tokens(&self, parts: Vec<Rows>) -> Vec<Rows> {
+        if !self.shares_rows() {
+            return parts;
+        }
+        let sequence = &self.team.sequence;
+        let tokens = share(self.config.sequence_length, sequence.rank(), sequence.world());
+        parts.iter().map(|rows| rows.part(tokens.clone())).collect()
+    }
+
+    /// The way of a layer's state from rank to rank, or of its gradient back.
+    fn relay(&self, layer: usize, rows: Option<&Rows>, backwards: bool) -> Result<Relay, Error> {
+        if !self.shares_rows() {
+            return Alone.relay(0, backwards);
+        }
+        let shape = self.network.state_shape(layer, rows.map_or(0, |rows| rows.sequences.rows()));
+        self.team.sequence.relay(shape.iter().product(), backwards)
+    }
+
+    /// What came from the rank before, where there is one.
+    fn state(&self, layer: usize, rows: &Rows, receive: Arriving) -> Result<Option<Tensor<4>>, Error> {
+        let values = receive()?;
+        let shape = self.network.state_shape(layer, rows.sequences.rows());
+        Ok((!values.is_empty()).then(|| Tensor::from_data(TensorData::new(values, shape), &self.device)))
+    }
+
+    /// A block, after a state where ranks share rows.
+    fn forward(
+        &self,
+        layer: usize,
+        block: &Block,
+        x: Tensor<2>,
+        rows: &Rows,
+        state: Option<Tensor<4>>,
+    ) -> (Tensor<2>, Option<Tensor<4>>) {
+        if !self.shares_rows() {
+            return (self.network.layer(layer, block, x, &rows.sequences), None);
+        }
+        let (x, state) = self.network.layer_after(layer, block, x, &rows.sequences, state);
+        (x, Some(state))
+    }
+
+    /// Whether the backward gathers the weights of a block anew.
+    fn gathers_again(&self) -> bool {
+        self.sharding == Sharding::Full
+    }
+
+    /// The gradients of all buckets over all ranks, each for the piece of this one, and the losses of this rank's micro
+    /// batches. Ranks with fewer micro batches than `most` go along with the others' gathering.
+    fn accumulate(&self, parts: &[Rows], counted: u64, most: usize) -> Result<(Vec<Arriving>, Vec<f32>), Error> {
+        let mut gradients: Vec<Gradient> =
+            self.partition.buckets().iter().map(|_| Gradient::Sum(Tree::default())).collect();
+        let mut losses = Vec::with_capacity(parts.len());
+        for index in 0..most {
+            let last = index + 1 == most;
+            let rows = parts.get(index);
+            let share = rows.map_or(0.0, |rows| rows.counted() as f64 / counted.max(1) as f64);
+            losses.extend(self.part(rows, share, last, &mut gradients)?);
+        }
+        let arriving = gradients.into_iter().enumerate().map(|(bucket, gradient)| match gradient {
+            Gradient::Coming(arriving) => Ok(arriving),
+            Gradient::Sum(tree) => self.reduce(bucket, tree),
+        });
+        Ok((arriving.collect::<Result<_, Error>>()?, losses))
+    }
+
+    /// Puts the sum of a bucket over the ranks on its way.
+    fn reduce(&self, bucket: usize, tree: Tree) -> Result<Arriving, Error> {
+        let values = tree.finish().unwrap_or_else(|| vec![0.0; self.partition.buckets()[bucket].len()]);
+        self.team.inner.reduce_scatter(values, &self.partition.pieces(bucket))
+    }
+
+    /// Adds gradients of a bucket, and sends the sum on its way where no more come and it need not be kept.
+    fn add(
+        &self,
+        bucket: usize,
+        gradients: Option<Vec<Tensor<2>>>,
+        last: bool,
+        sums: &mut [Gradient],
+    ) -> Result<(), Error> {
+        let Gradient::Sum(tree) = &mut sums[bucket] else { unreachable!("no gradient comes after the last") };
+        if let Some(gradients) = gradients {
+            tree.push(flatten(gradients, self.partition.buckets()[bucket].len()));
+        }
+        if last && self.sharding != Sharding::Optimizer {
+            let tree = std::mem::take(tree);
+            sums[bucket] = Gradient::Coming(self.reduce(bucket, tree)?);
+        }
+        Ok(())
+    }
+
+    /// Forward and backward of one micro batch, whose loss counts `share`; without rows only what other ranks need.
+    fn part(&self, rows: Option<&Rows>, share: f64, last: bool, sums: &mut [Gradient]) -> Result<Option<f32>, Error> {
+        let (layers, head) = (self.layers(), self.last());
+        let mut order: Vec<usize> = (0..=head).collect();
+        if self.gathers_again() {
+            order.extend((1..head).rev());
+        }
+        let mut gathers = self.gathers(order)?;
+
+        let table = gathers.next()?;
+        let mut x = rows.map(|rows| self.network.embed(&self.matrix(0, &table, false), &rows.inputs));
+        drop(table);
+        let mut kept = Vec::with_capacity(layers);
+        for layer in 0..layers {
+            let weights = gathers.next()?;
+            let Relay { receive, send } = self.relay(layer, rows, false)?;
+            let (Some(rows), Some(before)) = (rows, x.take()) else { continue };
+            let state = self.state(layer, rows, receive)?;
+            let state = if self.gathers_again() {
+                kept.push(Kept::Input(before.clone(), state.clone()));
+                let block = self.block(layer, &weights, false);
+                let (after, state) = self.forward(layer, &block, before, rows, state);
+                x = Some(after);
+                state
+            } else {
+                let tape = self.tape(layer, &weights, before, rows, state);
+                x = Some(tape.y.clone().inner());
+                let state = tape.after.clone().map(Tensor::inner);
+                kept.push(Kept::Tape(Box::new(tape)));
+                state
+            };
+            send(state.map_or(Vec::new(), read));
+        }
+
+        let weights = gathers.next()?;
+        let (mut loss, mut dx, mut of_head): (Option<f32>, _, _) = (None, None, None);
+        if let (Some(rows), Some(x)) = (rows, x) {
+            let (x, matrix) = (x.autodiff().require_grad(), self.matrix(head, &weights, true));
+            let value = self.network.loss(&matrix, x.clone(), &rows.targets, self.config.z_loss) * share;
+            let mut gradients = value.backward();
+            loss = Some(value.inner().into_scalar());
+            dx = Some(gradient_of(&x, &mut gradients));
+            of_head = Some(vec![gradient_of(&matrix, &mut gradients)]);
+        }
+        drop(weights);
+        self.add(head, of_head, last, sums)?;
+
+        for layer in (0..layers).rev() {
+            let weights = if self.gathers_again() { Some(gathers.next()?) } else { None };
+            let Relay { receive, send } = self.relay(layer, rows, true)?;
+            let mut of_block = None;
+            if let (Some(rows), Some(dy), Some(kept)) = (rows, dx.take(), kept.pop()) {
+                let tape = match (kept, weights) {
+                    (Kept::Input(x, state), Some(weights)) => self.tape(layer, &weights, x, rows, state),
+                    (Kept::Tape(tape), _) => *tape,
+                    (Kept::Input(..), None) => unreachable!("what is made again has its weights"),
+                };
+                let state = self.state(layer, rows, receive)?;
+                let backward = tape.backward(dy, state);
+                send(backward.state.map_or(Vec::new(), read));
+                (dx, of_block) = (Some(backward.x), Some(backward.weights));
+            }
+            self.add(layer + 1, of_block, last, sums)?;
+        }
+        let of_table = rows.zip(dx).map(|(rows, dx)| {
+            vec![gradient_on_cpu(dx, &rows.inputs, self.config.model.vocab_size, self.network.scale())]
+        });
+        self.add(0, of_table, last, sums)?;
+        Ok(loss)
+    }
+
+    /// The forward of a block on a tape of its own.
+    fn tape(
+        &self,
+        layer: usize,
+        weights: &Tensor<1>,
+        x: Tensor<2>,
+        rows: &Rows,
+        state: Option<Tensor<4>>,
+    ) -> BlockTape {
+        let (x, block) = (x.autodiff().require_grad(), self.block(layer, weights, true));
+        let before = state.map(|state| state.autodiff().require_grad());
+        let (y, after) = self.forward(layer, &block, x.clone(), rows, before.clone());
+        BlockTape { x, y, block, before, after }
+    }
+
+    /// The norm of the gradient, of which this rank has `pieces`: the sums of squares of all chunks, added in the order of
+    /// the flat buffer.
+    fn norm(&self, pieces: &[Vec<f32>]) -> Result<f64, Error> {
+        let own = pieces.iter().flat_map(|piece| square_sums(piece));
+        let own: Vec<u8> = own.flat_map(f64::to_le_bytes).collect();
+        let all = self.team.inner.exchange(&own)?;
+        let mut sums: Vec<_> =
+            all.iter().map(|bytes| bytes.as_chunks::<8>().0.iter().map(|sum| f64::from_le_bytes(*sum))).collect();
+        let mut total = 0.0;
+        // Bucket by bucket, in each rank by rank.
+        for bucket in 0..pieces.len() {
+            for (rank, sums) in sums.iter_mut().enumerate() {
+                let count = self.partition.piece(bucket, rank).len().div_ceil(CHUNK);
+                sums.by_ref().take(count).for_each(|sum| total += sum);
+            }
+        }
+        Ok(total.sqrt())
+    }
+
+    /// The losses of all micro batches of all ranks, in order, of which this rank has `own`.
+    fn losses(&self, own: &[f32]) -> Result<Vec<f64>, Error> {
+        let own: Vec<u8> = own.iter().flat_map(|loss| loss.to_le_bytes()).collect();
+        let all = self.team.all.exchange(&own)?.concat();
+        Ok(floats(&all).into_iter().map(f64::from).collect())
+    }
+
+    /// Adds to the pieces of this rank those of the ranks that have the same shard.
+    fn add_copies(&self, pieces: Vec<Vec<f32>>) -> Result<Vec<Vec<f32>>, Error> {
+        let outer = &self.team.outer;
+        if outer.world() == 1 {
+            return Ok(pieces);
+        }
+        let cut =
+            |count| -> Vec<Range<usize>> { (0..outer.world()).map(|rank| share(count, rank, outer.world())).collect() };
+        pieces
+            .into_iter()
+            .map(|piece| (cut(piece.len()), piece))
+            .map(|(cut, piece)| outer.all_reduce(piece, &cut))
+            .collect()
+    }
+
+    /// Takes the step with the gradients of this rank's pieces.
+    fn update(&mut self, gradients: Vec<Vec<f32>>, factors: &Factors) -> Result<(), Error> {
+        if self.sharding == Sharding::None {
+            // The rest of the sum, to take the whole step.
+            let whole = gradients.into_iter().enumerate().map(|(bucket, piece)| self.gather(bucket, piece));
+            let whole: Vec<Arriving> = whole.collect::<Result<_, Error>>()?;
+            for (bucket, gradient) in whole.into_iter().enumerate() {
+                let gradient = gradient()?;
+                let Held::Whole(weights) = &mut self.weights[bucket] else { unreachable!("nothing is sharded") };
+                let buffer = weights.extract().try_into_primitive::<Flex>();
+                let mut buffer = buffer.unwrap_or_else(|error| unreachable!("{error:?}"));
+                let range = self.partition.buckets()[bucket].range.clone();
+                let moments = &mut self.moments[bucket];
+                step(&self.partition, &range, buffer.storage_mut::<f32>(), moments, &gradient, factors);
+                *weights = Tensor::from_primitive::<Flex>(buffer);
+            }
+            return Ok(());
+        }
+        let mut arriving = Vec::new();
+        for (bucket, gradient) in gradients.into_iter().enumerate() {
+            let (begin, piece) = (self.partition.buckets()[bucket].range.start, self.piece(bucket));
+            let range = begin + piece.start..begin + piece.end;
+            let moments = &mut self.moments[bucket];
+            match &mut self.weights[bucket] {
+                Held::Piece(values) => step(&self.partition, &range, values, moments, &gradient, factors),
+                Held::Whole(weights) => {
+                    let mut values = cut(weights, piece);
+                    step(&self.partition, &range, &mut values, moments, &gradient, factors);
+                    arriving.push((bucket, self.gather(bucket, values)?));
+                }
+            }
+        }
+        for (bucket, values) in arriving {
+            let values = self.tensor(values()?);
+            self.weights[bucket] = Held::Whole(values);
+        }
+        Ok(())
+    }
+
+    /// The first or the second moments of this rank's shard.
+    fn moments(&self, which: usize) -> Vec<f32> {
+        let mut shard = Vec::with_capacity(self.partition.shard_len(self.team.inner.rank()));
+        for (bucket, moments) in self.moments.iter().enumerate() {
+            match self.sharding {
+                Sharding::None => shard.extend_from_slice(&moments[which][self.piece(bucket)]),
+                _ => shard.extend_from_slice(&moments[which]),
+            }
+        }
+        shard
+    }
+}
+
+/// Updates `values`, the range `range` of the flat buffer, with their gradient.
+fn step(
+    partition: &Partition,
+    range: &Range<usize>,
+    values: &mut [f32],
+    [first, second]: &mut [Vec<f32>; 2],
+    gradient: &[f32],
+    factors: &Factors,
+) {
+    for (part, decays) in partition.decays(range) {
+        let part = part.start - range.start..part.end - range.start;
+        let moments = [&mut first[part.clone()], &mut second[part.clone()]];
+        factors.update(&mut values[part.clone()], moments, &gradient[part], decays);
+    }
+}
+
+/// The values `piece` of a buffer.
+fn cut(buffer: &Tensor<1>, piece: Range<usize>) -> Vec<f32> {
+    let buffer = buffer.clone().try_into_primitive::<Flex>().unwrap_or_else(|error| unreachable!("{error:?}"));
+    cpu::values(&cpu::contiguous(buffer))[piece].to_vec()
+}
+
+/// The values of matrices, one after the other.
+fn flatten(matrices: Vec<Tensor<2>>, count: usize) -> Vec<f32> {
+    let mut flat = Vec::with_capacity(count);
+    for matrix in matrices {
+        let matrix = matrix.try_into_primitive::<Flex>().unwrap_or_else(|error| unreachable!("{error:?}"));
+        flat.extend_from_slice(cpu::values(&cpu::contiguous(matrix)));
+    }
+    flat
+}
+
+/// Gradients of what a block begins with.
+struct BlockGradients {
+    x: Tensor<2>,
+    state: Option<Tensor<4>>,
+    weights: Vec<Tensor<2>>,
+}
+
+impl BlockTape {
+    /// The gradients for that of the stream after the block, and of the state where a rank after this one has used it.
+    fn backward(self, dy: Tensor<2>, d_after: Option<Tensor<4>>) -> BlockGradients {
+        // The gradient of this sum with respect to y is dy.
+        let mut sum = (self.y * dy).sum();
+        if let Some((after, d_after)) = self.after.zip(d_after) {
+            sum = sum + (after * d_after).sum();
+        }
+        let mut gradients = sum.backward();
+        BlockGradients {
+            x: gradient_of(&self.x, &mut gradients),
+            state: self.before.map(|state| gradient_of(&state, &mut gradients)),
+            weights: self.block.in_order().map(|leaf| gradient_of(leaf, &mut gradients)).collect(),
+        }
+    }
+}
+
+/// Weights in the order they are needed; the next ones are on their way while the present ones are used.
+struct Gathers<'a> {
+    host: &'a Host,
+    order: std::vec::IntoIter<usize>,
+    ahead: Option<Fetch>,
+}
+
+impl Gathers<'_> {
+    fn next(&mut self) -> Result<Tensor<1>, Error> {
+        let Some(fetch) = self.ahead.take() else { unreachable!("there is one for every use") };
+        self.ahead = self.order.next().map(|bucket| self.host.fetch(bucket)).transpose()?;
+        match fetch {
+            Fetch::Here(weights) => Ok(weights),
+            Fetch::Coming(values) => Ok(self.host.tensor(values()?)),
+        }
+    }
+}
+
+/// The targets of all ranks that count, and the largest number of micro batches of a rank.
+fn agree(group: &dyn Collective, parts: &[Rows]) -> Result<(u64, usize), Error> {
+    let counted: usize = parts.iter().map(Rows::counted).sum();
+    let own = [counted as u64, parts.len() as u64];
+    let own: Vec<u8> = own.iter().flat_map(|number| number.to_le_bytes()).collect();
+    let (mut total, mut most) = (0, 0);
+    for (rank, bytes) in group.exchange(&own)?.iter().enumerate() {
+        let ([counted, parts], []) = bytes.as_chunks::<8>() else {
+            return Err(Error::Rank { rank, reason: format!("sent {} bytes of counts", bytes.len()) });
+        };
+        total += u64::from_le_bytes(*counted);
+        most = most.max(u64::from_le_bytes(*parts) as usize);
+    }
+    Ok((total, most))
+}
+
+impl Engine for Host {
+    fn step(&mut self, batch: &Batch, rate: f64) -> Result<(), Error> {
+        let parts = self.own_tokens(self.parts(batch)?);
+        let (counted, most) = agree(self.team.all.as_ref(), &parts)?;
+        let (arriving, losses) = self.accumulate(&parts, counted, most)?;
+        let gradients = arriving.into_iter().map(|gradient| gradient()).collect::<Result<Vec<_>, Error>>()?;
+        let gradients = self.add_copies(gradients)?;
+        let norm = self.norm(&gradients)?;
+        self.outcome.loss = self.losses(&losses)?.iter().sum();
+        self.outcome.grad_norm = norm;
+        match Factors::new(&self.config.optimizer, self.taken + 1, norm, rate) {
+            Some(factors) => {
+                self.update(gradients, &factors)?;
+                self.taken += 1;
+                self.outcome.skipped_last = 0;
+            }
+            None => {
+                self.outcome.skipped += 1;
+                self.outcome.skipped_last += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn outcome(&mut self) -> Result<Outcome, Error> {
+        Ok(self.outcome)
+    }
+
+    fn is_synchronous(&self) -> bool {
+        true
+    }
+
+    fn loss(&self, batch: &Batch) -> Result<f64, Error> {
+        let parts = self.parts(batch)?;
+        let (rank, world) = (self.team.all.rank(), self.team.all.world());
+        let own = share(parts.len(), rank, world);
+        let most = (0..world).map(|rank| share(parts.len(), rank, world).len()).max().unwrap_or(0);
+        let mut losses = Vec::with_capacity(own.len());
+        for index in 0..most {
+            let rows = parts[own.clone()].get(index);
+            let mut gathers = self.gathers((0..=self.last()).collect())?;
+            let table = gathers.next()?;
+            let mut x = rows.map(|rows| self.network.embed(&self.matrix(0, &table, false), &rows.inputs));
+            for layer in 0..self.layers() {
+                let weights = gathers.next()?;
+                let block = self.block(layer, &weights, false);
+                x = rows.zip(x).map(|(rows, x)| self.network.layer(layer, &block, x, &rows.sequences));
+            }
+            let weights = gathers.next()?;
+            if let (Some(rows), Some(x)) = (rows, x) {
+                let head = self.matrix(self.last(), &weights, false);
+                let loss: f32 = self.network.loss(&head, x, &rows.targets, 0.0).into_scalar();
+                losses.push(loss);
+            }
+        }
+        let counted = parts.iter().map(Rows::counted);
+        let sum: f64 =
+            self.losses(&losses)?.into_iter().zip(counted.clone()).map(|(loss, counted)| loss * counted as f64).sum();
+        Ok(sum / counted.sum::<usize>().max(1) as f64)
+    }
+
+    fn snapshot(&mut self) -> Result<Pending, Error> {
+        let mut values = Vec::with_capacity(self.partition.shard_len(self.team.inner.rank()));
+        for (bucket, held) in self.weights.iter().enumerate() {
+            match held {
+                Held::Piece(piece) => values.extend_from_slice(piece),
+                Held::Whole(weights) => values.extend(cut(weights, self.piece(bucket))),
+            }
+        }
+        let snapshot = Snapshot {
+            values,
+            first: self.moments(0),
+            second: self.moments(1),
+            taken: self.taken,
+            skipped: self.outcome.skipped,
+        };
+        Ok(Box::new(move || Ok(snapshot)))
+    }
+
+    fn reader(&mut self) -> Result<Box<dyn Reader + '_>, Error> {
+        let mut gathers = self.gathers((0..=self.last()).collect())?;
+        let mut values = Vec::with_capacity(self.partition.parameters().total());
+        for _ in 0..=self.last() {
+            values.extend(read(gathers.next()?));
+        }
+        let model = Model::from_values(&self.config.model, values, &self.device)?;
+        Ok(Box::new(ModelReader::new(&model)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tape::Tape;
+    use super::*;
+    use crate::config::{ModelConfig, OptimizerConfig};
+    use crate::model::initial_values;
+    use crate::rng::Rng;
+
+    #[test]
+    fn block_by_block_gives_the_bits_of_one_tape() {
+        let model = ModelConfig {
+            vocab_size: 50,
+            decoder_embed_dim: 24,
+            decoder_layers: 3,
+            decoder_attention_heads: 3,
+            hidden_dim: 24,
+            glu_dim: 40,
+            linear_use_lrpe_list: vec![1, 0, 1],
+            init_std: 0.2,
+            ..ModelConfig::default()
+        };
+        // Without clipping: the norm is summed in another order, and may differ in its last bit.
+        let optimizer = OptimizerConfig { clip_norm: 0.0, ..OptimizerConfig::default() };
+        let config = TrainConfig {
+            sequence_length: 21,
+            batch: 2,
+            gradient_accumulation: 2,
+            z_loss: 1e-3,
+            model,
+            optimizer,
+            ..TrainConfig::default()
+        };
+        let mut rng = Rng::new(1, 0);
+        let mut batch = || {
+            let tokens = (0..4 * 22).map(|_| (rng.next_u64() % 50) as u32).collect();
+            Batch { tokens, starts: vec![vec![0, 7], vec![], vec![3], vec![0]], length: 21 }
+        };
+        let (device, values) = (Device::flex(), initial_values(&config.model, 3));
+        let team = Team::new(&Alone::shared(), &config).unwrap();
+        let mut host = Host::new(&config, &device, team, Snapshot::fresh(values.clone())).unwrap();
+        let mut tape = Tape::new(&config, &device, Snapshot::fresh(values)).unwrap();
+        for _ in 0..3 {
+            let batch = batch();
+            host.step(&batch, 0.01).unwrap();
+            tape.step(&batch, 0.01).unwrap();
+            let [own, other] = [host.outcome().unwrap(), tape.outcome().unwrap()];
+            assert_eq!(own.loss.to_bits(), other.loss.to_bits());
+            assert!((own.grad_norm / other.grad_norm - 1.0).abs() < 1e-12, "{own:?} {other:?}");
+            assert!(host.snapshot().unwrap()().unwrap() == tape.snapshot().unwrap()().unwrap());
+            assert_eq!(host.loss(&batch).unwrap().to_bits(), tape.loss(&batch).unwrap().to_bits());
+        }
+        let read = |engine: &mut dyn Engine| engine.reader().unwrap().read(&[1, 2, 3]).unwrap();
+        assert_eq!(read(&mut host), read(&mut tape));
+    }
+}

@@ -1,0 +1,157 @@
+//! Which rank a process is, as its launcher says in the environment: torchrun's variables, or SLURM's.
+
+use crate::Error;
+
+/// Where ranks of a SLURM job meet whose port nobody chose: this and the job's number.
+const SLURM_PORTS: u16 = 20_000;
+/// torchrun's own choice.
+const PORT: u16 = 29_500;
+
+/// The place of a process among those of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Number of this process, from 0.
+    pub rank: usize,
+    /// Number of processes, at least 1.
+    pub world: usize,
+    /// Number of this process among those of its host.
+    pub local_rank: usize,
+    /// Host and port where rank 0 waits for the others.
+    pub master: (String, u16),
+}
+
+impl Launch {
+    /// What the environment says; one process where it says nothing.
+    ///
+    /// RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT count first. Without RANK those of SLURM do: SLURM_PROCID,
+    /// SLURM_STEP_NUM_TASKS or SLURM_NTASKS, SLURM_LOCALID, and the first host of SLURM_JOB_NODELIST.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the variable that is missing or no number.
+    pub fn from_env() -> Result<Self, Error> {
+        Self::of(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn of(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let number = |name: &str| -> Result<Option<usize>, Error> {
+            let parse = |text: String| text.parse().map_err(|_| Error::config(name, format!("{text:?} is no number")));
+            variable(name).map(parse).transpose()
+        };
+        let need = |name: &str| {
+            let missing = || Error::config(name, "is not set, though RANK is: torchrun, or --nproc, sets all of them");
+            number(name)?.ok_or_else(missing)
+        };
+        let (rank, world, local_rank, slurm) = match number("RANK")? {
+            Some(rank) => (rank, need("WORLD_SIZE")?, number("LOCAL_RANK")?.unwrap_or(rank), false),
+            None => {
+                let tasks = number("SLURM_STEP_NUM_TASKS")?.or(number("SLURM_NTASKS")?);
+                match (number("SLURM_PROCID")?, tasks) {
+                    (Some(rank), Some(tasks)) if tasks > 1 => {
+                        (rank, tasks, number("SLURM_LOCALID")?.unwrap_or(rank), true)
+                    }
+                    _ => return Ok(Self::alone()),
+                }
+            }
+        };
+        if rank >= world {
+            let name = if slurm { "SLURM_PROCID" } else { "RANK" };
+            return Err(Error::config(name, format!("{rank} is not below the number of ranks, {world}")));
+        }
+        let host = variable("MASTER_ADDR");
+        let host =
+            host.or_else(|| slurm.then(|| variable("SLURM_JOB_NODELIST").map(|list| first_host(&list))).flatten());
+        let host = host.ok_or_else(|| Error::config("MASTER_ADDR", "is not set: the host of rank 0"))?;
+        let port = match number("MASTER_PORT")? {
+            Some(port) => match u16::try_from(port) {
+                Ok(port) if port > 0 => port,
+                _ => return Err(Error::config("MASTER_PORT", format!("{port} is no port"))),
+            },
+            None if slurm => SLURM_PORTS + (number("SLURM_JOB_ID")?.unwrap_or(0) % 20_000) as u16,
+            None => PORT,
+        };
+        Ok(Self { rank, world, local_rank, master: (host, port) })
+    }
+
+    /// One process.
+    pub fn alone() -> Self {
+        Self { rank: 0, world: 1, local_rank: 0, master: ("127.0.0.1".to_owned(), PORT) }
+    }
+
+    /// The variables that say so, torchrun's.
+    pub fn variables(&self) -> [(&'static str, String); 5] {
+        [
+            ("RANK", self.rank.to_string()),
+            ("WORLD_SIZE", self.world.to_string()),
+            ("LOCAL_RANK", self.local_rank.to_string()),
+            ("MASTER_ADDR", self.master.0.clone()),
+            ("MASTER_PORT", self.master.1.to_string()),
+        ]
+    }
+
+    pub(super) fn failed(&self, reason: String) -> Error {
+        let address = format!("{}:{}", self.master.0, self.master.1);
+        Error::Rendezvous { rank: self.rank, world: self.world, address, reason }
+    }
+}
+
+/// The first host of a list such as `gpu[007-012,20],login1`.
+fn first_host(list: &str) -> String {
+    let end = list.find([',', '[']).unwrap_or(list.len());
+    match list[end..].strip_prefix('[') {
+        Some(numbers) => {
+            let first = numbers.find([',', '-', ']']).unwrap_or(numbers.len());
+            format!("{}{}", &list[..end], &numbers[..first])
+        }
+        None => list[..end].to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(variables: &[(&str, &str)]) -> Result<Launch, String> {
+        let variable =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Launch::of(variable).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn torchruns_variables_are_read_and_written() {
+        assert_eq!(of(&[]).unwrap(), Launch::alone());
+        let launch = Launch { rank: 5, world: 8, local_rank: 1, master: ("host".into(), 1234) };
+        let variables = launch.variables();
+        let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(of(&variables).unwrap(), launch);
+        let error = of(&[("RANK", "0")]).unwrap_err();
+        assert!(error.contains("WORLD_SIZE"), "{error}");
+        let error = of(&[("RANK", "8"), ("WORLD_SIZE", "8")]).unwrap_err();
+        assert!(error.contains("8 is not below"), "{error}");
+        let error = of(&[("RANK", "x"), ("WORLD_SIZE", "8")]).unwrap_err();
+        assert!(error.starts_with("RANK: \"x\" is no number"), "{error}");
+        let error = of(&[("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "70000")]);
+        assert!(error.unwrap_err().contains("no port"));
+    }
+
+    #[test]
+    fn slurms_variables_are_read() {
+        let step = [
+            ("SLURM_PROCID", "9"),
+            ("SLURM_NTASKS", "16"),
+            ("SLURM_LOCALID", "1"),
+            ("SLURM_JOB_ID", "120007"),
+            ("SLURM_JOB_NODELIST", "gpu[007-012,20],login1"),
+        ];
+        let want = Launch { rank: 9, world: 16, local_rank: 1, master: ("gpu007".into(), 20_007) };
+        assert_eq!(of(&step).unwrap(), want);
+        // A job of one task is one process.
+        assert_eq!(of(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")]).unwrap(), Launch::alone());
+    }
+
+    #[test]
+    fn the_first_host_of_a_list() {
+        for (list, host) in [("a", "a"), ("a,b", "a"), ("n[1,3]", "n1"), ("n-[01-04]", "n-01"), ("n[5]", "n5")] {
+            assert_eq!(first_host(list), host);
+        }
+    }
+}

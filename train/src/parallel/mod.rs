@@ -1,0 +1,262 @@
+//! Training with several processes, the ranks: what they say to each other, and who holds what.
+//!
+//! [`Partition`] cuts the parameters into buckets and pieces, [`Collective`] is how ranks add and gather values,
+//! [`Alone`] that of one rank and [`Mesh`] that of ranks connected through TCP. docs/scaling.md has the whole of it.
+
+pub mod launch;
+mod mesh;
+pub mod nccl;
+mod partition;
+mod sum;
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use launch::Launch;
+pub use mesh::Mesh;
+pub use partition::{Bucket, CHUNK, Partition};
+pub use sum::Tree;
+
+use crate::Error;
+use crate::config::{Sharding, TrainConfig};
+
+/// Values that are on their way; calling it waits for them.
+pub type Pending = Box<dyn FnOnce() -> Result<Vec<f32>, Error> + Send>;
+
+/// Values that go from each rank to the next, each of which needs those of the one before for its own.
+pub struct Relay {
+    /// What the rank before sends; nothing on the first rank.
+    pub receive: Pending,
+    /// Sends to the next rank, where there is one.
+    pub send: Box<dyn FnOnce(Vec<f32>) + Send>,
+}
+
+/// What ranks do together, on float32 values and bytes in the memory of the host.
+///
+/// Every rank has to call the same methods in the same order. Methods that give a [`Pending`] put their part on its way
+/// and return: several may be under way, and be waited for in any order. All fail with [`Error::Rank`], which names the
+/// rank, when one has died, hangs or has left.
+pub trait Collective: Debug + Send + Sync {
+    /// Number of this rank.
+    fn rank(&self) -> usize;
+
+    /// Number of ranks.
+    fn world(&self) -> usize;
+
+    /// Adds up `values` of all ranks, as a [`Tree`] over them, and gives this rank the piece `pieces[rank]` of the sum.
+    /// Pieces follow each other and together are all of `values`.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn reduce_scatter(&self, values: Vec<f32>, pieces: &[Range<usize>]) -> Result<Pending, Error>;
+
+    /// Puts together the pieces of all ranks, of which this one has `own`.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn all_gather(&self, own: Vec<f32>, pieces: &[Range<usize>]) -> Result<Pending, Error>;
+
+    /// Gives every rank the bytes of each, by rank. Few bytes: settings, counts, results.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn exchange(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error>;
+
+    /// Makes ready for `count` values to go from rank to rank in their order, or in the other.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn relay(&self, count: usize, backwards: bool) -> Result<Relay, Error>;
+
+    /// The sum of `values` of all ranks: [`Collective::reduce_scatter`], then [`Collective::all_gather`].
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn all_reduce(&self, values: Vec<f32>, pieces: &[Range<usize>]) -> Result<Vec<f32>, Error> {
+        let own = self.reduce_scatter(values, pieces)?()?;
+        self.all_gather(own, pieces)?()
+    }
+
+    /// Returns when every rank has come here.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn barrier(&self) -> Result<(), Error> {
+        self.exchange(&[]).map(drop)
+    }
+
+    /// The ranks `members`, this one among them and in ascending order, as a collective of their own, where ranks are numbered
+    /// by their place in it. All ranks have to go through the same calls, each in the groups that it is in.
+    fn among(&self, members: &[usize]) -> Arc<dyn Collective>;
+
+    /// Whether all others are there as far as is known. Does not wait.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn check(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// How long a rank may give no sign of life, or be waited for.
+    fn timeout(&self) -> Duration;
+
+    /// Says goodbye: with a cause, all other ranks fail with it wherever they are waiting. Nothing may be called after.
+    fn leave(&self, cause: Option<&str>);
+
+    /// Bytes that this rank has sent to others, but for signs of life.
+    fn bytes_sent(&self) -> u64;
+}
+
+/// The collective of the ranks that `launch` names: connected as [`Mesh::connect`] does, or alone.
+///
+/// # Errors
+/// As [`Mesh::connect`].
+pub fn connect(launch: &Launch, timeout: Duration) -> Result<Arc<dyn Collective>, Error> {
+    Ok(match launch.world {
+        1 => Alone::shared(),
+        _ => Arc::new(Mesh::connect(launch, timeout)?),
+    })
+}
+
+/// The ranks of a run: all, and what each is to others.
+#[derive(Clone, Debug)]
+pub struct Team {
+    /// All ranks.
+    pub all: Arc<dyn Collective>,
+    /// The neighbours that together have one copy of what is sharded.
+    pub inner: Arc<dyn Collective>,
+    /// Those that have the same shard, one in each such neighbourhood.
+    pub outer: Arc<dyn Collective>,
+    /// The neighbours that share the tokens of every row.
+    pub sequence: Arc<dyn Collective>,
+}
+
+impl Team {
+    /// Of all ranks, as the settings divide them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when they cannot be divided so.
+    pub fn new(all: &Arc<dyn Collective>, config: &TrainConfig) -> Result<Self, Error> {
+        let (rank, world) = (all.rank(), all.world());
+        let size = match (config.sharding, config.hybrid) {
+            (Sharding::None, _) | (_, 0) => world,
+            (_, size) => size.min(world),
+        };
+        if !world.is_multiple_of(size) {
+            return Err(Error::config("hybrid", format!("{world} ranks are not a multiple of {size}")));
+        }
+        let parts = config.sequence_ranks.clamp(1, world);
+        if !world.is_multiple_of(parts) || config.sequence_length < parts {
+            let reason = format!("{world} ranks are not a multiple of {parts}, or a row has fewer tokens");
+            return Err(Error::config("sequence_ranks", reason));
+        }
+        let neighbours = |size: usize| -> Vec<usize> { (rank / size * size..).take(size).collect() };
+        let alike: Vec<usize> = (rank % size..world).step_by(size).collect();
+        Ok(Self {
+            inner: all.among(&neighbours(size)),
+            outer: all.among(&alike),
+            sequence: all.among(&neighbours(parts)),
+            all: all.clone(),
+        })
+    }
+
+    /// The rows of the global batch that this rank has, all of them or a part of their tokens: as rank so and so of so many.
+    pub fn rows(&self) -> (usize, usize) {
+        let parts = self.sequence.world();
+        (self.all.rank() / parts, self.all.world() / parts)
+    }
+
+    /// How the parameters are cut.
+    pub fn partition(&self, config: &TrainConfig) -> Partition {
+        Partition::new(&config.model, self.inner.world())
+    }
+
+    /// Whether this rank writes its shard, which others may have too.
+    pub(crate) fn writes(&self) -> bool {
+        self.outer.rank() == 0
+    }
+}
+
+/// Of `total` things in a row those of `rank`, when `world` ranks share them.
+pub fn share(total: usize, rank: usize, world: usize) -> Range<usize> {
+    total * rank / world..total * (rank + 1) / world
+}
+
+/// What every rank has made, in the order of the ranks.
+///
+/// # Errors
+/// This rank's own, or [`Error::Rank`] with that of the first other one that failed.
+pub(crate) fn all_of(group: &dyn Collective, own: Result<String, Error>) -> Result<Vec<String>, Error> {
+    let said = match &own {
+        Ok(text) => format!("+{text}"),
+        Err(error) => format!("-{error}"),
+    };
+    let all = group.exchange(said.as_bytes())?;
+    own?;
+    let texts = all.into_iter().enumerate().map(|(rank, bytes)| {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        match text.strip_prefix('+') {
+            Some(text) => Ok(text.to_owned()),
+            None => Err(Error::Rank { rank, reason: format!("failed: {}", text.trim_start_matches('-')) }),
+        }
+    });
+    texts.collect()
+}
+
+/// Whether any rank says so.
+pub(crate) fn any(group: &dyn Collective, own: bool) -> Result<bool, Error> {
+    Ok(group.exchange(&[u8::from(own)])?.concat().contains(&1))
+}
+
+/// The collective of one rank.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alone;
+
+impl Alone {
+    /// As the collective of a run.
+    pub fn shared() -> Arc<dyn Collective> {
+        Arc::new(Self)
+    }
+}
+
+impl Collective for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world(&self) -> usize {
+        1
+    }
+
+    fn reduce_scatter(&self, values: Vec<f32>, _pieces: &[Range<usize>]) -> Result<Pending, Error> {
+        Ok(Box::new(move || Ok(values)))
+    }
+
+    fn all_gather(&self, own: Vec<f32>, _pieces: &[Range<usize>]) -> Result<Pending, Error> {
+        Ok(Box::new(move || Ok(own)))
+    }
+
+    fn exchange(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        Ok(vec![own.to_vec()])
+    }
+
+    fn relay(&self, _count: usize, _backwards: bool) -> Result<Relay, Error> {
+        Ok(Relay { receive: Box::new(|| Ok(Vec::new())), send: Box::new(drop) })
+    }
+
+    fn among(&self, _members: &[usize]) -> Arc<dyn Collective> {
+        Self::shared()
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::MAX
+    }
+
+    fn leave(&self, _cause: Option<&str>) {}
+
+    fn bytes_sent(&self) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,390 @@
+//! What several ranks take, told before anything runs: memory and bytes of each for every kind of sharding, and how long
+//! a step takes where links are as fast as stated. docs/scaling.md explains the formulas.
+
+use serde::Serialize;
+
+use crate::config::{GradientReduction, ModelConfig, Sharding, TrainConfig};
+use crate::estimate::{Gpu, activation_bytes, backward_cost, forward_cost, head_cost, moment_bytes, optimizer_seconds};
+use crate::parallel::Partition;
+
+/// Links between GPUs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Links {
+    /// GPUs of a host.
+    pub gpus_per_host: usize,
+    /// Bytes per second that a GPU sends to others of its host, at best.
+    pub host_bandwidth: f64,
+    /// Bytes per second that a GPU sends to other hosts, at best.
+    pub network_bandwidth: f64,
+    /// Share of these that collectives reach.
+    pub reached: f64,
+    /// Seconds from one GPU to the next in a host.
+    pub host_latency_s: f64,
+    /// Seconds from one host to the next.
+    pub network_latency_s: f64,
+}
+
+impl Default for Links {
+    /// NVLink of Hopper and a network card of 400 Gbit/s a GPU.
+    fn default() -> Self {
+        Self {
+            gpus_per_host: 8,
+            host_bandwidth: 450e9,
+            network_bandwidth: 50e9,
+            reached: 0.75,
+            host_latency_s: 2e-6,
+            network_latency_s: 8e-6,
+        }
+    }
+}
+
+impl Links {
+    /// Seconds of an all-gather or a reduce-scatter of `bytes` in all between `ranks` GPUs, round a ring.
+    fn seconds(&self, bytes: f64, ranks: usize) -> f64 {
+        if ranks == 1 {
+            return 0.0;
+        }
+        let hosts = ranks.div_ceil(self.gpus_per_host);
+        let bandwidth = if hosts > 1 { self.network_bandwidth } else { self.host_bandwidth };
+        let hops = (ranks - hosts) as f64 * self.host_latency_s + (hosts - 1) as f64 * self.network_latency_s;
+        bytes * (ranks - 1) as f64 / ranks as f64 / (self.reached * bandwidth) + hops
+    }
+
+    /// The same of GPUs that are each in another host.
+    fn between_hosts(&self, bytes: f64, ranks: usize) -> f64 {
+        let hops = (ranks - 1) as f64;
+        hops * (bytes / ranks as f64 / (self.reached * self.network_bandwidth) + self.network_latency_s)
+    }
+}
+
+/// What one kind of sharding takes of each rank.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Mode {
+    /// The kind.
+    pub sharding: Sharding,
+    /// Bytes of weights, gradients and moments as the step in bf16 has them: 18 a value before sharding.
+    pub state_bytes: u64,
+    /// Bytes of the same by the formulas of ZeRO (arXiv 1910.02054): 16 a value before sharding, with gradients in bf16.
+    pub zero_bytes: u64,
+    /// Bytes at the fullest moment.
+    pub peak_bytes: u64,
+    /// Whether the GPU has them.
+    pub fits: bool,
+    /// Bytes that a rank sends in a step.
+    pub sent_bytes: u64,
+    /// The largest size of the paper's table that fits with these settings.
+    pub largest_model: Option<&'static str>,
+}
+
+/// A step of some number of GPUs, which share the micro batches of the settings as long as each gets one; beyond that the
+/// global batch grows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Scale {
+    /// GPUs.
+    pub ranks: usize,
+    /// The kind of sharding.
+    pub sharding: Sharding,
+    /// Predicted tokens of a step.
+    pub tokens_per_step: u64,
+    /// Whether it fits.
+    pub fits: bool,
+    /// Seconds a step.
+    pub step_s: f64,
+    /// Of these, waiting for other ranks.
+    pub exposed_s: f64,
+    /// Predicted tokens per second of all.
+    pub tokens_per_s: f64,
+    /// Tokens per second of a GPU over those of a GPU alone with the same settings.
+    pub efficiency: f64,
+}
+
+/// What ranks take.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Scaling {
+    /// Ranks that `modes` are for.
+    pub ranks: usize,
+    /// The links that times are for.
+    pub links: Links,
+    /// Every kind of sharding.
+    pub modes: Vec<Mode>,
+    /// Steps of 8, 64 and 1024 GPUs.
+    pub scales: Vec<Scale>,
+}
+
+/// The estimate of `config` for `ranks` GPUs like `gpu`.
+pub fn estimate(config: &TrainConfig, gpu: &Gpu, ranks: usize) -> Scaling {
+    let links = Links::default();
+    let modes = Sharding::ALL.into_iter().map(|sharding| mode(config, gpu, sharding, ranks));
+    let scales = [8, 64, 1024].into_iter().flat_map(|ranks| {
+        let links = &links;
+        Sharding::ALL.into_iter().map(move |sharding| scale(config, gpu, links, sharding, ranks))
+    });
+    Scaling { ranks, modes: modes.collect(), scales: scales.collect(), links: links.clone() }
+}
+
+/// Bytes of a value of weights and of gradients on their way between GPUs.
+fn widths(config: &TrainConfig) -> [u64; 2] {
+    match config.gradient_reduction {
+        GradientReduction::Float32 => [2, 4],
+        GradientReduction::Bf16 => [2, 2],
+    }
+}
+
+/// Bytes that `rank` sends in a step of `rounds` micro batches a rank, when a value of the weights takes `weight` bytes
+/// and one of the gradients `gradient`: reduce-scatter and all-gather go straight from rank to rank.
+///
+/// Without sharding the sum of the gradients is gathered, else the weights: after the update, or with all sharded, for each
+/// micro batch those of a block in the forward and in the backward, those of embedding and head once.
+pub fn sent_bytes(
+    partition: &Partition,
+    rank: usize,
+    sharding: Sharding,
+    rounds: usize,
+    [weight, gradient]: [u64; 2],
+) -> u64 {
+    let others = partition.world() as u64 - 1;
+    let last = partition.buckets().len() - 1;
+    let of = |bucket: usize| {
+        let (all, own) = (partition.buckets()[bucket].len() as u64, partition.piece(bucket, rank).len() as u64);
+        let gathered = match sharding {
+            Sharding::None => gradient * own * others,
+            Sharding::Optimizer | Sharding::Gradients => weight * own * others,
+            Sharding::Full => {
+                let passes = if bucket == 0 || bucket == last { 1 } else { 2 };
+                weight * own * others * passes * rounds as u64
+            }
+        };
+        gradient * (all - own) + gathered
+    };
+    (0..=last).map(of).sum()
+}
+
+/// Ranks that have one copy of what is sharded.
+fn neighbours(config: &TrainConfig, sharding: Sharding, ranks: usize) -> usize {
+    match (sharding, config.hybrid) {
+        (Sharding::None, _) | (_, 0) => ranks,
+        (_, hybrid) => hybrid.min(ranks),
+    }
+}
+
+/// Bytes of weights, gradients and moments of a rank.
+fn state_bytes(config: &TrainConfig, partition: &Partition, sharding: Sharding, rounds: usize) -> u64 {
+    let all = partition.parameters().total() as u64;
+    let own = partition.shard_len(0) as u64;
+    let optimizer = 4 + moment_bytes(config);
+    if partition.world() == 1 {
+        return (6 + optimizer) * all;
+    }
+    // With several micro batches gradients stay whole and in float32 until the last.
+    let once = rounds == 1;
+    let gradient = if once { widths(config)[1] } else { 4 };
+    // The largest bucket whole, twice: of gradients that are made, and of weights in use and on their way.
+    let largest = partition.buckets().iter().map(|bucket| bucket.len() as u64).max().unwrap_or(0);
+    let made = if gradient == 2 || once && sharding >= Sharding::Gradients { 8 * largest } else { 0 };
+    made + match sharding {
+        Sharding::None => (2 + gradient + optimizer) * all,
+        Sharding::Optimizer => (2 + gradient) * all + optimizer * own,
+        Sharding::Gradients if once => 2 * all + (gradient + optimizer) * own,
+        Sharding::Gradients => (2 + gradient) * all + optimizer * own,
+        Sharding::Full if once => (2 + gradient + optimizer) * own + 4 * largest,
+        Sharding::Full => gradient * all + (2 + optimizer) * own + 4 * largest,
+    }
+}
+
+fn peak_bytes(config: &TrainConfig, partition: &Partition, sharding: Sharding, rounds: usize) -> u64 {
+    state_bytes(config, partition, sharding, rounds) + activation_bytes(config, config.activation_checkpointing).1
+}
+
+fn mode(config: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Mode {
+    let neighbours = neighbours(config, sharding, ranks);
+    let partition = Partition::new(&config.model, neighbours);
+    let rounds = config.gradient_accumulation.div_ceil(ranks);
+    let (all, own) = (partition.parameters().total() as u64, partition.shard_len(0) as u64);
+    let peak = peak_bytes(config, &partition, sharding, rounds);
+    let fits = |name: &&str| {
+        let Some(model) = ModelConfig::named(name) else { return false };
+        let vocab_size = config.model.vocab_size;
+        let config = TrainConfig { model: ModelConfig { vocab_size, ..model }, ..config.clone() };
+        let partition = Partition::new(&config.model, neighbours);
+        peak_bytes(&config, &partition, sharding, rounds) < gpu.memory_bytes
+    };
+    // The pieces of a copy are added to those of the others.
+    let copies = (ranks / neighbours) as u64;
+    let between = 2 * widths(config)[1] * own * (copies - 1) / copies;
+    Mode {
+        sharding,
+        state_bytes: state_bytes(config, &partition, sharding, rounds),
+        zero_bytes: match sharding {
+            Sharding::None => 16 * all,
+            Sharding::Optimizer => 4 * all + 12 * own,
+            Sharding::Gradients => 2 * all + 14 * own,
+            Sharding::Full => 16 * own,
+        },
+        peak_bytes: peak,
+        fits: peak < gpu.memory_bytes,
+        sent_bytes: between + sent_bytes(&partition, 0, sharding, rounds, widths(config)),
+        largest_model: ModelConfig::names().filter(fits).last(),
+    }
+}
+
+/// A step of `ranks` GPUs: what they compute goes in order, what they send goes in order beside it, and each waits for
+/// what it needs of the other.
+fn scale(config: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, ranks: usize) -> Scale {
+    let neighbours = neighbours(config, sharding, ranks);
+    let partition = Partition::new(&config.model, neighbours);
+    let rounds = (config.gradient_accumulation / ranks).max(1);
+    let of_round = TrainConfig { gradient_accumulation: rounds, ..config.clone() };
+    let alone = timeline(config, gpu, links, Sharding::None, &Partition::new(&config.model, 1), 1).0;
+    let alone = config.tokens_per_step() as f64 / alone;
+    let (step_s, busy_s) = timeline(&of_round, gpu, links, sharding, &partition, ranks / neighbours);
+    let tokens_per_step = ranks as u64 * of_round.tokens_per_step();
+    let tokens_per_s = tokens_per_step as f64 / step_s;
+    Scale {
+        tokens_per_step,
+        ranks,
+        sharding,
+        fits: peak_bytes(config, &partition, sharding, rounds) < gpu.memory_bytes,
+        step_s,
+        exposed_s: step_s - busy_s,
+        tokens_per_s,
+        efficiency: tokens_per_s / ranks as f64 / alone,
+    }
+}
+
+/// Seconds of a step, and of its computing alone, where each of `copies` hosts or groups of them has one copy of what is
+/// sharded.
+fn timeline(
+    config: &TrainConfig,
+    gpu: &Gpu,
+    links: &Links,
+    sharding: Sharding,
+    partition: &Partition,
+    copies: usize,
+) -> (f64, f64) {
+    let ranks = partition.world();
+    let [weight, gradient] = widths(config).map(|bytes| bytes as f64);
+    let (layers, head) = (config.model.decoder_layers, partition.buckets().len() - 1);
+    let tokens = (config.batch * config.sequence_length) as f64;
+    let values = |bucket: usize| partition.buckets()[bucket].len() as f64;
+    let gather = |bucket: usize| links.seconds(weight * values(bucket), ranks);
+    // Within a copy, then each piece over the copies and back.
+    let reduce = |bucket: usize| {
+        let piece = gradient * partition.piece(bucket, 0).len() as f64;
+        links.seconds(gradient * values(bucket), ranks) + 2.0 * links.between_hosts(piece, copies)
+    };
+    let full = sharding == Sharding::Full && ranks > 1;
+    // What is computed with which bucket, and whether its gradient is ready then.
+    let forward = |layer: usize| (layer + 1, forward_cost(config, layer), false);
+    let backward =
+        |layer: usize| (layer + 1, backward_cost(config, layer, config.activation_checkpointing.again(layer)), true);
+    let parts: Vec<_> = (0..layers)
+        .map(forward)
+        .chain([(head, head_cost(config), true)])
+        .chain((0..layers).rev().map(backward))
+        .collect();
+    // When the GPU and its link are free, and how long the GPU computed.
+    let (mut free, mut link, mut busy) = (0f64, 0f64, 0f64);
+    for round in 0..config.gradient_accumulation {
+        // The embedding, and the first block.
+        let mut here = free;
+        if full {
+            link = link.max(free) + gather(0) + gather(1);
+            here = link;
+        }
+        for (index, (bucket, cost, ready)) in parts.iter().enumerate() {
+            let begin = free.max(here);
+            if let Some((next, ..)) = parts.get(index + 1).filter(|(next, ..)| full && next != bucket) {
+                link = link.max(begin) + gather(*next);
+                here = link;
+            }
+            let seconds = cost.seconds(tokens, gpu);
+            (free, busy) = (begin + seconds, busy + seconds);
+            if *ready && round + 1 == config.gradient_accumulation {
+                link = link.max(free) + reduce(*bucket);
+            }
+        }
+        if round + 1 == config.gradient_accumulation {
+            link = link.max(free) + reduce(0);
+        }
+    }
+    let all = partition.parameters().total() as f64;
+    let (updated, after) = match sharding {
+        // The other half of the sum of gradients goes between reducing and the update.
+        Sharding::None if ranks > 1 => {
+            link += (0..=head).map(reduce).sum::<f64>();
+            (all, 0.0)
+        }
+        Sharding::None => (all, 0.0),
+        Sharding::Full => (partition.shard_len(0) as f64, 0.0),
+        Sharding::Optimizer | Sharding::Gradients => {
+            (partition.shard_len(0) as f64, (0..=head).map(gather).sum::<f64>())
+        }
+    };
+    let update = optimizer_seconds(config, updated, gpu);
+    // The norm is one number of every rank.
+    (free.max(link) + links.seconds(8.0, ranks * copies) + update + after, busy + update)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(size: &str) -> TrainConfig {
+        let model = ModelConfig::named(size).unwrap();
+        TrainConfig { model, batch: 4, sequence_length: 2048, ..TrainConfig::default() }
+    }
+
+    #[test]
+    fn states_are_within_a_twentieth_of_zeros_formulas_with_gradients_in_float32() {
+        let config = config("7b");
+        let told = estimate(&config, &Gpu::h200(), 64);
+        let all = config.model.parameters() as f64;
+        let wide = [18.0, 6.0 + 12.0 / 64.0, 2.0 + 16.0 / 64.0, 18.0 / 64.0];
+        let zero = [16.0, 4.0 + 12.0 / 64.0, 2.0 + 14.0 / 64.0, 16.0 / 64.0];
+        let largest = Partition::new(&config.model, 64).buckets().iter().map(|b| b.len()).max().unwrap() as f64;
+        for ((mode, wide), (zero, transient)) in
+            told.modes.iter().zip(wide).zip(zero.into_iter().zip([0.0, 0.0, 8.0, 12.0]))
+        {
+            let state = mode.state_bytes as f64 - transient * largest;
+            assert!((state / (wide * all) - 1.0).abs() < 0.05, "{mode:?}");
+            assert!((mode.zero_bytes as f64 / (zero * all) - 1.0).abs() < 0.05, "{mode:?}");
+        }
+        // The more is sharded, the larger the model that fits.
+        let largest: Vec<usize> = told
+            .modes
+            .iter()
+            .map(|mode| ModelConfig::names().position(|name| Some(name) == mode.largest_model).unwrap())
+            .collect();
+        assert!(largest.is_sorted() && largest[0] < largest[3], "{:?}", told.modes);
+    }
+
+    #[test]
+    fn full_sharding_sends_at_most_half_more_than_none() {
+        let partition = Partition::new(&config("385m").model, 8);
+        for widths in [[4, 4], [2, 4], [2, 2]] {
+            let sent = |sharding| sent_bytes(&partition, 0, sharding, 1, widths) as f64;
+            let none = sent(Sharding::None);
+            assert!(sent(Sharding::Full) <= 1.5 * none, "{widths:?}");
+            assert!(sent(Sharding::Optimizer) <= none && sent(Sharding::Optimizer) == sent(Sharding::Gradients));
+        }
+        let alone = Partition::new(&config("385m").model, 1);
+        assert!(Sharding::ALL.into_iter().all(|sharding| sent_bytes(&alone, 0, sharding, 3, [4, 4]) == 0));
+    }
+
+    #[test]
+    fn no_number_of_gpus_is_faster_than_each_alone_and_slow_links_show() {
+        let (config, gpu) = (config("1b"), Gpu::h200());
+        for scale in estimate(&config, &gpu, 8).scales {
+            // The update is shared, too.
+            let most = if scale.sharding == Sharding::None { 1.0 } else { 1.2 };
+            assert!(scale.efficiency > 0.0 && scale.efficiency <= most, "{scale:?}");
+            assert!(scale.exposed_s >= 0.0 && scale.exposed_s < scale.step_s, "{scale:?}");
+        }
+        let hybrid = TrainConfig { hybrid: 8, ..config.clone() };
+        let [all, host] = [&config, &hybrid].map(|config| scale(config, &gpu, &Links::default(), Sharding::Full, 1024));
+        assert!(host.efficiency > all.efficiency, "{host:?} {all:?}");
+        let slow = Links { network_bandwidth: 1e9, ..Links::default() };
+        let [fast, slow] = [&Links::default(), &slow].map(|links| scale(&config, &gpu, links, Sharding::Full, 64));
+        assert!(slow.efficiency < fast.efficiency / 4.0, "{slow:?} {fast:?}");
+    }
+}
