@@ -106,7 +106,7 @@ def fulgurite(work, binary, mode, size, rounds, peers):
         """Processor seconds of a run from nothing."""
         shutil.rmtree(f"{work}/{mode}", ignore_errors=True)
         command = [binary, "run", "-q", "--threads", "1", "--run-dir", f"{work}/{mode}", *more, f"{work}/{mode}.toml"]
-        child = subprocess.Popen(command)
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode != 0:
