@@ -96,18 +96,8 @@ pub(super) struct Word {
     pub start: usize,
     /// First byte after the word in its line.
     pub end: usize,
-    /// Bytes of the word that continue a character: `end - start - continuation` is its length in
-    /// characters.
-    pub continuation: usize,
     /// Class bits: [`ALPHABETIC`], [`ALPHANUMERIC`], [`SIGN`], [`DOT`], [`JAY`], [`UPPER`], [`LOWER`], [`ELLIPSIS`].
     pub class: u16,
-}
-
-impl Word {
-    /// Length in characters (Unicode scalar values).
-    pub fn chars(&self) -> usize {
-        self.end - self.start - self.continuation
-    }
 }
 
 /// What a scan counts of the characters beyond ASCII; those of ASCII are counted byte by byte elsewhere.
@@ -179,7 +169,7 @@ pub(super) fn scan(line: &str, mut visit: impl FnMut(Word)) -> Scan {
         if at > start {
             counts.continuation += continuation;
             if class & UNSPACED == 0 {
-                visit(Word { start, end: at, continuation, class });
+                visit(Word { start, end: at, class });
             } else {
                 pieces(line, start, at, &mut visit);
             }
@@ -195,16 +185,11 @@ pub(super) fn scan(line: &str, mut visit: impl FnMut(Word)) -> Scan {
 fn pieces(line: &str, start: usize, end: usize, visit: &mut impl FnMut(Word)) {
     let mut open: Option<Word> = None;
     for (offset, piece) in line[start..end].split_word_bound_indices() {
-        let mut next = Word {
-            start: start + offset,
-            end: start + offset + piece.len(),
-            continuation: piece.bytes().filter(|b| b & 0xc0 == 0x80).count(),
-            class: class_and_chars(piece).0,
-        };
+        let mut next =
+            Word { start: start + offset, end: start + offset + piece.len(), class: class_and_chars(piece).0 };
         if let Some(word) = open {
             if next.class & ALPHANUMERIC == 0 {
                 next.start = word.start;
-                next.continuation += word.continuation;
                 next.class |= word.class;
             } else {
                 visit(word);
@@ -503,7 +488,7 @@ mod tests {
     fn a_scan_counts_characters() {
         let mut chars = Vec::new();
         let text = "naïve 日本 🙂 É٣";
-        let scan = scan(text, |w| chars.push(w.chars()));
+        let scan = scan(text, |w| chars.push(class_and_chars(&text[w.start..w.end]).1));
         assert_eq!(chars, [5, 1, 1, 1, 2]);
         assert_eq!(text.len() - scan.continuation, text.chars().count());
         assert_eq!((scan.alphanumeric, scan.upper, scan.numbers), (5, 1, 1));
