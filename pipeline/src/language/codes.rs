@@ -2,12 +2,13 @@
 
 /// The code of a language as documents have it: ISO 639-1 where there is one, else ISO 639-3. Takes labels of fastText
 /// models too: `__label__en`, `__label__deu_Latn`. Individual languages that stand for their macrolanguage (Mandarin for
-/// Chinese) have its code.
+/// Chinese, Bokmål for Norwegian) have its code.
 pub fn code_of(label: &str) -> &str {
     let label = label.strip_prefix("__label__").unwrap_or(label);
     let language = label.split(['_', '-']).next().unwrap_or(label);
     match THREE_TO_TWO.binary_search_by_key(&language, |(three, _)| three) {
         Ok(at) => THREE_TO_TWO[at].1,
+        Err(_) if language == "nb" => "no",
         Err(_) => language,
     }
 }
@@ -33,7 +34,7 @@ static THREE_TO_TWO: [(&str, &str); 207] = [
     ("lav", "lv"), ("lim", "li"), ("lin", "ln"), ("lit", "lt"), ("ltz", "lb"), ("lub", "lu"), ("lug", "lg"),
     ("lvs", "lv"), ("mah", "mh"), ("mal", "ml"), ("mar", "mr"), ("mkd", "mk"), ("mlg", "mg"), ("mlt", "mt"),
     ("mon", "mn"), ("mri", "mi"), ("msa", "ms"), ("mya", "my"), ("nau", "na"), ("nav", "nv"), ("nbl", "nr"),
-    ("nde", "nd"), ("ndo", "ng"), ("nep", "ne"), ("nld", "nl"), ("nno", "nn"), ("nob", "nb"), ("nor", "no"),
+    ("nde", "nd"), ("ndo", "ng"), ("nep", "ne"), ("nld", "nl"), ("nno", "nn"), ("nob", "no"), ("nor", "no"),
     ("npi", "ne"), ("nya", "ny"), ("oci", "oc"), ("oji", "oj"), ("ori", "or"), ("orm", "om"), ("ory", "or"),
     ("oss", "os"), ("pan", "pa"), ("pbt", "ps"), ("pes", "fa"), ("pli", "pi"), ("plt", "mg"), ("pol", "pl"),
     ("por", "pt"), ("pus", "ps"), ("que", "qu"), ("quy", "qu"), ("roh", "rm"), ("ron", "ro"), ("run", "rn"),
@@ -57,6 +58,9 @@ mod tests {
             ("__label__en", "en"),
             ("__label__deu_Latn", "de"),
             ("cmn", "zh"),
+            ("nob", "no"),
+            ("nb", "no"),
+            ("nno", "nn"),
             ("zho_Hans", "zh"),
             ("zh-Hant", "zh"),
             ("ceb", "ceb"),
@@ -65,6 +69,7 @@ mod tests {
         ] {
             assert_eq!(code_of(label), code, "{label}");
         }
+        assert_eq!(code_of(whatlang::Lang::Nob.code()), "no", "the code that its stop words have");
         assert!(THREE_TO_TWO.is_sorted_by_key(|(three, _)| three));
     }
 }
