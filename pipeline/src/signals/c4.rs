@@ -105,7 +105,7 @@ impl Phrases {
     fn observe(&mut self, line: &[u8], word: &Word) {
         let bytes = &line[word.start..word.end];
         self.javascript |= speaks_of_javascript(bytes, word.class);
-        if may_end_phrase(bytes) {
+        if may_end_phrase(&line[word.start..]) {
             self.look_back(&line[..word.start], bytes);
         }
     }
@@ -126,7 +126,8 @@ impl Phrases {
     }
 }
 
-/// Whether a word begins as the last word of one of the phrases does. Without branches: which letters words begin with
+/// Whether the word at the start of `word` begins as the last word of one of the phrases does: letters that stand together
+/// are of one word, so it does not matter what else stands behind it. Without branches: which letters words begin with
 /// cannot be predicted.
 #[inline]
 pub(super) fn may_end_phrase(word: &[u8]) -> bool {
