@@ -165,6 +165,7 @@ async fn languages_and_classifiers_are_columns_that_rules_use() {
     model.save(&dir.path().join("quality.model")).unwrap();
 
     let signals = SignalsConfig {
+        without: Vec::new(),
         language: Some(Default::default()),
         classifiers: vec![ClassifierConfig { name: "quality".into(), model: "quality.model".into(), label: None }],
     };
