@@ -221,7 +221,7 @@ pub enum ReportFormat {
 pub struct Review {
     /// The run directory
     pub run: PathBuf,
-    /// Show what this stage dropped [default: what any stage dropped]
+    /// Show what this stage dropped or kept [default: what any stage dropped, what all kept]
     #[arg(long, value_name = "STAGE")]
     pub stage: Option<String>,
     /// Show dropped documents of every rule, or kept ones of every source

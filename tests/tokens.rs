@@ -68,7 +68,7 @@ fn a_tokenizer_is_trained_shards_are_shown_and_figures_add_up() {
     let recipe = small_recipe(dir.path());
     let run = dir.path().join("run");
     let json = dir.path().join("tokenizer.json");
-    let train = |output: &std::path::Path| {
+    let train = |output: &Path| {
         let mut command = fulgurite();
         command.args(["tokenizer", "train"]).arg(&recipe).arg("--run-dir").arg(&run).arg("--output").arg(output);
         succeed(&mut command)

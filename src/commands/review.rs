@@ -1,7 +1,7 @@
 //! `fulgurite review`
 
 use anyhow::{Context, Result};
-use pipeline::report::{Sample, by_rule, by_source};
+use pipeline::report::{by_rule, by_source};
 use pipeline::review::{Marks, Precision, precision};
 use pipeline::status::summaries;
 
@@ -23,17 +23,19 @@ pub fn review(args: &Review) -> Result<()> {
         let found = precision(&Marks::read(run)?);
         return if args.json { output::json(&found) } else { Ok(output::line(table(&found))?) };
     }
-    let mut samples = match args.by {
-        ReviewBy::Rule => by_rule(run, &stages, args.documents, SHOWN_CHARS, args.seed)?,
-        ReviewBy::Source => by_source(run, &stages, args.documents, SHOWN_CHARS, args.seed)?,
-    };
-    if let Some(stage) = &args.stage {
-        if stages.iter().all(|s| s.stage != *stage) {
-            let names: Vec<&str> = stages.iter().map(|s| s.stage.as_str()).collect();
-            return Err(Usage(format!("the run has no stage \"{stage}\"; it has {}", names.join(", "))).into());
-        }
-        samples.retain(|sample: &Sample| sample.stage.as_deref() == Some(stage.as_str()));
+    let stage = args.stage.as_deref();
+    if let Some(stage) = stage.filter(|&stage| stages.iter().all(|s| s.stage != stage)) {
+        let names: Vec<&str> = stages.iter().map(|s| s.stage.as_str()).collect();
+        return Err(Usage(format!("the run has no stage \"{stage}\"; it has {}", names.join(", "))).into());
     }
+    let samples = match args.by {
+        ReviewBy::Rule => {
+            let mut dropped = by_rule(run, &stages, args.documents, SHOWN_CHARS, args.seed)?;
+            dropped.retain(|sample| stage.is_none_or(|stage| sample.stage.as_deref() == Some(stage)));
+            dropped
+        }
+        ReviewBy::Source => by_source(run, &stages, stage, args.documents, SHOWN_CHARS, args.seed)?,
+    };
     if samples.is_empty() {
         return Ok(output::line("there is no document to review")?);
     }

@@ -87,7 +87,7 @@ pub fn report(run_dir: &Path) -> Result<Report> {
     let stages = summaries(run_dir)?;
     let signals = histograms::scan(run_dir, &stages)?;
     let mut samples = by_rule(run_dir, &stages, SAMPLES, SAMPLE_CHARS, 0)?;
-    samples.extend(by_source(run_dir, &stages, SAMPLES, SAMPLE_CHARS, 0)?);
+    samples.extend(by_source(run_dir, &stages, None, SAMPLES, SAMPLE_CHARS, 0)?);
     let absolute = std::path::absolute(run_dir).unwrap_or_else(|_| run_dir.into());
     Ok(Report {
         run: absolute.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy().into_owned()),

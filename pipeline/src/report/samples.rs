@@ -118,12 +118,21 @@ pub fn by_rule(run_dir: &Path, stages: &[StageSummary], most: usize, chars: usiz
     Ok(samples)
 }
 
-/// Up to `most` documents of each source that were kept to the end of the curation.
-pub fn by_source(run_dir: &Path, stages: &[StageSummary], most: usize, chars: usize, seed: u64) -> Result<Vec<Sample>> {
+/// Up to `most` documents of each source that `stage` kept, without one those that were kept to the end of the curation.
+/// None of a stage that is not there or decides on no documents.
+pub fn by_source(
+    run_dir: &Path,
+    stages: &[StageSummary],
+    stage: Option<&str>,
+    most: usize,
+    chars: usize,
+    seed: u64,
+) -> Result<Vec<Sample>> {
     let mut lowest = Lowest::new(most);
-    let last =
+    let deciding =
         present(stages, &["curate", "mix", "decontaminate", "lines", "near", "exact", "filter", "clean", "ingest"]);
-    let Some(last) = last.first() else { return Ok(Vec::new()) };
+    let last = deciding.iter().find(|&&deciding| stage.is_none_or(|stage| stage == deciding));
+    let Some(last) = last else { return Ok(Vec::new()) };
     let ingested: HashMap<u32, PathBuf> = files(run_dir, "ingest", false)?.into_iter().collect();
     for (task, path) in files(run_dir, last, false)? {
         let Some(documents) = ingested.get(&task) else { continue };
