@@ -143,6 +143,20 @@ fn a_review_serves_documents_and_keeps_marks() {
     let table = text(fulgurite().arg("review").arg(&run).arg("--summary"));
     assert!(table.contains("95% interval"), "{table}");
 
+    // Of every source what the stage kept.
+    let mut server = fulgurite()
+        .args(["review", "--port", "0", "--stage", "filter", "--by", "source"])
+        .arg(&run)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(line.starts_with("http://"), "{line}");
+
     let output = fulgurite().arg("review").arg(&run).args(["--stage", "nothing"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
 }
