@@ -459,7 +459,7 @@ fn all_ranks_together_load_every_kept_document_once_an_epoch_when_the_world_chan
                     for step in first..until {
                         let batch = loader.batch(step).unwrap();
                         for row in 0..batch.rows {
-                            let number = step as usize * 16 + rank + row * world_size;
+                            let number = step as usize * 16 + 16 * rank / world_size + row;
                             let starts = batch.document_starts[row].clone();
                             assert!(sequences.insert(number, (batch.row(row)[..length].to_vec(), starts)).is_none());
                         }
