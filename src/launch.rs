@@ -76,6 +76,7 @@ pub fn ranks(nproc: usize) -> Result<()> {
     }
     let mut told = false;
     let mut failed: Option<(usize, ExitStatus, Instant)> = None;
+    let mut hung: Vec<String> = Vec::new();
     loop {
         for (number, rank) in ranks.iter_mut().enumerate() {
             let ended = rank.look().with_context(|| format!("waiting for rank {number}"))?;
@@ -91,6 +92,10 @@ pub fn ranks(nproc: usize) -> Result<()> {
             ranks.iter_mut().for_each(Rank::stop);
         }
         if failed.is_some_and(|(.., at)| at.elapsed() >= GRACE) {
+            if hung.is_empty() {
+                let left = ranks.iter().enumerate().filter(|(_, rank)| rank.ended.is_none());
+                hung = left.map(|(number, _)| number.to_string()).collect();
+            }
             ranks.iter_mut().for_each(Rank::kill);
         }
         std::thread::sleep(LOOK_EVERY);
@@ -104,7 +109,11 @@ pub fn ranks(nproc: usize) -> Result<()> {
                 (None, None) => "ended".to_owned(),
             };
             let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-            Err(RankFailed { message: format!("rank {rank} of {nproc} {how}"), code }.into())
+            let mut message = format!("rank {rank} of {nproc} {how}");
+            if !hung.is_empty() {
+                message += &format!("; rank {} did not end and was killed", hung.join(", "));
+            }
+            Err(RankFailed { message, code }.into())
         }
     }
 }

@@ -1,6 +1,7 @@
-//! SIGINT and SIGTERM: the first asks the run to stop at the next commit point, the second ends the
-//! process at once (which is safe too: nothing half-written is ever taken for done). A rank that another process of this
-//! program started hears of them through its standard input.
+//! SIGINT and SIGTERM ask the run to stop at the next commit point. A second SIGINT, of a person who does not want to
+//! wait, ends the process at once (which is safe too: nothing half-written is ever taken for done). A second SIGTERM says
+//! nothing new: schedulers and launchers both send it to each process. A rank that another process of this program
+//! started hears of them through its standard input.
 
 use std::io::{self, BufRead};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,9 +19,11 @@ pub const LAUNCHED: &str = "FULGURITE_LAUNCHED";
 /// Install the handlers; the flag that they set.
 pub fn on_signal() -> io::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
+    // Order matters: on the second SIGINT the flag is set already and the process ends.
+    let interrupted = Arc::new(AtomicBool::new(false));
+    flag::register_conditional_shutdown(SIGINT, 128 + SIGINT, interrupted.clone())?;
+    flag::register(SIGINT, interrupted)?;
     for signal in [SIGINT, SIGTERM] {
-        // Order matters: on the second signal the flag is set already and the process ends.
-        flag::register_conditional_shutdown(signal, 128 + signal, stop.clone())?;
         flag::register_usize(signal, SIGNAL.clone(), signal as usize)?;
         flag::register(signal, stop.clone())?;
     }

@@ -58,8 +58,9 @@ impl Launch {
             return Err(Error::config(name, format!("{rank} is not below the number of ranks, {world}")));
         }
         let host = variable("MASTER_ADDR");
-        let host =
-            host.or_else(|| slurm.then(|| variable("SLURM_JOB_NODELIST").map(|list| first_host(&list))).flatten());
+        // A step may have other hosts than its job.
+        let hosts = || variable("SLURM_STEP_NODELIST").or_else(|| variable("SLURM_JOB_NODELIST"));
+        let host = host.or_else(|| slurm.then(|| hosts().map(|list| first_host(&list))).flatten());
         let host = host.ok_or_else(|| Error::config("MASTER_ADDR", "is not set: the host of rank 0"))?;
         let port = match number("MASTER_PORT")? {
             Some(port) => match u16::try_from(port) {
@@ -96,14 +97,15 @@ impl Launch {
 
 /// The first host of a list such as `gpu[007-012,20],login1`.
 fn first_host(list: &str) -> String {
-    let end = list.find([',', '[']).unwrap_or(list.len());
-    match list[end..].strip_prefix('[') {
-        Some(numbers) => {
-            let first = numbers.find([',', '-', ']']).unwrap_or(numbers.len());
-            format!("{}{}", &list[..end], &numbers[..first])
-        }
-        None => list[..end].to_owned(),
+    let mut host = String::new();
+    let mut rest = list;
+    while let Some(at) = rest.find([',', '[']) {
+        host.push_str(&rest[..at]);
+        let Some(numbers) = rest[at..].strip_prefix('[') else { return host };
+        host.push_str(&numbers[..numbers.find([',', '-', ']']).unwrap_or(numbers.len())]);
+        rest = numbers.find(']').map_or("", |end| &numbers[end + 1..]);
     }
+    host + rest
 }
 
 #[cfg(test)]
@@ -151,6 +153,9 @@ mod tests {
     #[test]
     fn the_first_host_of_a_list() {
         for (list, host) in [("a", "a"), ("a,b", "a"), ("n[1,3]", "n1"), ("n-[01-04]", "n-01"), ("n[5]", "n5")] {
+            assert_eq!(first_host(list), host);
+        }
+        for (list, host) in [("n[1-4]-ib,login", "n1-ib"), ("r[1-2]n[3-4],x", "r1n3"), ("n[2", "n2"), ("", "")] {
             assert_eq!(first_host(list), host);
         }
     }

@@ -361,7 +361,10 @@ impl Peer {
         })?;
         let writer = shared.clone();
         std::thread::Builder::new().name(format!("to rank {rank}")).spawn(move || {
-            if let Err(error) = writer.write(&frames, &mut to) {
+            // Why a connection broke is in what was sent before it did: the reader tells that.
+            if let Err(error) = writer.write(&frames, &mut to)
+                && matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+            {
                 writer.ended(rank, lost(&error));
             }
             drop(done);
@@ -542,6 +545,11 @@ fn lost(error: &io::Error) -> End {
     })
 }
 
+/// Where a rank listens, for one that reached the host of rank 0 at `master`: a place without an address is on that host.
+fn seen(place: SocketAddr, master: SocketAddr) -> SocketAddr {
+    if place.ip().is_unspecified() { SocketAddr::new(master.ip(), place.port()) } else { place }
+}
+
 /// How ranks find each other.
 struct Rendezvous<'a> {
     launch: &'a Launch,
@@ -605,7 +613,9 @@ impl Rendezvous<'_> {
         let told = receive_text(&mut first, self.left())
             .map_err(|error| self.failed(format!("rank 0 did not say who is there: {error}")))?;
         let places: Vec<SocketAddr> = match told.split_at_checked(1) {
-            Some(("+", places)) => places.lines().filter_map(|place| place.parse().ok()).collect(),
+            Some(("+", places)) => {
+                places.lines().filter_map(|place| place.parse().ok()).map(|at| seen(at, master)).collect()
+            }
             Some(("-", reason)) => return Err(self.failed(format!("rank 0 gave up: {reason}"))),
             _ => return Err(self.failed("rank 0 did not answer as this program does")),
         };
@@ -627,9 +637,12 @@ impl Rendezvous<'_> {
     }
 
     /// A listener: on the loopback interface alone where the master is there, else on all.
+    /// On all addresses, where ranks may come from other hosts: the name of a host is often that of its loopback on itself.
     fn listen(&self, master: SocketAddr, port: u16) -> Result<TcpListener, Error> {
+        let named = self.launch.master.0.as_str();
+        let local = named == "localhost" || named.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
         let place = match master.ip() {
-            ip if ip.is_loopback() => ip,
+            ip if local => ip,
             IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
@@ -730,7 +743,9 @@ impl Rendezvous<'_> {
         }
         let sent = stream.set_write_timeout(Some(self.timeout));
         sent.map_err(|error| self.failed(format!("rank {rank} hung up: {error}")))?;
-        let place = SocketAddr::new(address.ip(), u16::try_from(*port).unwrap_or_default());
+        // What came over the loopback is on this host, wherever others reach that.
+        let ip = if address.ip().is_loopback() { Ipv4Addr::UNSPECIFIED.into() } else { address.ip() };
+        let place = SocketAddr::new(ip, u16::try_from(*port).unwrap_or_default());
         Ok(Some((*rank, stream, place.to_string())))
     }
 }
@@ -787,6 +802,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(8))]
         #[test]
+    fn a_rank_on_the_host_of_the_first_is_found_where_that_was_reached() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert_eq!(seen(at("0.0.0.0:71"), at("10.0.0.1:29500")), at("10.0.0.1:71"));
+        assert_eq!(seen(at("10.0.0.2:71"), at("10.0.0.1:29500")), at("10.0.0.2:71"));
+    }
+
+    #[test]
         fn sums_are_the_trees_and_gathered_values_are_whole(
             world in 1usize..6,
             length in 0usize..3000,

@@ -60,8 +60,10 @@ impl Watch {
         let ends = done.clone();
         let look = move || {
             while !ends.load(Ordering::Acquire) {
-                if let Err(error) = group.check() {
-                    let reason = error.to_string();
+                // The thread that asks for work waits in a queue while the device is behind, and looks at nothing.
+                let lost = group.check().err().map(|error| error.to_string());
+                let failed = || communicators.iter().find_map(|communicator| communicator.error().err());
+                if let Some(reason) = lost.or_else(|| failed().map(|error| error.to_string())) {
                     communicators.iter().for_each(|communicator| communicator.abort(&reason));
                     return;
                 }
@@ -153,8 +155,8 @@ impl Gpus {
     /// Waits until the device of `near` has done all that this thread has asked for, as long as all ranks are alive.
     ///
     /// # Errors
-    /// What the ranks tell of one that is lost, [`Error::Device`] with NCCL's own errors and when the device is not done
-    /// within the time of the group.
+    /// [`Error::Rank`]: what the ranks tell of one that is lost, or of this one NCCL's own errors and that the device is not
+    /// done within the time of the group.
     pub fn settle(&self, near: &CubeTensor) -> Result<(), Error> {
         let mut lost = None;
         let settled = {
@@ -169,6 +171,7 @@ impl Gpus {
             outer.abort(&error.to_string());
         }
         // The watch may have been the first to know.
-        Err(lost.or_else(|| self.group.check().err()).unwrap_or_else(|| device_error(error)))
+        let own = || Error::Rank { rank: self.group.rank(), reason: format!("cannot go on: {error}") };
+        Err(lost.or_else(|| self.group.check().err()).unwrap_or_else(own))
     }
 }
