@@ -107,6 +107,8 @@ struct Launch {
 #define TABLES (STAGES * STAGE_BYTES + NW * TILES * BOX)
 #define SUMS (THETA && !STATE_ONLY)
 #define MARKED (DOCS || SUMS)       // whether a stage has something of its tokens' positions beside its tiles
+// Whether every thread gives a stage back, or one for its group: what ordinary writes fill is given back by all that read it.
+#define EACH (!HOPPER || MARKED)
 
 // The two 16-bit numbers of a word, and back.
 #if HALF
@@ -618,7 +620,7 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
             barrier_init(barriers + 8 * s, HOPPER ? 1 + MARKED : COPIERS);
-            barrier_init(barriers + 8 * (STAGES + s), HOPPER ? NW : 128 * NW);
+            barrier_init(barriers + 8 * (STAGES + s), EACH ? 128 * NW : NW);
             barrier_init(barriers + 8 * (2 * STAGES + s), 96);
         }
         for (int w = 0; w < NW; w++) barrier_init(barriers + 8 * (3 * STAGES + w), 1);
@@ -981,7 +983,7 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
         tile_store(pass.out, slice * 64, t, head, row, shared + (tile - base), tid);
 #endif
         mma_wait<0>();
-        if (!HOPPER || tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));   // past a barrier after every read of the stage
+        if (EACH || tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));   // past a barrier after every read of the stage
 #else
         columns.load(z + z_address, R + 64);
 #if DOCS
@@ -991,7 +993,7 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
         mma_fence();
         update_state(state, columns, y);
         mma_wait<0>();
-        if (!HOPPER || tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));
+        if (EACH || tid == 0) barrier_arrive(barriers + 8 * (STAGES + s));
 #endif
     }
 
