@@ -6,7 +6,7 @@ mod support;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use support::{fulgurite, root, small_recipe, succeed};
 
@@ -92,19 +92,26 @@ fn look_at(page: &Path, dir: &Path) {
     assert!(size > 40_000, "{size} bytes: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-#[test]
-fn a_review_serves_documents_and_keeps_marks() {
-    let dir = tempfile::tempdir().unwrap();
-    let run = curated(dir.path());
+/// A server of documents of the stage `filter`, and the line that it says first.
+fn review(run: &Path, arguments: &[&str]) -> (Child, String) {
     let mut server = fulgurite()
-        .args(["review", "--port", "0", "--stage", "filter", "--documents", "2"])
-        .arg(&run)
+        .args(["review", "--port", "0", "--stage", "filter"])
+        .args(arguments)
+        .arg(run)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let mut line = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (server, line)
+}
+
+#[test]
+fn a_review_serves_documents_and_keeps_marks() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = curated(dir.path());
+    let (mut server, line) = review(&run, &["--documents", "2"]);
     let address = line.trim().strip_prefix("http://").and_then(|a| a.strip_suffix('/')).unwrap().to_owned();
     assert!(address.starts_with("127.0.0.1:"), "{address}");
     let ask = |request: String| -> String {
@@ -144,15 +151,7 @@ fn a_review_serves_documents_and_keeps_marks() {
     assert!(table.contains("95% interval"), "{table}");
 
     // Of every source what the stage kept.
-    let mut server = fulgurite()
-        .args(["review", "--port", "0", "--stage", "filter", "--by", "source"])
-        .arg(&run)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let (mut server, line) = review(&run, &["--by", "source"]);
     server.kill().unwrap();
     server.wait().unwrap();
     assert!(line.starts_with("http://"), "{line}");

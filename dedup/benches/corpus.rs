@@ -7,33 +7,17 @@
 //! other work on the machine moves less than the clock; the clock is told for the whole.
 #![allow(missing_docs, clippy::print_stdout)]
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+#[path = "../../pipeline/benches/stages/mod.rs"]
+mod stages;
+
+use std::path::Path;
+use std::sync::Arc;
 
 use dedup::{ExactConfig, Mode, NearConfig, SubstringConfig, exact_stages, near_stages, substring_stages};
+use pipeline::Stage;
 use pipeline::stages::curate::CurateStage;
 use pipeline::stages::ingest::IngestStage;
-use pipeline::{Event, RunContext, RunOptions, Runner, Stage};
-
-fn failed(e: impl std::fmt::Display) -> ! {
-    panic!("{e}")
-}
-
-/// Processor seconds of this process, as Linux tells them.
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<f64> = stat.split_whitespace().skip(13).take(2).filter_map(|n| n.parse().ok()).collect();
-    fields.iter().sum::<f64>() / 100.0
-}
-
-/// The most memory that this process has held, in bytes.
-fn peak_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"));
-    line.and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) * 1024
-}
+use stages::failed;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -42,7 +26,6 @@ fn main() {
         return;
     };
     let threads = threads.parse().unwrap_or(1);
-    let dir = PathBuf::from(dir);
     let ingest = serde_json::json!({ "inputs": [{ "source": "text", "paths": files }] });
     let ingest = serde_json::from_value(ingest).unwrap_or_else(|e| failed(e));
     let here = std::path::absolute(Path::new(".")).unwrap_or_else(|e| failed(e));
@@ -61,60 +44,16 @@ fn main() {
         other => failed(format!("there is no chain {other}")),
     }
     .unwrap_or_else(|e| failed(e));
-    let mut stages: Vec<Arc<dyn Stage>> =
+    let mut chain: Vec<Arc<dyn Stage>> =
         vec![Arc::new(IngestStage::new(ingest, here.clone()).unwrap_or_else(|e| failed(e)))];
-    stages.extend(middle);
-    stages.push(Arc::new(CurateStage::new(documents, selection)));
-
+    chain.extend(middle);
+    chain.push(Arc::new(CurateStage::new(documents, selection)));
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("one pool");
-    let spent: Arc<Mutex<HashMap<String, f64>>> = Arc::default();
-    let seen = spent.clone();
-    let observer = move |event: &Event| {
-        let (stage, sign) = match event {
-            Event::StageStarted { stage, .. } => (stage, -1.0),
-            Event::StageFinished { stage, .. } => (stage, 1.0),
-            _ => return,
-        };
-        *seen.lock().expect("no panic").entry(stage.clone()).or_default() += sign * cpu_seconds();
-    };
-    let options = RunOptions { threads, observer: Arc::new(observer), ..RunOptions::new() };
-    let run = RunContext::new(&dir, options).unwrap_or_else(|e| failed(e));
-    let names: Vec<String> = stages.iter().map(|s| s.name().to_string()).collect();
-    let runner = Runner::new(run.clone(), stages).unwrap_or_else(|e| failed(e));
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().expect("threads");
-    let (started, cpu) = (Instant::now(), cpu_seconds());
-    runtime.block_on(runner.run(None)).unwrap_or_else(|e| failed(e));
-    let (wall, cpu) = (started.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    let shards = run.shards("ingest").unwrap_or_else(|e| failed(e));
-    let text: u64 = shards.iter().map(|s| pipeline::shard::text_bytes(&s.path).unwrap_or_else(|e| failed(e))).sum();
-    let text = text as f64;
-    println!(
-        "{kind}: {} documents, {:.1} MB of text, {threads} threads",
-        shards.iter().map(|s| s.rows).sum::<u64>(),
-        text / 1e6
-    );
-    for name in &names {
-        let journal = run.journal(name);
-        let seconds = spent.lock().expect("no panic").get(name).copied().unwrap_or(0.0);
-        let bytes: u64 = journal.values().flat_map(|e| &e.files).map(|f| f.bytes).sum();
-        let kept: u64 = journal.values().map(|e| e.rows_kept).sum();
-        println!(
-            "{name:22} {seconds:7.2} s of processors, {:7.1} MB/s, {:.3} bytes a byte of text, {kept} rows",
-            text / 1e6 / seconds,
-            bytes as f64 / text
-        );
-        for note in ["anchors", "candidates", "windows", "repeats", "cuts", "bytes_removed"] {
-            let sum: u64 = journal.values().filter_map(|e| e.notes.get(note)?.as_u64()).sum();
-            if sum > 0 {
-                println!("{:22} {note}: {sum}", "");
-            }
-        }
-    }
-    println!(
-        "in all {wall:.2} s, {:.1} MB/s; {cpu:.2} s of processors, {:.1} MB/s; peak {} MiB",
-        text / 1e6 / wall,
-        text / 1e6 / cpu,
-        peak_bytes() >> 20
+    println!("{kind}:");
+    stages::run(
+        Path::new(dir),
+        threads,
+        chain,
+        &["anchors", "candidates", "windows", "repeats", "cuts", "bytes_removed"],
     );
 }

@@ -164,9 +164,14 @@ impl RunContext {
 
     /// A fresh DataFusion session; see [`crate::stage::TaskContext::session`].
     pub fn session(&self) -> SessionContext {
+        self.session_of(BATCH_ROWS)
+    }
+
+    /// A session whose plans hand on so many rows at a time.
+    pub(crate) fn session_of(&self, batch_rows: usize) -> SessionContext {
         let config = SessionConfig::new()
             .with_target_partitions(1)
-            .with_batch_size(BATCH_ROWS)
+            .with_batch_size(batch_rows)
             .with_information_schema(false)
             // The build side of a join is the one we name: order and memory depend on it.
             .set_bool("datafusion.optimizer.join_reordering", false);

@@ -22,8 +22,13 @@ use crate::error::{Error, Result};
 
 /// Rows in a batch, when written and when read back. Small, because a row holds a document.
 pub const BATCH_ROWS: usize = 1024;
+/// A batch of documents is closed at this many bytes of text when it is written, and a page of a column as well: what is
+/// copied, compressed and looked at is still near the processor then, and its memory does for the next one.
+pub const BATCH_TEXT_BYTES: usize = 256 << 10;
+/// Rows in a batch where texts are read back: some [`BATCH_TEXT_BYTES`] of documents of a few kilobytes.
+pub const TEXT_BATCH_ROWS: usize = 64;
 /// A row group is closed at this many encoded bytes: what a writer holds in memory.
-pub const ROW_GROUP_BYTES: usize = 32 << 20;
+pub const ROW_GROUP_BYTES: usize = 8 << 20;
 /// A row group is closed at this many rows.
 pub const ROW_GROUP_ROWS: usize = 64 << 10;
 /// Zstandard level of shards: level 3 saves a tenth of the bytes of English text and takes nearly twice the time, which
@@ -139,14 +144,22 @@ pub fn text_bytes(path: &Path) -> Result<u64> {
 /// Writes batches of one schema to a Parquet shard.
 ///
 /// Bytes depend on the sequence of rows alone, not on how it was cut into batches: rows are
-/// re-cut into batches of [`BATCH_ROWS`] first.
+/// re-cut into batches of [`BATCH_ROWS`], or of [`BATCH_TEXT_BYTES`] if those are fewer rows, first.
 pub struct ShardWriter {
     path: PathBuf,
     writer: ArrowWriter<PendingWriter>,
     coalescer: BatchCoalescer,
     rows: u64,
-    /// Position of the column `text`, and bytes of text so far.
-    text: Option<(usize, u64)>,
+    text: Option<TextColumn>,
+}
+
+/// The column `text` of a shard.
+struct TextColumn {
+    position: usize,
+    /// Bytes so far.
+    bytes: u64,
+    /// Bytes since a batch was closed for them.
+    in_batch: usize,
 }
 
 impl ShardWriter {
@@ -164,18 +177,31 @@ impl ShardWriter {
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let writer =
             ArrowWriter::try_new_with_options(file, schema.clone(), options).map_err(|e| Error::parquet(&path, e))?;
-        let text = schema.index_of("text").ok().map(|column| (column, 0));
+        let text = schema.index_of("text").ok().map(|position| TextColumn { position, bytes: 0, in_batch: 0 });
         Ok(Self { path, writer, coalescer: BatchCoalescer::new(schema, BATCH_ROWS), rows: 0, text })
     }
 
     /// Append rows.
     pub fn write(&mut self, batch: RecordBatch) -> Result<()> {
-        self.rows += batch.num_rows() as u64;
-        if let Some((column, bytes)) = &mut self.text {
-            let texts = cast(batch.column(*column), &DataType::Utf8View)?;
-            *bytes += texts.as_string_view().lengths().map(u64::from).sum::<u64>();
+        let rows = batch.num_rows();
+        self.rows += rows as u64;
+        let mut begin = 0;
+        if let Some(text) = &mut self.text {
+            let texts = cast(batch.column(text.position), &DataType::Utf8View)?;
+            for (row, length) in texts.as_string_view().lengths().enumerate() {
+                text.bytes += u64::from(length);
+                text.in_batch += length as usize;
+                if text.in_batch >= BATCH_TEXT_BYTES {
+                    text.in_batch = 0;
+                    self.coalescer.push_batch(batch.slice(begin, row + 1 - begin))?;
+                    self.coalescer.finish_buffered_batch()?;
+                    begin = row + 1;
+                }
+            }
         }
-        self.coalescer.push_batch(batch)?;
+        if begin < rows {
+            self.coalescer.push_batch(batch.slice(begin, rows - begin))?;
+        }
         self.drain()
     }
 
@@ -195,7 +221,7 @@ impl ShardWriter {
     pub fn finish(mut self) -> Result<PendingFile> {
         self.coalescer.finish_buffered_batch()?;
         self.drain()?;
-        if let Some((_, bytes)) = self.text {
+        if let Some(TextColumn { bytes, .. }) = self.text {
             self.writer.append_key_value_metadata(KeyValue { key: TEXT_BYTES.into(), value: Some(bytes.to_string()) });
         }
         let file = self.writer.into_inner().map_err(|e| Error::parquet(&self.path, e))?;
@@ -207,6 +233,7 @@ fn properties(schema: &SchemaRef, metadata: Vec<(String, String)>) -> Result<Wri
     let level = ZstdLevel::try_new(ZSTD_LEVEL).map_err(|e| Error::parquet("zstd", e))?;
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(level))
+        .set_data_page_size_limit(BATCH_TEXT_BYTES)
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
         .set_created_by("fulgurite".into())
@@ -234,4 +261,54 @@ fn properties(schema: &SchemaRef, metadata: Vec<(String, String)>) -> Result<Wri
         };
     }
     Ok(builder.build())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, StringViewArray, UInt64Array};
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+    use super::*;
+
+    #[test]
+    fn bytes_of_a_shard_depend_on_its_rows_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        // Texts of up to 100 KB, two of several batches' worth, and many short ones.
+        let texts: Vec<String> = (0..3000usize)
+            .map(|n| match n {
+                700 | 701 => format!("{n} ").repeat(900_000),
+                0..400 => format!("{} ", n * 7919).repeat(n * n % 15_000),
+                _ => format!("{}", n * 7919),
+            })
+            .collect();
+        let text: ArrayRef = Arc::new(StringViewArray::from_iter_values(&texts));
+        let ordinal: ArrayRef = Arc::new(UInt64Array::from_iter_values(0..3000));
+        let all = RecordBatch::try_from_iter([("ordinal", ordinal), ("text", text)]).unwrap();
+        let shard = |name: String, rows: usize| {
+            let mut writer = ShardWriter::create(dir.path(), name, all.schema(), Vec::new()).unwrap();
+            for begin in (0..3000).step_by(rows) {
+                writer.write(all.slice(begin, rows.min(3000 - begin))).unwrap();
+            }
+            writer.finish().unwrap()
+        };
+        let once = shard("3000".into(), 3000);
+        assert_eq!(once.entry.rows, 3000);
+        for rows in [1, 7, 1000] {
+            assert_eq!(shard(rows.to_string(), rows).entry.xxh3, once.entry.xxh3, "{rows} rows at a time");
+        }
+        let total: usize = texts.iter().map(String::len).sum();
+        assert_eq!(text_bytes(&once.temporary).unwrap(), total as u64);
+        let file = File::open(&once.temporary).unwrap();
+        let mut row = 0;
+        for batch in ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap() {
+            let column = cast(&batch.unwrap()["text"], &DataType::Utf8View).unwrap();
+            for found in column.as_string_view().iter() {
+                assert!(found == Some(texts[row].as_str()), "row {row}");
+                row += 1;
+            }
+        }
+        assert_eq!(row, 3000);
+    }
 }

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::manifest::Totals;
 use crate::run::RunContext;
-use crate::shard::{PendingFile, PendingWriter, Shard, ShardWriter, part_name};
+use crate::shard::{PendingFile, PendingWriter, Shard, ShardWriter, TEXT_BATCH_ROWS, part_name};
 
 /// Name of the verdict column: null keeps the row, anything else names the rule that drops it.
 pub const RULE: &str = "rule";
@@ -163,6 +163,12 @@ impl TaskContext {
     /// run's shared memory pool and spill directory.
     pub fn session(&self) -> SessionContext {
         self.run.session()
+    }
+
+    /// As [`Self::session`], for plans that walk over texts: with few rows at a time, a text is looked at while it is near
+    /// the processor, and the memory of one batch does for the next.
+    pub(crate) fn text_session(&self) -> SessionContext {
+        self.run.session_of(TEXT_BATCH_ROWS)
     }
 
     /// Shard `index` of a stage, all columns, in order.

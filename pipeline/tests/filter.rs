@@ -188,6 +188,18 @@ async fn a_signal_that_is_left_out_has_no_column_and_the_others_are_the_same() {
             assert_eq!(column.as_primitive::<Float64Type>().value(row), expected, "{} of row {row}", signal.name);
         }
     }
+    let named = ["c4", "word_entropy", "compression_ratio"].map(str::to_owned).to_vec();
+    let only = SignalsConfig { only: named, without: without.to_vec(), ..SignalsConfig::default() };
+    let columns = ["c4_sentence_count", "c4_has_lorem_ipsum", "c4_has_curly_bracket", "word_entropy"];
+    assert_eq!(only.columns()[..only.columns().len() - 3], columns);
+    let error = FilterConfig::default().resolve(&only).unwrap_err().to_string();
+    assert!(error.contains("gopher_too_few_words") && error.contains("signals.only leaves it out"), "{error}");
+    // The profiles of the filter have all that its rules ask for.
+    let profiles = FilterConfig::default().profiles;
+    FilterConfig::default().resolve(&SignalsConfig { only: profiles, ..SignalsConfig::default() }).unwrap();
+    let wrong = SignalsConfig { only: vec!["c4".into(), "finewbe".into()], ..SignalsConfig::default() };
+    let error = SignalsStage::new("documents", None, &wrong, Path::new(".")).err().unwrap().to_string();
+    assert!(error.contains("signals.only.1") && error.contains("did you mean \"fineweb\"?"), "{error}");
     let wrong = SignalsConfig { without: vec!["compresion_ratio".into()], ..SignalsConfig::default() };
     let error = SignalsStage::new("documents", None, &wrong, Path::new(".")).err().unwrap().to_string();
     assert!(error.contains("signals.without.0") && error.contains("did you mean \"compression_ratio\"?"), "{error}");

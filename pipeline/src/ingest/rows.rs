@@ -13,10 +13,8 @@ use datafusion::error::{DataFusionError, Result};
 
 use super::bad::BadInTask;
 use crate::document::{self, document_id};
-use crate::shard::BATCH_ROWS;
+use crate::shard::{BATCH_ROWS, BATCH_TEXT_BYTES};
 
-/// A batch is closed at this many bytes of text.
-const BATCH_BYTES: usize = 16 << 20;
 /// Bytes of a bad record that are kept for whoever looks at it.
 pub(super) const EXCERPT_BYTES: usize = 1024;
 /// Position of the ordinal in [`SCHEMA`].
@@ -201,7 +199,7 @@ impl Rows {
             bad,
             send,
             ids: FixedSizeBinaryBuilder::new(16),
-            text: StringViewBuilder::new(),
+            text: StringViewBuilder::new().with_fixed_block_size(BATCH_TEXT_BYTES as u32),
             url: StringViewBuilder::new(),
             language: StringViewBuilder::new(),
             timestamp: TimestampMillisecondBuilder::new().with_timezone("UTC"),
@@ -278,7 +276,7 @@ impl Rows {
 
     fn next_row(&mut self) -> Result<()> {
         self.rows += 1;
-        if self.rows >= BATCH_ROWS || self.bytes >= BATCH_BYTES { self.flush() } else { Ok(()) }
+        if self.rows >= BATCH_ROWS || self.bytes >= BATCH_TEXT_BYTES { self.flush() } else { Ok(()) }
     }
 
     /// Send what is there. Ordinals count from 0 in every batch until [`Ordinals`] sets them.

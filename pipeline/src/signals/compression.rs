@@ -15,7 +15,6 @@ const KEEP: usize = 4 << 20;
 pub(super) struct Compression {
     compressor: Option<Compressor<'static>>,
     output: Vec<u8>,
-    left_out: bool,
 }
 
 impl fmt::Debug for Compression {
@@ -25,14 +24,9 @@ impl fmt::Debug for Compression {
 }
 
 impl Compression {
-    /// Ratios are 0 from now on.
-    pub fn leave_out(&mut self) {
-        self.left_out = true;
-    }
-
     /// Compressed bytes per byte, at most 1; 0 for nothing. A text depends on no text before it.
     pub fn ratio(&mut self, bytes: &[u8]) -> f64 {
-        if bytes.is_empty() || self.left_out {
+        if bytes.is_empty() {
             return 0.0;
         }
         if self.compressor.is_none() {

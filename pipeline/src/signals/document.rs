@@ -1,7 +1,7 @@
 //! The signals of a document: those of its text, its language, and the probabilities of the recipe's classifiers.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{Array, ArrayRef, AsArray, Float64Builder, StringViewBuilder, StructArray};
 use arrow::compute::cast;
@@ -26,11 +26,16 @@ pub const LANGUAGE_SCORE: &str = "language_score";
 /// Fraction of the characters of judged paragraphs that are in the document's language; null where none was judged.
 pub const LANGUAGE_PARAGRAPH_FRACTION: &str = "language_paragraph_fraction";
 
-/// What is computed: the signals of the text, all of them whichever rules ask for them unless left out here, and what
-/// else the recipe asks for.
+/// What is computed: the signals of the text, all of them whichever rules ask for them unless the recipe says otherwise
+/// here, and what else the recipe asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SignalsConfig {
+    /// The signals of the text that get a column, by name or by the name of a profile, which stands for those that its
+    /// rules ask for; empty: all. What the others take alone is saved: about half of the time for the profiles of the
+    /// default filter.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<String>,
     /// Signals of the text that get no column. Of those that take time of their own it is saved, which is
     /// `compression_ratio` more than all others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -69,14 +74,34 @@ impl SignalsConfig {
         fields
     }
 
-    /// Whether this signal of the text has a column.
-    fn has(&self, signal: &str) -> bool {
-        self.without.iter().all(|name| name != signal)
+    fn fields(&self) -> Fields {
+        let of_profiles: Vec<String> = self
+            .only
+            .iter()
+            .filter_map(|name| profiles::profile(name).ok())
+            .flatten()
+            .filter_map(|r| r.signal)
+            .collect();
+        let named = |names: &[String], field: &Field| names.iter().any(|name| name == field.name());
+        let all = udf::fields();
+        let of_text = all.iter().filter(|field| {
+            let only = self.only.is_empty() || named(&self.only, field) || named(&of_profiles, field);
+            only && !named(&self.without, field)
+        });
+        of_text.cloned().chain(self.more_fields().into_iter().map(Arc::new)).collect()
     }
 
-    fn fields(&self) -> Fields {
-        let of_text = udf::fields().iter().filter(|field| self.has(field.name())).cloned().collect::<Vec<_>>();
-        of_text.into_iter().chain(self.more_fields().into_iter().map(Arc::new)).collect()
+    /// Why a signal of the text has no column, for people.
+    pub(crate) fn why_not(&self, signal: &str) -> &'static str {
+        if SIGNALS.iter().all(|s| s.name != signal) {
+            ""
+        } else if self.without.iter().any(|name| name == signal) {
+            "; signals.without leaves it out"
+        } else if self.only.is_empty() {
+            ""
+        } else {
+            "; signals.only leaves it out"
+        }
     }
 
     /// The schema that rules are planned against: every column of the stage's shards but `id` and `ordinal`.
@@ -93,9 +118,12 @@ impl SignalsConfig {
 /// The models of a recipe, loaded.
 pub struct DocumentSignals {
     config: SignalsConfig,
+    fields: Fields,
     identifier: Option<Identifier>,
     classifiers: Vec<Classifier>,
     digests: Vec<Digest>,
+    /// Of batches that are done, for those that come.
+    scratch: Mutex<Vec<Scratch>>,
 }
 
 impl DocumentSignals {
@@ -104,11 +132,17 @@ impl DocumentSignals {
     /// # Errors
     /// [`Error::Setting`] for a model that cannot be used and for a name that cannot be a column's.
     pub fn load(config: &SignalsConfig, base_dir: &Path) -> Result<Self> {
-        if let Some(number) = config.without.iter().position(|name| SIGNALS.iter().all(|s| s.name != name)) {
-            let names: Vec<&str> = SIGNALS.iter().map(|signal| signal.name).collect();
-            let name = &config.without[number];
-            let reason = format!("unknown signal \"{name}\"{}", profiles::suggest(name, &names));
-            return Err(Error::setting(format!("signals.without.{number}"), reason));
+        let signals: Vec<&str> = SIGNALS.iter().map(|signal| signal.name).collect();
+        let and_profiles = [signals.as_slice(), profiles::PROFILES].concat();
+        for (key, kind, names, known) in [
+            ("only", "signal or profile", &config.only, &and_profiles),
+            ("without", "signal", &config.without, &signals),
+        ] {
+            if let Some(number) = names.iter().position(|name| !known.contains(&name.as_str())) {
+                let name = &names[number];
+                let reason = format!("unknown {kind} \"{name}\"{}", profiles::suggest(name, known));
+                return Err(Error::setting(format!("signals.{key}.{number}"), reason));
+            }
         }
         let mut digests = Vec::new();
         let mut digest = |key: String, path: &Path| -> Result<()> {
@@ -145,7 +179,14 @@ impl DocumentSignals {
             let model = Classifier::load(&base_dir.join(&classifier.model), classifier.label.as_deref());
             classifiers.push(model.map_err(|e| Error::setting(format!("{key}.model"), e.to_string()))?);
         }
-        Ok(Self { config: config.clone(), identifier, classifiers, digests })
+        Ok(Self {
+            config: config.clone(),
+            fields: config.fields(),
+            identifier,
+            classifiers,
+            digests,
+            scratch: Mutex::default(),
+        })
     }
 
     /// What they were loaded from.
@@ -162,16 +203,15 @@ impl DocumentSignals {
         let rows = texts.len();
         let (texts, languages) = (cast(texts, &DataType::Utf8View)?, cast(languages, &DataType::Utf8View)?);
         let (texts, languages) = (texts.as_string_view(), languages.as_string_view());
-        let mut columns = Columns::of(rows, |signal| self.config.has(signal));
+        let has = |signal: &str| self.fields.find(signal).is_some();
+        let mut columns = Columns::of(rows, has);
         let mut language = StringViewBuilder::with_capacity(rows);
         let mut score = Float64Builder::with_capacity(rows);
         let mut paragraph_fraction = Float64Builder::with_capacity(rows);
         let mut probabilities: Vec<Float64Builder> =
             self.classifiers.iter().map(|_| Float64Builder::with_capacity(rows)).collect();
-        let mut scratch = Scratch::default();
-        if !self.config.has("compression_ratio") {
-            scratch.leave_out_compression();
-        }
+        let kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut scratch = kept.unwrap_or_else(|| Scratch::only(has));
         let mut words = FastTextScratch::default();
         let mut features = ClassifierScratch::default();
         let paragraphs = self.config.language.as_ref().is_some_and(|l| l.paragraphs);
@@ -190,6 +230,7 @@ impl DocumentSignals {
                 column.append_option(text.and_then(|text| classifier.probability(text, &mut features)));
             }
         }
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).push(scratch);
         let mut arrays = columns.finish_columns();
         arrays.extend([
             Arc::new(language.finish()) as ArrayRef,
@@ -197,7 +238,7 @@ impl DocumentSignals {
             Arc::new(paragraph_fraction.finish()),
         ]);
         arrays.extend(probabilities.iter_mut().map(|column| Arc::new(column.finish()) as ArrayRef));
-        Ok(StructArray::try_new(self.config.fields(), arrays, None)?)
+        Ok(StructArray::try_new(self.fields.clone(), arrays, None)?)
     }
 }
 
@@ -222,7 +263,7 @@ impl ScalarUDFImpl for Function {
     }
 
     fn return_type(&self, _: &[DataType]) -> PlanResult<DataType> {
-        Ok(DataType::Struct(self.signals.config.fields()))
+        Ok(DataType::Struct(self.signals.fields.clone()))
     }
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> PlanResult<ColumnarValue> {

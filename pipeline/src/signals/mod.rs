@@ -33,6 +33,7 @@ pub use stop_words::StopWords;
 
 use c4::Phrases;
 use compression::Compression;
+use memchr::{memchr, memchr_iter};
 use refinedweb::LineShape;
 use repetition::Repetition;
 use vocabulary::{
@@ -271,19 +272,52 @@ signals! {
 }
 
 /// Memory that [`compute`] keeps from document to document: after the first few, no allocation. A document
-/// needs up to 120 bytes of it per word; what a document of more than some four million words took is given back.
+/// needs up to 120 bytes of it per word; what a document of more than some 260,000 words took is given back.
 #[derive(Debug, Default)]
 pub struct Scratch {
     spaces: Spaces,
     vocabulary: Vocabulary,
     repetition: Repetition,
     compression: Compression,
+    parts: Parts,
+}
+
+/// What takes time for a few signals alone: nothing of it is done where none of them is wanted.
+#[derive(Clone, Copy, Debug)]
+struct Parts {
+    compression: bool,
+    /// Counts of every byte and of characters by what they are.
+    characters: bool,
+    /// Words in n-grams that occur more than once.
+    covered: bool,
+    /// The line rules of RefinedWeb.
+    line_rules: bool,
+    /// Words of the list of stop words in any shape.
+    stop_words: bool,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self { compression: true, characters: true, covered: true, line_rules: true, stop_words: true }
+    }
 }
 
 impl Scratch {
-    /// `compression_ratio`, which takes more time than any other signal, stays 0 from now on.
-    pub fn leave_out_compression(&mut self) {
-        self.compression.leave_out();
+    /// For the `wanted` signals: with it, [`compute`] leaves out what none of them needs, and the others may be anything.
+    pub fn only(wanted: impl Fn(&str) -> bool) -> Self {
+        let any = |begins: &[&str]| {
+            SIGNALS
+                .iter()
+                .any(|signal| begins.iter().any(|begin| signal.name.starts_with(begin)) && wanted(signal.name))
+        };
+        let parts = Parts {
+            compression: any(&["compression_ratio"]),
+            characters: any(&["byte_entropy", "curly_bracket_", "uppercase_char_", "digit_char_", "symbol_char_"]),
+            covered: any(&["covered_"]),
+            line_rules: any(&["refinedweb_"]),
+            stop_words: any(&["stop_word_fraction"]),
+        };
+        Self { parts, ..Self::default() }
     }
 }
 
@@ -294,7 +328,7 @@ pub fn compute(text: &str, scratch: &mut Scratch) -> Signals {
 
 /// All signals of `text` in the language of `stop_words`, on which `stop_word_count` and `stop_word_fraction` depend.
 pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> Signals {
-    let Scratch { spaces, vocabulary, repetition, compression } = scratch;
+    let Scratch { spaces, vocabulary, repetition, compression, parts } = scratch;
     let bytes = text.as_bytes();
     spaces.look(bytes);
     vocabulary.begin(bytes.len());
@@ -326,7 +360,7 @@ pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> 
         }
         newlines_to_first_line.get_or_insert(newlines);
         newlines_to_last_line = newlines;
-        let mut found = LineWords::new(text, at, stop_words, &mut tokens);
+        let mut found = LineWords::new(text, at, stop_words, parts.stop_words, &mut tokens);
         let mut scan = Scan::default();
         spaces.runs(at..at + line.len(), |from, to| {
             match Short::of(bytes, from, to).filter(|short| short.is_ascii()) {
@@ -341,9 +375,11 @@ pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> 
         found.settle(vocabulary);
         let line_bytes = line.as_bytes();
         let chars = line.len() - scan.continuation;
-        let (ascii_upper, ascii_digits) = words::ascii_upper_and_digits(line_bytes);
-        let (upper, numbers) = (ascii_upper + scan.upper, ascii_digits + scan.numbers);
-        refinedweb.add(line, LineShape { words: found.words, characters: chars, upper, numbers });
+        if parts.line_rules {
+            let (ascii_upper, ascii_digits) = words::ascii_upper_and_digits(line_bytes);
+            let (upper, numbers) = (ascii_upper + scan.upper, ascii_digits + scan.numbers);
+            refinedweb.add(line, LineShape { words: found.words, characters: chars, upper, numbers });
+        }
         wide.add(scan);
         let phrases = found.phrases();
         let sentences = found.sentences();
@@ -370,14 +406,18 @@ pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> 
     let line_chars = repetition.line_chars();
     let duplicate_lines = repetition.duplicate_lines();
     let duplicate_paragraphs = repetition.duplicate_paragraphs();
-    let ngrams = repetition.ngram_chars(vocabulary);
+    let ngrams = repetition.ngram_chars(vocabulary, parts.covered);
     let inner_newlines = newlines_to_first_line.map_or(0, |first| newlines_to_last_line - first);
     let top = ngrams.top.map(|chars| ratio(chars.min(word_chars), word_chars));
     let duplicate = ngrams.duplicate.map(|chars| ratio(chars, word_chars));
     let covered = ngrams.covered.map(|chars| ratio(chars, word_chars));
     let content = text.trim().as_bytes();
-    let byte_counts = entropy::count(content);
-    let characters = CharacterCounts::of(&byte_counts, wide);
+    let (characters, byte_entropy) = if parts.characters {
+        let counts = entropy::count(content);
+        (CharacterCounts::of(&counts, wide), entropy::of_counts(&counts))
+    } else {
+        (CharacterCounts::of_signs(content), 0.0)
+    };
 
     Signals {
         byte_count: text.len() as i64,
@@ -442,8 +482,8 @@ pub fn compute_in(text: &str, stop_words: &StopWords, scratch: &mut Scratch) -> 
         refinedweb_one_word_line_count: refinedweb.one_word as i64,
         refinedweb_cut_line_count: refinedweb.cut as i64,
         refinedweb_removed_word_fraction: ratio(refinedweb.removed_words, word_count),
-        byte_entropy: entropy::of_counts(&byte_counts),
-        compression_ratio: compression.ratio(content),
+        byte_entropy,
+        compression_ratio: if parts.compression { compression.ratio(content) } else { 0.0 },
     }
 }
 
@@ -463,6 +503,8 @@ const AHEAD: usize = 64;
 struct LineWords<'t> {
     text: &'t str,
     stop_words: &'t StopWords,
+    /// As of [`describe`].
+    with_core: bool,
     /// First byte of the line.
     start: usize,
     words: usize,
@@ -480,10 +522,17 @@ struct LineWords<'t> {
 }
 
 impl<'t> LineWords<'t> {
-    fn new(text: &'t str, start: usize, stop_words: &'t StopWords, tokens: &'t mut [Token; AHEAD]) -> Self {
+    fn new(
+        text: &'t str,
+        start: usize,
+        stop_words: &'t StopWords,
+        with_core: bool,
+        tokens: &'t mut [Token; AHEAD],
+    ) -> Self {
         Self {
             text,
             stop_words,
+            with_core,
             start,
             words: 0,
             ends: 0,
@@ -511,7 +560,7 @@ impl<'t> LineWords<'t> {
     fn settle(&mut self, vocabulary: &mut Vocabulary) {
         for number in 0..self.waiting {
             let Token { from, to, hash } = self.tokens[number];
-            let marks = vocabulary.add(hash, || describe(self.text, from, to, hash, self.stop_words));
+            let marks = vocabulary.add(hash, || describe(self.text, from, to, hash, self.stop_words, self.with_core));
             self.ends += u64::from(marks & SENTENCE_END);
             self.marks |= marks;
             self.last = marks;
@@ -545,40 +594,37 @@ impl<'t> LineWords<'t> {
     }
 }
 
-/// What is to be known of the word `text[from..to]`: everything that depends on it alone.
+/// What is to be known of the word `text[from..to]`: everything that depends on it alone. `with_core`: whether a word of the
+/// list of stop words counts in any shape.
 #[inline(never)]
-fn describe(text: &str, from: usize, to: usize, hash: u64, stop_words: &StopWords) -> Description {
+fn describe(text: &str, from: usize, to: usize, hash: u64, stop_words: &StopWords, with_core: bool) -> Description {
     let mark = |is: bool, mark: u8| if is { mark } else { 0 };
-    let of_class = |class: u16| {
-        mark(class & words::ALPHABETIC != 0, ALPHABETIC)
-            | mark(class & words::ALPHANUMERIC != 0, ALPHANUMERIC)
-            | mark(class & (words::UPPER | words::LOWER) == words::UPPER, ALL_CAPS)
-    };
+    let bytes = text.as_bytes();
     let (gopher, listed) = stop_words.look_up(hash);
-    let short = Short::of(text.as_bytes(), from, to).filter(|short| short.is_ascii()).map(|s| (s, s.class()));
-    // Most words are letters alone: these end no sentence, have no ellipsis and nothing to take off.
-    if let Some((short, class)) = short
-        && class & (words::SIGN | words::JAY) == 0
-        && text.as_bytes()[from] != 0
-        && text.as_bytes()[to - 1] != 0
-    {
-        let marks = of_class(class) | mark(short.may_end_phrase(), PHRASE) | mark(listed, LISTED);
-        return Description { chars: (to - from) as u32, marks, gopher };
-    }
-    let word = &text[from..to];
-    let bytes = word.as_bytes();
-    let (class, chars) = match short {
-        Some((_, class)) => (class, word.len()),
-        None => words::class_and_chars(word),
+    let short = Short::of(bytes, from, to).filter(|short| short.is_ascii());
+    let (class, chars, may_end_phrase) = match short {
+        Some(short) => (short.class(), to - from, short.may_end_phrase()),
+        None => {
+            let (class, chars) = words::class_and_chars(&text[from..to]);
+            (class, chars, c4::may_end_phrase(&bytes[from..to]))
+        }
     };
-    let listed = listed || stop_words.has_core(text.as_bytes(), from, to);
-    let dotted = class & (words::DOT | words::ELLIPSIS) != 0;
-    let marks = of_class(class)
-        | mark(words::ends_sentence(word), SENTENCE_END)
-        | mark(c4::speaks_of_javascript(bytes, class), JAVASCRIPT)
-        | mark(c4::may_end_phrase(bytes), PHRASE)
-        | mark(dotted && words::ellipses(bytes) > 0, ELLIPSES)
+    let mut marks = mark(class & words::ALPHABETIC != 0, ALPHABETIC)
+        | mark(class & words::ALPHANUMERIC != 0, ALPHANUMERIC)
+        | mark(class & (words::UPPER | words::LOWER) == words::UPPER, ALL_CAPS)
+        | mark(may_end_phrase, PHRASE)
         | mark(listed, LISTED);
+    // Most words are letters alone: these end no sentence, have no ellipsis and nothing to take off.
+    let letters_alone =
+        short.is_some() && class & (words::SIGN | words::JAY) == 0 && bytes[from] != 0 && bytes[to - 1] != 0;
+    if !letters_alone {
+        let word = &text[from..to];
+        let may_have_ellipsis = short.map_or(class & (words::DOT | words::ELLIPSIS) != 0, Short::has_two_full_stops);
+        marks |= mark(words::ends_sentence(word), SENTENCE_END)
+            | mark(c4::speaks_of_javascript(word.as_bytes(), class), JAVASCRIPT)
+            | mark(may_have_ellipsis && words::ellipses(word.as_bytes()) > 0, ELLIPSES)
+            | mark(!listed && with_core && stop_words.has_core(bytes, from, to), LISTED);
+    }
     Description { chars: chars as u32, marks, gopher }
 }
 
@@ -617,6 +663,7 @@ impl WordCounts {
 }
 
 /// Characters of all words, by what they are.
+#[derive(Default)]
 struct CharacterCounts {
     alphanumeric: u64,
     upper: u64,
@@ -640,6 +687,12 @@ impl CharacterCounts {
             opening_curly,
             hashes: sum(b'#', b'#'),
         }
+    }
+
+    /// Number signs of a text and whether it has an opening curly bracket, alone.
+    fn of_signs(text: &[u8]) -> Self {
+        let opening_curly = u64::from(memchr(b'{', text).is_some());
+        Self { hashes: memchr_iter(b'#', text).count() as u64, opening_curly, ..Self::default() }
     }
 }
 

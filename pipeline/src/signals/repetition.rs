@@ -155,7 +155,7 @@ pub(super) struct NgramChars {
 impl Repetition {
     pub fn clear(&mut self) {
         /// Elements kept for the next document; a longer one gives its memory back.
-        const KEEP: usize = 1 << 22;
+        const KEEP: usize = 1 << 18;
         self.ends.clear();
         self.lines.clear();
         self.paragraphs.clear();
@@ -211,8 +211,8 @@ impl Repetition {
         duplicates(&mut self.numbering, &self.paragraphs)
     }
 
-    /// Of the words of a document.
-    pub fn ngram_chars(&mut self, words: &Vocabulary) -> NgramChars {
+    /// Of the words of a document; `covered` is 0 where it is not wanted.
+    pub fn ngram_chars(&mut self, words: &Vocabulary, covered: bool) -> NgramChars {
         let mut found = NgramChars {
             distinct_words: words.distinct().len() as u64,
             count_logs: words.distinct().iter().map(|word| count_log(word.count)).sum(),
@@ -227,7 +227,7 @@ impl Repetition {
                 found.duplicate[n - 5] = self.duplicate_chars(n);
             }
             self.keep_repeated();
-            if n > 4 {
+            if n > 4 && covered {
                 found.covered[n - 5] = self.covered_chars(n);
             }
         }
@@ -414,7 +414,7 @@ mod tests {
         let mut repetition = Repetition::default();
         repetition.clear();
         (
-            repetition.ngram_chars(&words),
+            repetition.ngram_chars(&words, true),
             words.distinct().iter().map(|w| u64::from(w.is.chars) * u64::from(w.count)).sum(),
         )
     }

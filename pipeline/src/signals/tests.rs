@@ -164,6 +164,32 @@ fn refinedweb() {
 }
 
 #[test]
+fn a_signal_is_the_same_alone_and_among_all() {
+    let texts = [
+        "The cat. SHOUTING {dogs} # 42...\n3 likes\na b c d e f g h i j k\na b c d e f g h i j k\nSign-in, the “end”… J.",
+        "ÄÖ ü１ 我爱你。 'the' and (with,\n\nWe use cookies. Java javascript: x\r\nword",
+        "",
+    ];
+    for text in texts {
+        let all = of(text).values();
+        for (signal, value) in SIGNALS.iter().zip(all) {
+            let alone = compute(text, &mut Scratch::only(|name| name == signal.name)).values();
+            let alone = SIGNALS.iter().zip(alone).find(|(s, _)| s.name == signal.name).unwrap().1;
+            assert_eq!(alone, value, "{} of {text:?}", signal.name);
+        }
+    }
+    // Every part is left out where it can be, and only there.
+    let of_default_rules = |name: &str| {
+        let rules = ["gopher", "c4", "fineweb"].into_iter().flat_map(|p| profiles::profile(p).unwrap());
+        rules.filter_map(|rule| rule.signal).any(|signal| signal == name)
+    };
+    let parts = Scratch::only(of_default_rules).parts;
+    assert!(!(parts.compression || parts.characters || parts.covered || parts.line_rules || parts.stop_words));
+    let parts = Scratch::only(|_| true).parts;
+    assert!(parts.compression && parts.characters && parts.covered && parts.line_rules && parts.stop_words);
+}
+
+#[test]
 fn a_line_of_ten_megabytes() {
     let text = "seven words stand here again and again ".repeat(260_000);
     expect!(&text, line_count: 1, word_count: 7 * 260_000, max_word_length: 5, terminal_line_fraction: 0.0,

@@ -58,7 +58,7 @@ impl Vocabulary {
     /// Begins a document of so many bytes.
     pub fn begin(&mut self, bytes: usize) {
         /// Elements kept for the next document; a longer one gives its memory back.
-        const KEEP: usize = 1 << 22;
+        const KEEP: usize = 1 << 18;
         let used = self.slots.len().min(self.mask + 1);
         self.slots[..used].fill(0);
         self.slots.truncate(2 * KEEP);

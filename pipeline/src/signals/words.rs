@@ -210,7 +210,7 @@ impl Spaces {
     /// Looks at all bytes of a text.
     pub fn look(&mut self, text: &[u8]) {
         /// Blocks kept for the next text; a longer one gives its memory back.
-        const KEEP: usize = 1 << 20;
+        const KEEP: usize = 1 << 16;
         self.0.clear();
         self.0.shrink_to(KEEP);
         // One block more than the text may have, so that every run ends within a block.
@@ -362,6 +362,15 @@ impl Short {
         super::c4::begins_as_last_word(self.low)
     }
 
+    /// Whether two full stops stand together in an ASCII word.
+    #[inline]
+    pub fn has_two_full_stops(self) -> bool {
+        // A byte of a word is a full stop where this is 0, and no sum of an ASCII byte reaches beyond its own.
+        let stops = |half: u64| !((half ^ (u64::from(b'.') * ONES)) + 0x7f * ONES) & HIGH;
+        let (low, high) = (stops(self.low), stops(self.high));
+        (low & low >> 8) | (high & high >> 8) | (low >> 56 & high) != 0
+    }
+
     /// Class bits of an ASCII word.
     #[inline]
     pub fn class(self) -> u16 {
@@ -437,6 +446,12 @@ pub(super) fn ends_sentence(word: &str) -> bool {
     if !matches!(last, b'.' | b'?' | b'!' | b'"' | b'\'' | b')' | b']' | b'}' | 0x9d | 0x99 | 0xbb) {
         return false;
     }
+    // So does a long word of plain letters with a full stop behind it: nearly every one that ends a sentence.
+    if let Some((b'.', [.., a, b, c, d, e])) = word.as_bytes().split_last()
+        && [a, b, c, d, e].iter().all(|byte| byte.is_ascii_alphanumeric())
+    {
+        return true;
+    }
     let core = word.trim_end_matches(CLOSERS);
     let Some(stem) = core.strip_suffix('.') else {
         return core.ends_with(['?', '!']);
@@ -445,7 +460,7 @@ pub(super) fn ends_sentence(word: &str) -> bool {
         return false;
     }
     let stem = stem.trim_start_matches(|c: char| !c.is_alphanumeric());
-    !ABBREVIATIONS.contains(&stem) && !is_initials(stem)
+    !(stem.len() <= 4 && ABBREVIATIONS.contains(&stem)) && !is_initials(stem)
 }
 
 /// `J`, `U.S`, `e.g`: single letters joined by full stops.
@@ -583,8 +598,22 @@ mod tests {
     }
 
     #[test]
+    fn two_full_stops_of_a_short_word() {
+        for at in 0..16 {
+            for word in [".", "..", "a.b", "...", ".a."] {
+                let word = format!("{}{word}", "x".repeat(at));
+                let Some(short) = Short::of(word.as_bytes(), 0, word.len()) else { continue };
+                assert_eq!(short.has_two_full_stops(), word.contains(".."), "{word}");
+            }
+        }
+    }
+
+    #[test]
     fn sentence_ends() {
-        for word in ["end.", "end?", "end!", "end.\"", "(end.)", "end?!", "end.”", "etc.", "1999.", "?", "no.»"] {
+        for word in [
+            "end.", "end?", "end!", "end.\"", "(end.)", "end?!", "end.”", "etc.", "1999.", "?", "no.»", "words.",
+            "a-bcdef.", "J.Capts.",
+        ] {
             assert!(ends_sentence(word), "{word}");
         }
         for word in ["end", "end,", "end...", "Dr.", "(Dr.", "J.", "U.S.", "e.g.", "\"", "end…", ".\".x", "c.f,"] {

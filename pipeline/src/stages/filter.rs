@@ -70,9 +70,10 @@ impl FilterConfig {
         let own = self.rules.iter().map(|rule| (rule.name.as_str(), rule.drop_when.as_str()));
         let profiles = self.profiles.iter().map(String::as_str);
         profiles::resolve(profiles, &self.thresholds, own, &self.languages, &signals.schema()).map_err(|error| {
-            let left_out =
-                matches!(&error, RuleError::UnknownSignal { column, .. } if signals.without.contains(column));
-            let why = if left_out { "; signals.without leaves it out" } else { "" };
+            let why = match &error {
+                RuleError::UnknownSignal { column, .. } => signals.why_not(column),
+                _ => "",
+            };
             Error::setting(self.key_of(&error), format!("{error}{why}"))
         })
     }

@@ -74,7 +74,7 @@ impl Stage for IngestStage {
     }
 
     fn version(&self) -> u32 {
-        3
+        4
     }
 
     fn inputs(&self) -> Vec<String> {

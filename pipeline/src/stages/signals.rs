@@ -82,7 +82,7 @@ impl Stage for SignalsStage {
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let session = task.session();
+        let session = task.text_session();
         let index = task.index();
         let read = task.run.shard(self.selection.as_deref().unwrap_or(&self.documents), index)?;
         let documents = task.read_selected(&session, &self.documents, self.selection.as_deref(), index).await?;
