@@ -31,8 +31,6 @@ pub(super) struct Description {
 /// A distinct word of a document.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DistinctWord {
-    /// [`super::words::hash`] of it.
-    hash: u64,
     /// How often it occurs.
     pub count: u32,
     /// What else is known of it.
@@ -43,16 +41,16 @@ pub(super) struct DistinctWord {
 /// that is kept from document to document. Up to 2³² − 2 words, each of fewer than 2³² characters.
 #[derive(Debug, Default)]
 pub(super) struct Vocabulary {
-    /// High half: high half of the word's hash. Low half: number of the word, plus one. 0: free. Those behind `mask` are
-    /// free.
-    slots: Vec<u64>,
+    /// Number of the word that is here, plus one. 0: free. Those behind `mask` are free.
+    slots: Vec<u32>,
     mask: usize,
+    /// [`super::words::hash`] of each distinct word: apart from the rest, so that what every word asks for stays near the
+    /// processor.
+    hashes: Vec<u64>,
     distinct: Vec<DistinctWord>,
     /// Numbers of the words of the document, in order.
     words: Vec<u32>,
 }
-
-const TAG: u64 = 0xffff_ffff_0000_0000;
 
 impl Vocabulary {
     /// Begins a document of so many bytes.
@@ -63,12 +61,15 @@ impl Vocabulary {
         self.slots[..used].fill(0);
         self.slots.truncate(2 * KEEP);
         self.slots.shrink_to(2 * KEEP);
+        self.hashes.clear();
+        self.hashes.shrink_to(KEEP);
         self.distinct.clear();
         self.distinct.shrink_to(KEEP);
         self.words.clear();
         self.words.shrink_to(KEEP);
-        // Prose of some kilobytes has a new word every 16 bytes; of longer texts more would be guessed than there are.
-        let size = (bytes / 8).next_power_of_two().clamp(1 << 8, 1 << 14);
+        // Prose of some kilobytes has a new word every 16 bytes, and the emptier the table, the more words are in their first
+        // place; of longer texts more would be guessed than there are.
+        let size = (bytes / 2).next_power_of_two().clamp(1 << 8, 1 << 15);
         if self.slots.len() < size {
             self.slots.resize(size, 0);
         }
@@ -84,22 +85,21 @@ impl Vocabulary {
             if slot == 0 {
                 break;
             }
-            if (slot ^ hash) & TAG == 0 {
-                let number = slot as u32 - 1;
+            let number = slot - 1;
+            if self.hashes[number as usize] == hash {
                 let word = &mut self.distinct[number as usize];
-                if word.hash == hash {
-                    word.count += 1;
-                    self.words.push(number);
-                    return word.is.marks;
-                }
+                word.count += 1;
+                self.words.push(number);
+                return word.is.marks;
             }
             at = (at + 1) & self.mask;
         }
         let is = describe();
         let number = self.distinct.len() as u32;
-        self.distinct.push(DistinctWord { hash, count: 1, is });
+        self.hashes.push(hash);
+        self.distinct.push(DistinctWord { count: 1, is });
         self.words.push(number);
-        self.slots[at] = hash & TAG | u64::from(number + 1);
+        self.slots[at] = number + 1;
         if self.distinct.len() * 2 > self.mask {
             self.grow();
         }
@@ -114,12 +114,12 @@ impl Vocabulary {
             self.slots.resize(size, 0);
         }
         self.mask = size - 1;
-        for (word, number) in self.distinct.iter().zip(1u64..) {
-            let mut at = word.hash as usize & self.mask;
+        for (hash, slot) in self.hashes.iter().zip(1u32..) {
+            let mut at = *hash as usize & self.mask;
             while self.slots[at] != 0 {
                 at = (at + 1) & self.mask;
             }
-            self.slots[at] = word.hash & TAG | number;
+            self.slots[at] = slot;
         }
     }
 
