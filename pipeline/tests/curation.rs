@@ -165,9 +165,9 @@ async fn languages_and_classifiers_are_columns_that_rules_use() {
     model.save(&dir.path().join("quality.model")).unwrap();
 
     let signals = SignalsConfig {
-        without: Vec::new(),
         language: Some(Default::default()),
         classifiers: vec![ClassifierConfig { name: "quality".into(), model: "quality.model".into(), label: None }],
+        ..SignalsConfig::default()
     };
     let filter = FilterConfig {
         profiles: vec!["gopher_quality".into()],
