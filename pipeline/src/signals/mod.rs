@@ -39,6 +39,7 @@ use vocabulary::{
     ALL_CAPS, ALPHABETIC, ALPHANUMERIC, Description, DistinctWord, ELLIPSES, JAVASCRIPT, LISTED, PHRASE, SENTENCE_END,
     Vocabulary,
 };
+pub(crate) use words::is_unspaced;
 use words::{Scan, Short, Spaces};
 use xxhash_rust::xxh3::xxh3_64;
 
