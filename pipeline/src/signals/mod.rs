@@ -24,7 +24,7 @@ mod repetition;
 mod stop_words;
 pub mod udf;
 mod vocabulary;
-mod words;
+pub(crate) mod words;
 
 pub use c4::{C4Lines, MIN_WORDS_PER_LINE, c4_clean};
 pub use document::{ClassifierConfig, DocumentSignals, SignalsConfig};
@@ -39,7 +39,6 @@ use vocabulary::{
     ALL_CAPS, ALPHABETIC, ALPHANUMERIC, Description, DistinctWord, ELLIPSES, JAVASCRIPT, LISTED, PHRASE, SENTENCE_END,
     Vocabulary,
 };
-pub(crate) use words::is_unspaced;
 use words::{Scan, Short, Spaces};
 use xxhash_rust::xxh3::xxh3_64;
 
