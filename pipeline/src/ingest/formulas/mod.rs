@@ -129,7 +129,7 @@ fn math(rest: &str) -> Element {
     let display = attribute(tag, "display") == Some("block");
     let latex = annotation(content)
         .or_else(|| attribute(tag, "alttext").map(undisplayed).filter(|latex| !latex.is_empty()))
-        .map(String::from)
+        .map(in_one_piece)
         .or_else(|| mathml::to_latex(content));
     match latex {
         Some(latex) => Element::Formula { length, latex, display },
@@ -161,6 +161,13 @@ fn annotation(content: &str) -> Option<&str> {
     Some(undisplayed(&content[from..to])).filter(|latex| !latex.is_empty())
 }
 
+/// LaTeX without the line breaks that LaTeXML marks with a per cent sign: once the lines are one, it would hide what
+/// stands behind it.
+fn in_one_piece(latex: &str) -> String {
+    let broken = |line: &str| line.ends_with("%\n") && !line.ends_with("\\%\n");
+    latex.split_inclusive('\n').map(|line| if broken(line) { &line[..line.len() - 2] } else { line }).collect()
+}
+
 /// LaTeX without the `{\displaystyle …}` that MediaWiki wraps around every formula.
 fn undisplayed(latex: &str) -> &str {
     let latex = latex.trim();
@@ -189,6 +196,7 @@ mod tests {
                 "<span>$$y &lt; 1$$</span>",
             ),
             ("<math alttext='\\frac{a}{b}' display = \"block\"><mi>a</mi></math>", "<span>$$\\frac{a}{b}$$</span>"),
+            ("<math alttext=\"a\\pmod%\n{p} 5\\%\nb\"></math>", "<span>$a\\pmod{p} 5\\%\nb$</span>"),
             ("<math data-alttext=\"no\"><mi>x</mi></math> application/x-tex", "<span>$x$</span> application/x-tex"),
             ("<math></math>a", "<math></math>a"),
             ("<math-field><math><mi>x</mi></math>", "<math-field><span>$x$</span>"),
