@@ -39,6 +39,8 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
         selection = Some("filter".into());
     }
     let signals = recipe.signals.as_ref().map(|_| "signals");
+    // Where languages are identified, these are the documents' languages from here on.
+    let languages = signals.filter(|_| recipe.signals.as_ref().is_some_and(|config| config.language.is_some()));
     if let Some(config) = &recipe.exact {
         stages.extend(dedup::exact_stages(config, &documents, selection.as_deref(), signals, recipe.base_dir())?);
         selection = Some("exact".into());
@@ -65,10 +67,10 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
     }
     if let Some(config) = &recipe.mix {
         let sources: Vec<String> = recipe.ingest.inputs.iter().map(|input| input.source.clone()).collect();
-        stages.extend(mix::mix_stages(config, &documents, selection.as_deref(), &sources)?);
+        stages.extend(mix::mix_stages(config, &documents, selection.as_deref(), languages, &sources)?);
         selection = Some(mix::NAME.into());
     }
-    stages.push(Arc::new(CurateStage::new(documents, selection)));
+    stages.push(Arc::new(CurateStage::new(documents, selection).with_languages(languages.map(String::from))));
     if let Some(config) = &recipe.tokenize {
         stages.extend(tokenize::token_stages(config, "curate", recipe.seed));
     }

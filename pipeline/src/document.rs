@@ -19,7 +19,7 @@ pub const COLUMNS: [&str; 8] = ["id", "ordinal", "text", "url", "source", "langu
 /// | `text` | string | the text, UTF-8 |
 /// | `url` | string? | where it was found |
 /// | `source` | string | name of the recipe's input that it came from |
-/// | `language` | string? | language code, as given by the input |
+/// | `language` | string? | language code, as given by the input; in `curate` as identified, where the recipe has that done |
 /// | `timestamp` | timestamp(ms, UTC)? | when it was fetched or written, as given by the input |
 /// | `metadata` | string? | JSON object of the remaining fields that the recipe asked to keep |
 pub static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {

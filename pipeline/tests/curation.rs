@@ -6,6 +6,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow::array::AsArray;
+use arrow::datatypes::UInt64Type;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipeline::ingest::{FieldMapping, IngestConfig, InputConfig, InputFormat};
 use pipeline::normalise::{Normaliser, Part};
 use pipeline::pii::Pii;
@@ -52,6 +55,12 @@ async fn rows(run: &Path, sql: &str) -> Vec<Value> {
     writer.finish().unwrap();
     let text = String::from_utf8(writer.into_inner()).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The ordinals of a shard as they stand in its file.
+fn ordinals(shard: &Path) -> Vec<u64> {
+    let rows = ParquetRecordBatchReaderBuilder::try_new(fs::File::open(shard).unwrap()).unwrap().build().unwrap();
+    rows.flat_map(|batch| batch.unwrap()["ordinal"].as_primitive::<UInt64Type>().values().to_vec()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,6 +238,71 @@ async fn languages_and_classifiers_are_columns_that_rules_use() {
     }
 }
 
+/// What `[signals.language]` finds is what caps and the curated documents have; what it cannot tell is as the input says.
+#[tokio::test(flavor = "multi_thread")]
+async fn identified_languages_reach_caps_and_documents() {
+    let dir = tempfile::tempdir().unwrap();
+    let english = "The harbour was quiet in the morning, and the boats that had come in at night lay along the wall. \
+                   Nobody had told the old man what had happened there.";
+    let german = "Am Morgen war es still im Hafen, und die Boote, die in der Nacht gekommen waren, lagen an der Mauer. \
+                  Niemand hatte dem alten Mann gesagt, was dort geschehen war.";
+    let mut documents: Vec<Value> = (0..60)
+        .map(|n| json!({ "url": format!("http://a.example/{n}"), "text": [english, german][usize::from(n % 3 == 0)] }))
+        .collect();
+    // Nothing to tell a language by; and one without any.
+    documents.push(json!({ "url": "http://a.example/60", "text": "12 34 56", "language": "fr" }));
+    documents.push(json!({ "url": "http://a.example/61", "text": "12 34 57" }));
+    // An address of the blocklist: its signals are not there.
+    documents.push(json!({ "url": "http://bad.example/62", "text": english }));
+    write(&dir.path().join("web.jsonl"), &documents);
+    fs::write(dir.path().join("block.txt"), "bad.example\n").unwrap();
+    let urls = UrlsConfig { blocklists: vec!["block.txt".into()], ..UrlsConfig::default() };
+    let signals = SignalsConfig { language: Some(Default::default()), ..SignalsConfig::default() };
+    let mix = MixConfig {
+        caps: vec![CapConfig {
+            name: "language".into(),
+            by: "language".into(),
+            max_documents: Some(15),
+            max_bytes: None,
+        }],
+        ..MixConfig::default()
+    };
+    let mut kept: Vec<Vec<Value>> = Vec::new();
+    for (number, (threads, languages)) in
+        [(1, Some("signals")), (3, Some("signals")), (2, None)].into_iter().enumerate()
+    {
+        let run_dir = dir.path().join(format!("run{number}"));
+        let mut stages: Vec<Arc<dyn Stage>> = vec![
+            ingest(dir.path(), vec![input("web", "web.jsonl")], 4000),
+            Arc::new(UrlsStage::new("ingest", &urls, dir.path()).unwrap()),
+            Arc::new(SignalsStage::new("ingest", Some("urls".into()), &signals, dir.path()).unwrap()),
+        ];
+        stages.extend(mix_stages(&mix, "ingest", Some("urls"), languages, &["web".to_owned()]).unwrap());
+        let curate = CurateStage::new("ingest", Some(mix::NAME.into())).with_languages(languages.map(String::from));
+        stages.push(Arc::new(curate));
+        run(&run_dir, threads, stages).await.unwrap();
+        kept.push(rows(&run_dir, "select ordinal, language from curate order by ordinal").await);
+        for part in fs::read_dir(run_dir.join("curate")).unwrap().map(|entry| entry.unwrap().path()) {
+            if part.extension().is_some_and(|e| e == "parquet") {
+                let ordinals = ordinals(&part);
+                assert!(ordinals.is_sorted() && !ordinals.is_empty(), "in the order of the input: {ordinals:?}");
+            }
+        }
+        let counts = rows(
+            &run_dir,
+            "select coalesce(language, '-') as language, count(*) as n from curate group by 1 order by 1",
+        )
+        .await;
+        let expected = match languages {
+            Some(_) => vec![("-", 1), ("de", 15), ("en", 15), ("fr", 1)],
+            None => vec![("-", 61), ("fr", 1)],
+        };
+        let expected: Vec<Value> = expected.iter().map(|(l, n)| json!({ "language": l, "n": n })).collect();
+        assert_eq!(counts, expected);
+    }
+    assert_eq!(kept[0], kept[1], "whatever the number of threads");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn fractions_and_caps_choose_by_hash() {
     let dir = tempfile::tempdir().unwrap();
@@ -256,7 +330,7 @@ async fn fractions_and_caps_choose_by_hash() {
     for (number, (fraction, documents, threads)) in [(1.0, 20, 1), (1.0, 20, 3), (0.5, 10, 2)].into_iter().enumerate() {
         let run_dir = dir.path().join(format!("run{number}"));
         let mut stages = vec![ingest(dir.path(), inputs(), 5000)];
-        stages.extend(mix_stages(&config(fraction, documents), "ingest", None, &sources).unwrap());
+        stages.extend(mix_stages(&config(fraction, documents), "ingest", None, None, &sources).unwrap());
         stages.push(Arc::new(CurateStage::new("ingest", Some(mix::NAME.into()))));
         run(&run_dir, threads, stages).await.unwrap();
         let sites = rows(
@@ -287,13 +361,19 @@ async fn fractions_and_caps_choose_by_hash() {
         caps: vec![CapConfig { name: "a".into(), by: by.into(), max_documents: max, max_bytes: None }],
         ..MixConfig::default()
     };
+    let tenfold = MixConfig { fractions: BTreeMap::from([("web".into(), 10.0)]), ..MixConfig::default() };
+    let error = mix_stages(&tenfold, "ingest", None, None, &sources).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "mix.fractions.web: 10 is not from 0 to 1; to see documents more than once, give the source `epochs` in [train.data]"
+    );
     for (config, key) in [
         (cap("domian", Some(3)), "mix.caps.0.by"),
         (cap("domain", None), "mix.caps.0"),
         (MixConfig { fractions: BTreeMap::from([("wbe".into(), 0.5)]), ..MixConfig::default() }, "mix.fractions.wbe"),
         (MixConfig { fractions: BTreeMap::from([("web".into(), 2.0)]), ..MixConfig::default() }, "mix.fractions.web"),
     ] {
-        let error = mix_stages(&config, "ingest", None, &sources).err().unwrap();
+        let error = mix_stages(&config, "ingest", None, None, &sources).err().unwrap();
         assert!(matches!(&error, Error::Setting { key: found, .. } if found == key), "{key}: {error}");
     }
 }

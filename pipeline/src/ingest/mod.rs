@@ -17,7 +17,6 @@ mod json;
 mod lines;
 pub mod listing;
 mod members;
-mod nesting;
 mod parquet;
 pub mod rows;
 pub(crate) mod scan;
@@ -26,6 +25,7 @@ pub mod splits;
 mod tests;
 mod text;
 mod texts;
+mod tree;
 mod warc;
 mod window;
 

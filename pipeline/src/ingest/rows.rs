@@ -268,6 +268,12 @@ impl Rows {
         self.next_row()
     }
 
+    /// An error that no record is to blame for, with the file and the record at which it was met.
+    pub fn fault(&self, place: Place, url: Option<&str>, detail: &str) -> DataFusionError {
+        let url = url.map(|url| format!(" ({url})")).unwrap_or_default();
+        DataFusionError::Execution(format!("{}, {}{url}: {detail}", self.uri, place.name()))
+    }
+
     fn place(&mut self, place: Place) -> Result<()> {
         self.ids.append_value(document_id(&self.uri, place.offset))?;
         self.offset.append_value(place.offset);

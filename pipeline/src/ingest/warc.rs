@@ -397,28 +397,32 @@ impl<R: Read + Send + 'static> Records<'_, R> {
                         page_text(&body, response.headers.get("content-type"), headers).map(|t| (t, response.headers))
                     }
                     Err(BodyError::TooLong) => {
-                        Err((Reason::TooLong, format!("the decoded body is longer than {}", self.limit)))
+                        Err(Refused::Record(Reason::TooLong, format!("the decoded body is longer than {}", self.limit)))
                     }
                     Err(BodyError::UnknownEncoding(name)) => {
-                        Err((Reason::ContentType, format!("Content-Encoding {name} is not known")))
+                        Err(Refused::Record(Reason::ContentType, format!("Content-Encoding {name} is not known")))
                     }
                     Err(BodyError::Corrupt(detail)) => {
-                        Err((Reason::InvalidHttp, format!("the body cannot be decoded: {detail}")))
+                        Err(Refused::Record(Reason::InvalidHttp, format!("the body cannot be decoded: {detail}")))
                     }
                 },
-                Err(detail) => Err((Reason::InvalidHttp, detail)),
+                Err(detail) => Err(Refused::Record(Reason::InvalidHttp, detail)),
             },
             Kind::Resource => {
                 page_text(block, headers.get("content-type"), headers).map(|text| (text, Headers::default()))
             }
             Kind::Conversion => match std::str::from_utf8(block) {
                 Ok(text) => Ok((text.to_owned(), Headers::default())),
-                Err(e) => Err((Reason::InvalidUtf8, format!("not UTF-8 at byte {} of the block", e.valid_up_to()))),
+                Err(e) => Err(Refused::Record(
+                    Reason::InvalidUtf8,
+                    format!("not UTF-8 at byte {} of the block", e.valid_up_to()),
+                )),
             },
         };
         let (text, http_headers) = match page {
             Ok(page) => page,
-            Err((reason, detail)) => return rows.quarantine(reason, place, url, &detail, block),
+            Err(Refused::Run(error)) => return Err(rows.fault(place, url, &error.to_string())),
+            Err(Refused::Record(reason, detail)) => return rows.quarantine(reason, place, url, &detail, block),
         };
         let header = |name: &str| headers.get(name).or_else(|| http_headers.get(name));
         let mut metadata = Map::new();
@@ -473,20 +477,30 @@ fn mime(content_type: Option<&str>) -> Option<String> {
     (!mime.is_empty()).then_some(mime)
 }
 
+/// Why a record gives no document.
+enum Refused {
+    /// Of itself.
+    Record(Reason, String),
+    /// Because nothing more can be extracted.
+    Run(ExtractError),
+}
+
 /// The text of a page.
-fn page_text(body: &[u8], content_type: Option<&str>, warc: &Headers) -> Result<String, (Reason, String)> {
+fn page_text(body: &[u8], content_type: Option<&str>, warc: &Headers) -> Result<String, Refused> {
     let mime = mime(content_type).or_else(|| mime(warc.get("warc-identified-payload-type")));
     let html = match mime.as_deref() {
         Some("text/html" | "application/xhtml+xml") => true,
         Some("text/plain") => false,
         None if body.trim_ascii_start().starts_with(b"<") => true,
-        Some(other) => return Err((Reason::ContentType, format!("{other} is neither HTML nor plain text"))),
-        None => return Err((Reason::ContentType, "no Content-Type, and not HTML".into())),
+        Some(other) => {
+            return Err(Refused::Record(Reason::ContentType, format!("{other} is neither HTML nor plain text")));
+        }
+        None => return Err(Refused::Record(Reason::ContentType, "no Content-Type, and not HTML".into())),
     };
     let begin = &body[..body.len().min(1024)];
     let utf16 = begin.starts_with(&[0xff, 0xfe]) || begin.starts_with(&[0xfe, 0xff]);
     if begin.starts_with(&[0x1f, 0x8b]) || (begin.contains(&0) && !utf16) {
-        return Err((Reason::ContentType, "binary bytes in spite of the Content-Type".into()));
+        return Err(Refused::Record(Reason::ContentType, "binary bytes in spite of the Content-Type".into()));
     }
     let charset = content_type.and_then(|value| {
         let at = value.to_ascii_lowercase().find("charset=")?;
@@ -497,8 +511,9 @@ fn page_text(body: &[u8], content_type: Option<&str>, warc: &Headers) -> Result<
         return Ok(text.into_owned());
     }
     extract(&text).map_err(|e| match e {
-        ExtractError::NoText => (Reason::NoText, e.to_string()),
-        other => (Reason::HtmlLimit, other.to_string()),
+        ExtractError::NoText => Refused::Record(Reason::NoText, e.to_string()),
+        ExtractError::Stuck(_) => Refused::Run(e),
+        other => Refused::Record(Reason::HtmlLimit, other.to_string()),
     })
 }
 

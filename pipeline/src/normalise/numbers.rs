@@ -1,5 +1,6 @@
 //! Numbers in one form: ASCII digits, no separators between thousands, a point before the fraction.
 
+use std::net::Ipv4Addr;
 use std::ops::Range;
 
 use super::{Output, is_protected};
@@ -73,8 +74,9 @@ fn ascii(number: &str) -> String {
 }
 
 /// A number whose thousands are grouped, without the separators: `1,234,567.8`, `1.234.567,8`, `1 234 567` (narrow
-/// spaces), `1'234`. None when the groups are not of three digits, or when one separator could be a decimal sign
-/// (`1.234`).
+/// spaces), `1'234`. None when the groups are not of three digits, when one separator could be a decimal sign
+/// (`1.234`), or for an IP address (`203.105.112.118`). A list of numbers of three digits without spaces (`100,200,300`)
+/// cannot be told from one number and is taken for one.
 fn ungrouped(number: &str) -> Option<String> {
     let separators: Vec<char> = number.chars().filter(|c| !c.is_ascii_digit()).collect();
     let first = *separators.first()?;
@@ -88,6 +90,9 @@ fn ungrouped(number: &str) -> Option<String> {
         Some(sign) => number.rsplit_once(*sign).map(|(whole, fraction)| (whole, Some(fraction)))?,
         None => (number, None),
     };
+    if whole.parse::<Ipv4Addr>().is_ok() {
+        return None;
+    }
     let mut groups = whole.split(first);
     let leading = groups.next()?;
     if leading.is_empty() || leading.len() > 3 || leading == "0" || !groups.all(|g| g.len() == 3) {

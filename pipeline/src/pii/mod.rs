@@ -18,6 +18,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::signals::words::is_unspaced;
+
 /// A kind of personal data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -116,11 +118,18 @@ impl PiiFinder {
     fn walk(&self, text: &str, found: &mut Vec<(Range<usize>, Pii)>) {
         let wanted = |kind: Pii| self.kinds[kind as usize];
         let bytes = text.as_bytes();
-        // Whether the byte before belongs to the same word: numbers inside of words are none.
+        // Whether the character before belongs to the same word: numbers inside of words are none.
         let mut inside = false;
         let mut at = 0;
         while at < bytes.len() {
             let byte = bytes[at];
+            if !byte.is_ascii() {
+                // `at` is always where a character begins: what is found begins and ends with ASCII.
+                let Some(character) = text[at..].chars().next() else { break };
+                inside = character.is_alphanumeric() && !is_unspaced(character);
+                at += character.len_utf8();
+                continue;
+            }
             let mut end = None;
             let mut take = |kind: Pii, range: Option<Range<usize>>| {
                 if let Some(range) = range.filter(|_| wanted(kind)) {
@@ -149,7 +158,7 @@ impl PiiFinder {
                 }
                 _ => {}
             }
-            inside = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | 0x80..) || (inside && byte == b'.');
+            inside = byte.is_ascii_alphanumeric() || byte == b'_' || (inside && byte == b'.');
             at = match end {
                 Some(end) => {
                     inside = false;

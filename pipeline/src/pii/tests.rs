@@ -102,6 +102,25 @@ fn credit_cards() {
 }
 
 #[test]
+fn what_stands_before_is_a_character_and_not_a_byte() {
+    for (text, expected) in [
+        ("“4111 1111 1111 1111” «8.8.4.4» ‘212-555-0100’", "“<CREDIT_CARD>” «<IP_ADDRESS>» ‘<PHONE>’"),
+        ("at\u{a0}8.8.8.8 —212-555-0100 …2606:4700:4700::1111", "at\u{a0}<IP_ADDRESS> —<PHONE> …<IP_ADDRESS>"),
+        ("€4111111111111111 \u{200b}DE89370400440532013000", "€<CREDIT_CARD> \u{200b}<IBAN>"),
+        // Scripts without spaces end a word anywhere.
+        ("IP地址8.8.8.8，卡号4111 1111 1111 1111。", "IP地址<IP_ADDRESS>，卡号<CREDIT_CARD>。"),
+        ("ที่อยู่8.8.8.8 コード8.8.4.4です", "ที่อยู่<IP_ADDRESS> コード<IP_ADDRESS>です"),
+        // Letters with an accent and of other alphabets are letters.
+        (
+            "é8.8.8.8 версия8.8.8.8 é.8.8.8.8 ñDE89370400440532013000",
+            "é8.8.8.8 версия8.8.8.8 é.8.8.8.8 ñDE89370400440532013000",
+        ),
+    ] {
+        assert_eq!(redacted(text), expected);
+    }
+}
+
+#[test]
 fn secrets() {
     // Put together here, so that no scanner takes this file for a leak.
     let a = |n: usize| "aB3".repeat(n).chars().take(n).collect::<String>();

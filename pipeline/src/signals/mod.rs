@@ -24,7 +24,7 @@ mod repetition;
 mod stop_words;
 pub mod udf;
 mod vocabulary;
-mod words;
+pub(crate) mod words;
 
 pub use c4::{C4Lines, MIN_WORDS_PER_LINE, c4_clean};
 pub use document::{ClassifierConfig, DocumentSignals, SignalsConfig};

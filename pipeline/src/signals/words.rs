@@ -82,7 +82,7 @@ fn wide_class(character: char) -> u16 {
 }
 
 /// Chinese, Japanese, Thai, Lao, Burmese and Khmer characters.
-pub(super) fn is_unspaced(character: char) -> bool {
+pub(crate) fn is_unspaced(character: char) -> bool {
     matches!(u32::from(character),
         0xe01..=0xe5b | 0xe81..=0xedf | 0x1000..=0x109f | 0x1780..=0x17ff | 0x3005..=0x3007 | 0x3041..=0x30ff
         | 0x31f0..=0x31ff | 0x3400..=0x4dbf | 0x4e00..=0x9fff | 0xa9e0..=0xa9fe | 0xaa60..=0xaa7f | 0xf900..=0xfaff

@@ -21,12 +21,13 @@ use datafusion::prelude::{DataFrame, SessionContext, col, lit, octet_length, whe
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use super::with_languages;
 use crate::error::{Error, Result};
 use crate::run::RunContext;
 use crate::stage::{Output, RULE, RowsRead, Stage, Task, TaskContext, TaskReport, tasks_per_shard};
 use crate::urls::Address;
 
-/// How much of what is kept. Weights above one, epochs, are the token loader's (`[tokenize]`).
+/// How much of what is kept. Weights above one, epochs, are the token loader's (`[train.data]`).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MixConfig {
@@ -44,8 +45,9 @@ pub struct MixConfig {
 pub struct CapConfig {
     /// Name: documents beyond it are dropped by the rule `cap_NAME`.
     pub name: String,
-    /// What the strata are: `domain` (the registered domain of the address), `source`, `language`, `url`, or any SQL
-    /// over these and `timestamp`. A document for which it is null is in no stratum and stays.
+    /// What the strata are: `domain` (the registered domain of the address), `source`, `language` (as identified by
+    /// `[signals.language]`, or else as the input says), `url`, or any SQL over these and `timestamp`. A document for
+    /// which it is null is in no stratum and stays.
     pub by: String,
     /// Documents of a stratum that stay at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -55,7 +57,8 @@ pub struct CapConfig {
     pub max_bytes: Option<u64>,
 }
 
-/// The stages of `config` over the documents of stage `documents` that `selection` kept.
+/// The stages of `config` over the documents of stage `documents` that `selection` kept. Their language is the one that
+/// stage `languages` has for them, where there is one.
 ///
 /// # Errors
 /// [`Error::Setting`] for a fraction or a cap that means nothing.
@@ -63,6 +66,7 @@ pub fn mix_stages(
     config: &MixConfig,
     documents: &str,
     selection: Option<&str>,
+    languages: Option<&str>,
     sources: &[String],
 ) -> Result<Vec<Arc<dyn Stage>>> {
     for (source, fraction) in &config.fractions {
@@ -77,7 +81,7 @@ pub fn mix_stages(
             return Err(Error::setting(
                 key,
                 format!(
-                    "{fraction} is not from 0 to 1; to see documents more than once, give the source `epochs` in [tokenize]"
+                    "{fraction} is not from 0 to 1; to see documents more than once, give the source `epochs` in [train.data]"
                 ),
             ));
         }
@@ -97,7 +101,13 @@ pub fn mix_stages(
         }
         check_stratum(&cap.by).map_err(|reason| Error::setting(format!("{key}.by"), reason))?;
     }
-    let base = Base { config: config.clone(), documents: documents.into(), selection: selection.map(String::from) };
+    let base = Base {
+        config: config.clone(),
+        documents: documents.into(),
+        selection: selection.map(String::from),
+        // Only caps look at it.
+        languages: languages.filter(|_| !config.caps.is_empty()).map(String::from),
+    };
     let mut stages: Vec<Arc<dyn Stage>> = Vec::new();
     if !config.caps.is_empty() {
         stages.push(Arc::new(Keys(base.clone())));
@@ -129,6 +139,7 @@ struct Base {
     config: MixConfig,
     documents: String,
     selection: Option<String>,
+    languages: Option<String>,
 }
 
 impl Base {
@@ -139,8 +150,13 @@ impl Base {
     }
 
     fn config(&self) -> Result<serde_json::Value> {
-        let config = serde_json::to_value(&self.config).map_err(Error::abort)?;
-        Ok(serde_json::json!({ "documents": self.documents, "selection": self.selection, "settings": config }))
+        let settings = serde_json::to_value(&self.config).map_err(Error::abort)?;
+        let mut config =
+            serde_json::json!({ "documents": self.documents, "selection": self.selection, "settings": settings });
+        if let Some(languages) = &self.languages {
+            config["languages"] = languages.as_str().into();
+        }
+        Ok(config)
     }
 
     fn counted(&self) -> &str {
@@ -178,7 +194,9 @@ impl Stage for Keys {
     }
 
     fn inputs(&self) -> Vec<String> {
-        self.0.inputs()
+        let mut inputs = self.0.inputs();
+        inputs.extend(self.0.languages.clone());
+        inputs
     }
 
     fn config(&self) -> Result<serde_json::Value> {
@@ -193,6 +211,7 @@ impl Stage for Keys {
         let session = task.session();
         let base = &self.0;
         let documents = task.read_selected(&session, &base.documents, base.selection.as_deref(), task.index()).await?;
+        let documents = with_languages(documents, task, &session, base.languages.as_deref()).await?;
         let documents = with_domain(documents)?;
         let sized = base.config.caps.iter().any(|cap| cap.max_bytes.is_some());
         let bytes = if sized { octet_length(col("text")) } else { lit(0u64) };

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::IpAddr;
 use std::path::Path;
 
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -29,30 +30,57 @@ pub struct UrlListBuilder {
 }
 
 impl UrlListBuilder {
-    /// Adds the entry of one line of a file.
+    /// Adds the entries of one line of a file: a domain or URL prefix, the names of a line of a hosts file behind their
+    /// address, or the domain of a blocker's rule (`||example.org^`, whatever its options say).
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn add(&mut self, line: &str) -> Result<(), String> {
-        let line = line.trim().trim_start_matches("||").trim_end_matches('^');
-        // A hosts file has the address that the name is to be resolved to in front.
-        let entry = match line.split_once(|c: char| c.is_whitespace()) {
-            Some(("0.0.0.0" | "127.0.0.1" | "::1" | "::" | "255.255.255.255" | "fe80::1%lo0", name)) => name.trim(),
-            Some(_) => return Err(format!("\"{line}\" is no domain or URL")),
-            None => line,
-        };
-        let entry = entry.trim_start_matches("*.").trim_start_matches('.');
+        let line = line.trim();
+        // The head of a blocker's list names its format.
+        if line.starts_with("[Adblock") {
+            return Ok(());
+        }
+        if let Some(rule) = line.strip_prefix("||") {
+            return match rule.split_once('^') {
+                Some((entry, "" | "|")) => self.add_entry(entry),
+                Some((entry, options)) if options.starts_with('$') => self.add_entry(entry),
+                Some(_) => Err(format!("\"{line}\" is a rule for some paths; name a domain or a URL prefix")),
+                None => self.add_entry(rule),
+            };
+        }
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        let mut names = words.take_while(|word| !word.starts_with('#')).peekable();
+        // A hosts file has the address that the names are to be resolved to in front, with a zone (`fe80::1%lo0`) or not.
+        let address = first.split('%').next().unwrap_or_default().parse::<IpAddr>();
+        let hosts = names.peek().is_some();
+        match (hosts, address) {
+            // `0.0.0.0` is no host.
+            (false, Ok(address)) if address.is_unspecified() => Ok(()),
+            (false, Ok(IpAddr::V6(address))) => self.add_entry(&format!("[{address}]")),
+            (false, _) => self.add_entry(first),
+            (true, Ok(_)) => names
+                // These files name the machine itself and its networks too, mostly without a full stop.
+                .filter(|name| {
+                    name.contains('.') && *name != "localhost.localdomain" && name.parse::<IpAddr>().is_err()
+                })
+                .try_for_each(|name| self.add_entry(name)),
+            (true, Err(_)) => Err(format!("\"{line}\" is no domain or URL")),
+        }
+    }
+
+    fn add_entry(&mut self, entry: &str) -> Result<(), String> {
+        let entry = entry.trim_end_matches('^').trim_start_matches("*.").trim_start_matches('.');
         let Some(address) = Address::parse(entry) else {
-            // Hosts files name the machine itself.
             return match entry {
-                "localhost" | "localhost.localdomain" | "local" | "broadcasthost" | "ip6-localhost" | "0.0.0.0" => {
-                    Ok(())
-                }
+                // Lists made of hosts files keep these names.
+                "localhost" | "localhost.localdomain" | "local" | "broadcasthost" | "ip6-localhost" => Ok(()),
                 _ if is_registry(entry) => Err(registry(entry)),
                 _ => Err(format!("\"{entry}\" is no domain or URL")),
             };
         };
-        if is_registry(&address.host) {
+        if address.named && is_registry(&address.host) {
             return Err(registry(&address.host));
         }
         let path = address.path.trim_end_matches('/');
@@ -225,6 +253,63 @@ mod tests {
         let list = list.build();
         assert!((0..5000).all(|n| list.contains(n)) && list.contains(u64::MAX));
         assert!(!list.contains(5000) && !list.contains(1 << 40));
+    }
+
+    /// The head of the usual hosts files, and rules of blockers.
+    #[test]
+    fn hosts_files_and_rules_are_read() {
+        let mut list = UrlList::builder();
+        for line in [
+            "[Adblock Plus 2.0]",
+            "127.0.0.1 localhost",
+            "127.0.0.1 localhost.localdomain",
+            "127.0.0.1 local",
+            "255.255.255.255 broadcasthost",
+            "::1 localhost",
+            "::1 ip6-localhost ip6-loopback",
+            "fe80::1%lo0 localhost",
+            "ff00::0 ip6-localnet",
+            "ff00::0 ip6-mcastprefix",
+            "ff02::1 ip6-allnodes",
+            "ff02::3\tip6-allhosts",
+            "0.0.0.0 0.0.0.0",
+            "0.0.0.0",
+            "0.0.0.0 ads.example.com tracker.example.net\t# two.example",
+            "192.168.0.1\trouter.example.org",
+            "||ads.example.org^$third-party",
+            "||banner.example.org^",
+            "||plain.example.org/ads/",
+            "203.0.113.5",
+            "2001:db8::5",
+        ] {
+            list.add(line).unwrap_or_else(|reason| panic!("{line}: {reason}"));
+        }
+        let list = list.build();
+        let found = |url: &str| list.find(&Address::parse(url).unwrap());
+        for (url, entry) in [
+            ("http://a.ads.example.com/", Some("ads.example.com")),
+            ("http://tracker.example.net/x", Some("tracker.example.net")),
+            ("http://router.example.org/", Some("router.example.org")),
+            ("http://ads.example.org/", Some("ads.example.org")),
+            ("http://banner.example.org/", Some("banner.example.org")),
+            ("http://plain.example.org/ads/1", Some("plain.example.org/ads")),
+            ("http://plain.example.org/", None),
+            ("http://203.0.113.5/", Some("203.0.113.5")),
+            ("http://[2001:db8::5]/", Some("[2001:db8::5]")),
+            ("http://two.example/", None),
+            ("http://192.168.0.1/", None),
+            ("http://0.0.0.0/", None),
+            ("http://example.org/", None),
+        ] {
+            assert_eq!(found(url).as_deref(), entry, "{url}");
+        }
+        assert_eq!(list.len(), 8);
+        let mut list = UrlList::builder();
+        for line in
+            ["two.example words.example", "||example.org^*/ads/", "@@||good.example^", "a b", "0.0.0.0 co.uk", "word"]
+        {
+            assert!(list.add(line).is_err(), "{line}");
+        }
     }
 
     #[test]
