@@ -65,8 +65,9 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
             Action::Mask => (documents, selection) = (DecontaminateStage::NAME.into(), None),
         }
     }
+    let sources: Vec<String> = recipe.ingest.inputs.iter().map(|input| input.source.clone()).collect();
+    check_sources(recipe, &sources)?;
     if let Some(config) = &recipe.mix {
-        let sources: Vec<String> = recipe.ingest.inputs.iter().map(|input| input.source.clone()).collect();
         stages.extend(mix::mix_stages(config, &documents, selection.as_deref(), languages, &sources)?);
         selection = Some(mix::NAME.into());
     }
@@ -82,4 +83,21 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
         stages.push(Arc::new(stage));
     }
     Ok(stages)
+}
+
+/// Refuse shares of sources that no input has: better said now than by the tokenizer or the trainer, which come last.
+fn check_sources(recipe: &Recipe, sources: &[String]) -> Result<()> {
+    let weights = recipe
+        .tokenize
+        .iter()
+        .map(|tokenize| ("tokenize.tokenizer.source_weights", &tokenize.tokenizer.source_weights));
+    let data = recipe.train.iter().map(|train| &train.data);
+    let data = data.flat_map(|data| [("train.data.weights", &data.weights), ("train.data.epochs", &data.epochs)]);
+    for (key, shares) in weights.chain(data) {
+        if let Some(name) = shares.keys().find(|name| !sources.contains(name)) {
+            let reason = tokenize::Error::unknown_source(name, sources.iter().map(String::as_str));
+            return Err(pipeline::Error::setting(key, reason));
+        }
+    }
+    Ok(())
 }

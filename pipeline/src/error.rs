@@ -61,7 +61,7 @@ pub enum Error {
     #[error("{0}")]
     Limit(String),
     /// A DataFusion plan failed.
-    #[error("{0}")]
+    #[error("{}", plan_failed(.0))]
     DataFusion(#[from] DataFusionError),
     /// Arrow refused a batch.
     #[error(transparent)]
@@ -145,9 +145,31 @@ impl Error {
             Self::DiskFull { .. } | Self::Recipe(_) | Self::Setting { .. } | Self::Limit(_) | Self::RowsLost { .. } => {
                 Severity::Abort
             }
+            // Trying again asks for as much.
+            Self::DataFusion(error) if is_out_of_memory(error) => Severity::Abort,
             _ if is_disk_full(self) => Severity::Abort,
             _ => Severity::Shard,
         }
+    }
+}
+
+fn is_out_of_memory(error: &DataFusionError) -> bool {
+    matches!(error.find_root(), DataFusionError::ResourcesExhausted(_))
+}
+
+/// What a plan failed of, in the terms of this program: DataFusion names settings of its own.
+fn plan_failed(error: &DataFusionError) -> String {
+    match error.find_root() {
+        DataFusionError::ResourcesExhausted(reason) => {
+            // "… for ExternalSorter[0] …": who asked for how much is worth knowing, whatever is said around it.
+            let asked = reason.find("Failed to allocate").map_or(reason.as_str(), |at| &reason[at..]);
+            format!(
+                "the memory limit does not suffice for the rows of one task: give a larger --memory-limit, or fewer \
+                 --threads, which share it ({})",
+                asked.trim_end()
+            )
+        }
+        _ => error.to_string(),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::manifest::Totals;
 use crate::run::RunContext;
-use crate::shard::{PendingFile, PendingWriter, Shard, ShardWriter, TEXT_BATCH_ROWS, part_name};
+use crate::shard::{BATCH_ROWS, PendingFile, PendingWriter, Shard, ShardWriter, TEXT_BATCH_ROWS, part_name};
 
 /// Name of the verdict column: null keeps the row, anything else names the rule that drops it.
 pub const RULE: &str = "rule";
@@ -279,10 +279,31 @@ impl TaskContext {
     }
 }
 
-/// Shards as one DataFrame, in the order given.
+/// Shards as one DataFrame, in the order given. Batches of the session have no more rows from here on than fit
+/// [`BATCH_BYTES`].
 pub async fn read_shards(session: &SessionContext, shards: &[Shard]) -> Result<DataFrame> {
+    let rows = shards.iter().map(batch_rows).min().unwrap_or(BATCH_ROWS);
+    {
+        let state = session.state_ref();
+        let mut state = state.write();
+        let config = state.config_mut();
+        if rows < config.batch_size() {
+            *config = config.clone().with_batch_size(rows);
+        }
+    }
     let paths: Vec<String> = shards.iter().map(|s| file_url(&s.path)).collect::<Result<_>>()?;
     Ok(session.read_parquet(paths, ParquetReadOptions::default()).await?)
+}
+
+/// Bytes of rows in a batch, about, where [`BATCH_ROWS`] rows of long documents would have more: a sort cannot spill a
+/// part of a batch, so that a limit of memory has to have room for some.
+const BATCH_BYTES: u64 = 16 << 20;
+
+/// Rows of a shard in a batch, from what the journal says of it. Zstandard makes a fifth to a third of text and tokens; eight
+/// times what is in the file is on the safe side of nearly all.
+fn batch_rows(shard: &Shard) -> usize {
+    let row = (shard.bytes.saturating_mul(8) / shard.rows.max(1)).max(1);
+    usize::try_from(BATCH_BYTES / row).unwrap_or(BATCH_ROWS).clamp(1, BATCH_ROWS)
 }
 
 /// `file://` URL of a path, so that no character of it is taken for a pattern.

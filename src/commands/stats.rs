@@ -10,6 +10,7 @@ use tokenize::loader::{DataConfig, Loader, LoaderConfig, Packing, PackingReport}
 use tokenize::stages::TOKENS;
 use tokenize::{Encoder, TokenStatistics, tokenizer_path};
 
+use super::existing;
 use crate::cli::{Stats, StatsOf, StatsTokens};
 use crate::output::{self, bytes, thousands};
 use crate::recipe::Recipe;
@@ -29,7 +30,7 @@ struct TokenFacts {
 }
 
 fn tokens(args: &StatsTokens) -> Result<()> {
-    let statistics = TokenStatistics::load(&args.run)?;
+    let statistics = TokenStatistics::load(existing(&args.run)?)?;
     let vocabulary_size = Encoder::load(tokenizer_path(&args.run))?.vocabulary_size();
     let settings = data_settings(&args.run)?;
     let report = |packing| {

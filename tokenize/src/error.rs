@@ -73,7 +73,7 @@ impl Error {
     }
 
     /// The settings name a source that the documents do not have.
-    pub(crate) fn unknown_source<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    pub fn unknown_source<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
         let known: Vec<&str> = known.collect();
         format!("there is no source {name:?} among the documents: they are from {}", known.join(", "))
     }

@@ -78,6 +78,13 @@ impl Sample {
         self.reservoirs.values().map(|r| r.bytes).sum()
     }
 
+    /// Sources with a weight that have fewer bytes than their share: name, bytes, and what they should have.
+    pub fn too_small(&self) -> Vec<(&str, u64, u64)> {
+        let bytes = |name: &String| self.reservoirs.get(name).map_or(0, |reservoir| reservoir.bytes);
+        let all = self.budgets.iter().map(|(name, &budget)| (name.as_str(), bytes(name), budget));
+        all.filter(|(_, bytes, budget)| bytes < budget).collect()
+    }
+
     /// The texts, and bytes by source where there are weights.
     ///
     /// # Errors

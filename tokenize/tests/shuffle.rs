@@ -121,6 +121,37 @@ fn sorts_that_spill_to_disk_write_the_same_bytes() {
     assert!(outputs[0] == outputs[1]);
 }
 
+#[test]
+fn documents_of_half_a_megabyte_are_sorted_in_little_memory() {
+    let tokenizer = tempfile::tempdir().unwrap();
+    let config = TokenizeConfig { shard_tokens: 1 << 40, ..far_tokens(tokenizer.path()) };
+    let words: Vec<&str> = SPEECHES.split_whitespace().collect();
+    let mut state = 1u64;
+    let mut word = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        words[(state >> 33) as usize % words.len()]
+    };
+    // Several row groups are slices of what was one batch.
+    let long = |i: u64, text: String| Document { id: pipeline::document::document_id("long", i), source: "long", text };
+    let text = |bytes: usize, word: &mut dyn FnMut() -> &'static str| {
+        let mut text = String::new();
+        while text.len() < bytes {
+            text.push_str(word());
+            text.push(' ');
+        }
+        text
+    };
+    let documents: Vec<Document> = (0..96).map(|i| long(i, text(512 << 10, &mut word))).collect();
+    let little = RunOptions { threads: 1, memory_limit_bytes: 32 << 20, ..RunOptions::new() };
+    let ample = RunOptions { threads: 2, memory_limit_bytes: 4 << 30, ..RunOptions::new() };
+    let outputs = [little, ample].map(|options| {
+        let dir = tempfile::tempdir().unwrap();
+        run_with(dir.path(), documents.clone(), 1, &config, 5, options).unwrap();
+        bytes(dir.path(), &OUTPUTS)
+    });
+    assert!(outputs[0] == outputs[1]);
+}
+
 /// The stages, by their manifests the last that had begun, in whose time there were files of spilled rows.
 fn spilled_by(run: &Path, work: impl FnOnce() + Send) -> BTreeSet<&'static str> {
     std::thread::scope(|scope| {

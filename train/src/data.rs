@@ -3,7 +3,7 @@
 use pipeline::Shard;
 use serde_json::Value;
 use tokenize::TokenStatistics;
-use tokenize::loader::{DataConfig, Loader, LoaderConfig, Location};
+use tokenize::loader::{DataConfig, Loader, LoaderConfig, Location, Packing};
 
 use crate::config::TrainConfig;
 use crate::run::BatchSource;
@@ -89,6 +89,10 @@ impl Data {
         let own = LoaderConfig { rank, world_size: world, ..loader_config.clone() };
         let loader = places.training.open(own)?;
         let loader = loader.ok_or_else(|| Error::Data("there are no token shards to train on".to_owned()))?;
+        if rank == 0 && config.data.packing == Packing::BestFit {
+            let report = loader.packing().map_err(|error| Error::Data(error.to_string()))?;
+            tracing::info!("{report}");
+        }
         let vocabulary = loader.vocabulary_size() as usize;
         if config.model.vocab_size == 0 {
             config.model.vocab_size = vocabulary;

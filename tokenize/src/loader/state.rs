@@ -103,6 +103,8 @@ impl Loader {
     /// The world size may differ.
     pub fn resume(&self, state: &serde_json::Value) -> Result<u64> {
         let saved: LoaderState = serde_json::from_value(state.clone()).map_err(|e| Error::State(format!("{e}")))?;
+        // With the defaults of settings that were not there when it was saved.
+        let state = serde_json::to_value(&saved).map_err(|e| Error::State(e.to_string()))?;
         let now = self.state(saved.step);
         // A checkpoint is text, and serde_json reads a tenth of all fractions back as a neighbour of what it wrote. So
         // the settings of now as a checkpoint would give them back are the same settings.
@@ -112,6 +114,7 @@ impl Loader {
         for (key, value) in now.as_object().into_iter().flatten().filter(|(key, _)| *key != "epochs") {
             let saved = state.get(key);
             if saved != Some(value) && saved != read_back.get(key) {
+                let key = if key == "rows" { "rows (batch · gradient_accumulation)" } else { key };
                 changes.push(format!("{key} was {}, is {value}", saved.unwrap_or(&serde_json::Value::Null)));
             }
         }

@@ -2,7 +2,6 @@
 //! shuffle key.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{DataType, UInt64Type};
@@ -13,10 +12,9 @@ use futures::StreamExt;
 use pipeline::stage::tasks_per_shard;
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
-use super::{ENCODED, TOKENIZER, refuse_empty, shard_metadata, tokenizer_path};
+use super::{ENCODED, SharedEncoder, TOKENIZER, refuse_empty, shard_metadata};
 use crate::config::TokenizeConfig;
 use crate::counts::TokenCounter;
-use crate::encoder::Encoder;
 use crate::functions::{encode, shuffle_key};
 use crate::shard::TokenShardWriter;
 use crate::shuffle::Split;
@@ -26,21 +24,12 @@ pub(super) struct Encode {
     config: TokenizeConfig,
     documents: String,
     seed: u64,
-    /// Shared by all tasks, with its caches.
-    encoder: OnceLock<Arc<Encoder>>,
+    encoder: SharedEncoder,
 }
 
 impl Encode {
     pub fn new(config: TokenizeConfig, documents: String, seed: u64) -> Self {
-        Self { config, documents, seed, encoder: OnceLock::new() }
-    }
-
-    fn encoder(&self, run: &RunContext) -> Result<Arc<Encoder>> {
-        if let Some(encoder) = self.encoder.get() {
-            return Ok(encoder.clone());
-        }
-        let encoder = Arc::new(Encoder::load(tokenizer_path(run.dir()))?);
-        Ok(self.encoder.get_or_init(|| encoder).clone())
+        Self { config, documents, seed, encoder: SharedEncoder::default() }
     }
 }
 
@@ -51,7 +40,7 @@ impl Stage for Encode {
     }
 
     fn version(&self) -> u32 {
-        3
+        4
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -76,7 +65,7 @@ impl Stage for Encode {
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let encoder = self.encoder(&task.run)?;
+        let encoder = self.encoder.of(&task.run)?;
         let metadata = shard_metadata(&encoder, &self.config.tokenizer, self.seed, None)?;
         let bos_id = match self.config.add_bos {
             true => Some(encoder.token_id(&self.config.tokenizer.bos_token)?),

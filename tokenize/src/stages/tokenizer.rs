@@ -147,6 +147,12 @@ impl TrainTokenizer {
                 task.progress(documents, Some(rows), format!("{} MB of text looked at", bytes / 1_000_000));
             }
         }
+        for (source, bytes, wanted) in sample.too_small() {
+            tracing::warn!(
+                "the tokenizer's sample has {bytes} bytes of source {source}, all that there is, where \
+                 tokenize.tokenizer.source_weights asks for {wanted}: lower sample_bytes to keep the proportions"
+            );
+        }
         let (seen, text_bytes) = sample.seen();
         let (texts, by_source) = sample.finish().map_err(Error::from)?;
         let (documents, sampled_bytes) = (texts.len(), texts.iter().map(|text| text.len() as u64).sum::<u64>());

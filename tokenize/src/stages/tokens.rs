@@ -13,10 +13,9 @@ use pipeline::shard::{ShardWriter, part_name};
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
-use super::{ENCODED, TOKENIZER, shard_metadata, tokenizer_path};
+use super::{ENCODED, SharedEncoder, TOKENIZER, shard_metadata};
 use crate::config::TokenizeConfig;
 use crate::counts::{Counts, SourceCounts, TokenCounter};
-use crate::encoder::Encoder;
 use crate::shard::TokenShardWriter;
 use crate::shuffle::Split;
 
@@ -27,6 +26,7 @@ pub(super) struct Tokens {
     pub split: Split,
     pub config: TokenizeConfig,
     pub seed: u64,
+    pub encoder: SharedEncoder,
 }
 
 /// What a task reads: the keys from `first` to `last` of a source.
@@ -47,7 +47,7 @@ impl Stage for Tokens {
     }
 
     fn version(&self) -> u32 {
-        3
+        4
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -91,7 +91,7 @@ impl Stage for Tokens {
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let KeyRange { source, first, last, .. } =
             serde_json::from_value(task.task.inputs.clone()).map_err(Error::abort)?;
-        let encoder = Encoder::load(tokenizer_path(task.run.dir()))?;
+        let encoder = self.encoder.of(&task.run)?;
         let session = task.session();
         let plan = task
             .read_all(&session, ENCODED)
