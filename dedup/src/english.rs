@@ -122,7 +122,8 @@ fn suffix_length(word: &str) -> usize {
 /// Bytes of the unit at the end of `word`: all that follows its last digit, of which there is only 0.
 fn unit_length(word: &str) -> usize {
     match memrchr(b'0', word.as_bytes()) {
-        Some(digit) if UNITS.contains(&&word[digit + 1..]) => word.len() - digit - 1,
+        // Most numbers stand alone: nothing to look for.
+        Some(digit) if digit + 1 < word.len() && UNITS.contains(&&word[digit + 1..]) => word.len() - digit - 1,
         _ => 0,
     }
 }
@@ -146,25 +147,33 @@ pub(crate) fn is_rare(word: &[u8]) -> bool {
     if !(2..=11).contains(&n) {
         return false;
     }
-    let slot = slot(word[0], word[n - 2], word[n - 1]);
+    let slot = slot(n, word[0], word[n - 2], word[n - 1]);
     FILTER[slot / 64] >> (slot % 64) & 1 == 1
 }
 
-/// Five bits each of the first and the last two letters.
-const fn slot(first: u8, last_but_one: u8, last: u8) -> usize {
-    (first as usize & 31) << 10 | (last_but_one as usize & 31) << 5 | last as usize & 31
+/// Five bits each of the first and the last two letters of a word of `n`, stirred by its length.
+const fn slot(n: usize, first: u8, last_but_one: u8, last: u8) -> usize {
+    let letters = (first as usize & 31) << 10 | (last_but_one as usize & 31) << 5 | last as usize & 31;
+    (letters ^ n.wrapping_mul(0x1b35)) % (64 * FILTER_WORDS)
 }
 
+const FILTER_WORDS: usize = 512;
+
 /// A bit for every slot that a contraction has.
-static FILTER: [u64; 32 * 32 * 32 / 64] = {
-    let mut filter = [0; 32 * 32 * 32 / 64];
+static FILTER: [u64; FILTER_WORDS] = {
+    let mut filter = [0; FILTER_WORDS];
     let mut i = 0;
     while i < CONTRACTIONS.len() {
         let parts = CONTRACTIONS[i].as_bytes();
-        let n = parts.len();
-        // One letter may be a part by itself: a space before it is none of the contraction.
-        let before = if parts[n - 2] == b' ' { parts[n - 3] } else { parts[n - 2] };
-        let slot = slot(parts[0], before, parts[n - 1]);
+        let (mut letters, mut n, mut at) = ([0; 16], 0, 0);
+        while at < parts.len() {
+            if parts[at] != b' ' {
+                letters[n] = parts[at];
+                n += 1;
+            }
+            at += 1;
+        }
+        let slot = slot(n, letters[0], letters[n - 2], letters[n - 1]);
         filter[slot / 64] |= 1 << (slot % 64);
         i += 1;
     }

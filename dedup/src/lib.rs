@@ -28,6 +28,9 @@ mod runs;
 mod selection;
 pub mod shingles;
 mod substring;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
 mod survivor;
 mod texts;
 mod unicode_tables;
