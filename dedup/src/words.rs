@@ -298,3 +298,48 @@ fn is_punctuation(c: char) -> bool {
                 | '～'
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The words of `text`, every one read character by character.
+    fn plain(text: &str) -> Vec<Vec<u8>> {
+        let (mut joined, mut odd, mut at) = (Joined::default(), OddWord::default(), 0);
+        joined.clear();
+        while at < text.len() {
+            at = odd.read(text, at, &mut joined).unwrap();
+        }
+        places(&joined.starts, 1).map(|place| joined.bytes[place].to_vec()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn words_that_are_copied_are_those_that_are_read(
+            text in "([a-zA-Z]{1,20}|[0-9.,]{1,5}|[ \n\t'_;:-]{1,3}|[éÀß東—“٣Ⅷ\u{a0}\u{301}]|cannot|theyll|10km|Dont ){0,60}", n in 1usize..7,
+        ) {
+            let expected = plain(&text);
+            let mut words = Words::default();
+            words.set("something that was there before");
+            words.set(&text);
+            prop_assert_eq!(words.len(), expected.len());
+            prop_assert!(words.runs(1).eq(expected.iter().map(Vec::as_slice)));
+            let runs: Vec<Vec<u8>> = expected.windows(n).map(|words| words.join(&b' ')).collect();
+            prop_assert!(words.runs(n).eq(runs.iter().map(Vec::as_slice)));
+            let mut hashes = Vec::new();
+            words.hashes(n, &mut hashes);
+            let xxh64 = |run: &Vec<u8>| xxhash_rust::xxh64::xxh64(run, 0);
+            prop_assert_eq!(hashes, runs.iter().map(xxh64).collect::<Vec<u64>>());
+        }
+    }
+
+    #[test]
+    fn a_capital_sigma_is_lower_as_unicode_says() {
+        let mut words = Words::default();
+        words.set("ΟΔΟΣ 3.14 don't ΣΑΣ");
+        let found: Vec<&[u8]> = words.runs(1).collect();
+        assert_eq!(found, ["οδος", "0", "don", "t", "σας"].map(str::as_bytes));
+    }
+}
