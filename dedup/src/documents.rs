@@ -135,6 +135,19 @@ impl Documents {
     }
 }
 
+/// Give the records of tag `tag` that stage `stage` of this run has written to `take`, those with keys from the first to the last of
+/// `keys`, in the order of [`Documents::each_section`].
+pub(crate) fn each_section_of<R: Record>(
+    task: &TaskContext,
+    stage: &str,
+    tag: u32,
+    keys: (u64, u64),
+    mut take: impl FnMut(&Source, &[R]) -> Result<()>,
+) -> Result<()> {
+    let files = Documents::of(&task.run, stage, &[])?;
+    files.each_section(task, tag..tag + 1, keys, |source, _, records| take(source, records))
+}
+
 /// Ordinal of the document of a table row.
 pub(crate) fn ordinal_of(source: &Source, row: &[u8]) -> u64 {
     ordinal(source.shard, u32_at(row, 0))

@@ -122,7 +122,8 @@ fn suffix_length(word: &str) -> usize {
 /// Bytes of the unit at the end of `word`: all that follows its last digit, of which there is only 0.
 fn unit_length(word: &str) -> usize {
     match memrchr(b'0', word.as_bytes()) {
-        Some(digit) if UNITS.contains(&&word[digit + 1..]) => word.len() - digit - 1,
+        // Most numbers stand alone: nothing to look for.
+        Some(digit) if digit + 1 < word.len() && UNITS.contains(&&word[digit + 1..]) => word.len() - digit - 1,
         _ => 0,
     }
 }
@@ -133,46 +134,51 @@ fn memrchr(byte: u8, bytes: &[u8]) -> Option<usize> {
 
 /// The parts of a contraction, separated by spaces.
 fn contraction(word: &str) -> Option<&'static str> {
-    static TABLE: LazyLock<Contractions> = LazyLock::new(Contractions::new);
-    TABLE.get(word)
+    /// By their letters.
+    static PARTS: LazyLock<HashMap<String, &'static str>> =
+        LazyLock::new(|| CONTRACTIONS.iter().map(|parts| (parts.replace(' ', ""), *parts)).collect());
+    if is_rare(word.as_bytes()) { PARTS.get(word).copied() } else { None }
 }
 
-/// The contractions by their letters, behind a filter that turns nearly all other words away.
-struct Contractions {
-    filter: Vec<u64>,
-    parts: HashMap<String, &'static str>,
+/// Whether a word may be a contraction: a filter that turns nearly all others away.
+#[inline(always)]
+pub(crate) fn is_rare(word: &[u8]) -> bool {
+    let n = word.len();
+    if !(2..=11).contains(&n) {
+        return false;
+    }
+    let slot = slot(n, word[0], word[n - 2], word[n - 1]);
+    FILTER[slot / 64] >> (slot % 64) & 1 == 1
 }
 
-impl Contractions {
-    fn new() -> Self {
-        let mut filter = vec![0u64; 32 * 32 * 32 / 64];
-        let parts = CONTRACTIONS.iter().map(|parts| (parts.replace(' ', ""), *parts)).collect::<HashMap<_, _>>();
-        for word in parts.keys() {
-            let slot = Self::slot(word.as_bytes());
-            filter[slot / 64] |= 1 << (slot % 64);
-        }
-        Self { filter, parts }
-    }
-
-    fn get(&self, word: &str) -> Option<&'static str> {
-        let bytes = word.as_bytes();
-        if !(2..=11).contains(&bytes.len()) {
-            return None;
-        }
-        let slot = Self::slot(bytes);
-        if self.filter[slot / 64] >> (slot % 64) & 1 == 0 {
-            return None;
-        }
-        self.parts.get(word).copied()
-    }
-
-    /// Five bits each of the first and the last two letters.
-    fn slot(word: &[u8]) -> usize {
-        let n = word.len();
-        let bits = |b: u8| usize::from(b & 31);
-        bits(word[0]) << 10 | bits(word[n - 2]) << 5 | bits(word[n - 1])
-    }
+/// Five bits each of the first and the last two letters of a word of `n`, stirred by its length.
+const fn slot(n: usize, first: u8, last_but_one: u8, last: u8) -> usize {
+    let letters = (first as usize & 31) << 10 | (last_but_one as usize & 31) << 5 | last as usize & 31;
+    (letters ^ n.wrapping_mul(0x1b35)) % (64 * FILTER_WORDS)
 }
+
+const FILTER_WORDS: usize = 512;
+
+/// A bit for every slot that a contraction has.
+static FILTER: [u64; FILTER_WORDS] = {
+    let mut filter = [0; FILTER_WORDS];
+    let mut i = 0;
+    while i < CONTRACTIONS.len() {
+        let parts = CONTRACTIONS[i].as_bytes();
+        let (mut letters, mut n, mut at) = ([0; 16], 0, 0);
+        while at < parts.len() {
+            if parts[at] != b' ' {
+                letters[n] = parts[at];
+                n += 1;
+            }
+            at += 1;
+        }
+        let slot = slot(n, letters[0], letters[n - 2], letters[n - 1]);
+        filter[slot / 64] |= 1 << (slot % 64);
+        i += 1;
+    }
+    filter
+};
 
 /// Symbols that are words of their own wherever they stand (spaCy: `LIST_ICONS`).
 const SYMBOLS: [(u32, u32); 178] = [

@@ -6,6 +6,7 @@
 //! documents that stay, and a dropped document is written down with its cluster and its survivor.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod ascii;
 mod buckets;
 mod decontaminate;
 mod disk;
@@ -27,11 +28,15 @@ mod runs;
 mod selection;
 pub mod shingles;
 mod substring;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
 mod survivor;
 mod texts;
 mod unicode_tables;
 mod union_find;
 pub mod words;
+mod xxh64;
 
 pub use decontaminate::{Action, Benchmark, DecontaminateConfig, DecontaminateStage};
 pub use exact::{ExactConfig, Key, exact_stages};

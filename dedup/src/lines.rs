@@ -27,7 +27,7 @@ use pipeline::{Error, Output, Result, RowsRead, RunContext, Stage, Task, TaskCon
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{EXPECTED_DUPLICATES, check_room, text_bytes};
-use crate::documents::{Documents, digest_of_stage, sum_of_notes};
+use crate::documents::{digest_of_stage, each_section_of, sum_of_notes};
 use crate::normalise::{Normalise, content_hash};
 use crate::partition::{PARTITION_ROWS, keys_of, partition_tasks, stop_if_asked};
 use crate::runs::{Record, RunWriter, u32_at, u64_at};
@@ -351,8 +351,7 @@ impl Stage for Counts {
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let mut writer = RunWriter::create(task)?;
         let mut lines = Vec::new();
-        let files = Documents::of(&task.run, HASHES, &[])?;
-        files.each_section(task, KEYS..KEYS + 1, keys_of::<LineKey>(task)?, |source, _, keys: &[LineKey]| {
+        each_section_of(task, HASHES, KEYS, keys_of::<LineKey>(task)?, |source, keys: &[LineKey]| {
             lines.extend(keys.iter().map(|key| (key.high, key.low, source.shard, key.first, key.documents)));
             Ok(())
         })?;
@@ -505,8 +504,7 @@ impl Stage for Rewrite {
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let shard = u64::from(task.index());
         let mut gone = HashMap::new();
-        let decisions = Documents::of(&task.run, &self.decisions, &[])?;
-        decisions.each_section(task, HITS..HITS + 1, (shard, shard), |_, _, hits: &[Hit]| {
+        each_section_of(task, &self.decisions, HITS, (shard, shard), |_, hits: &[Hit]| {
             gone.extend(hits.iter().map(|hit| (u128::from(hit.high) << 64 | u128::from(hit.low), hit.keep)));
             Ok(())
         })?;

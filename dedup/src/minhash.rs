@@ -19,7 +19,6 @@
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
-use xxhash_rust::xxh64::xxh64;
 
 use crate::permutations::{Affine, Mersenne};
 use crate::shingles::Shingles;
@@ -124,8 +123,7 @@ impl MinHash {
         words.set(text);
         hashes.clear();
         if !words.is_empty() {
-            let ngram = self.ngram.min(words.len());
-            hashes.extend((0..=words.len() - ngram).map(|first| xxh64(words.joined(first, ngram).as_bytes(), 0)));
+            words.hashes(self.ngram.min(words.len()), hashes);
         }
         hashes
     }
@@ -157,19 +155,10 @@ impl MinHash {
     pub fn band_keys(&self, text: &str, scratch: &mut Scratch, keys: &mut Vec<u64>) -> bool {
         let mut band = std::mem::take(&mut scratch.band);
         let signature = self.signature(text, scratch);
-        let mut key = |bytes: &mut dyn Iterator<Item = u8>| {
-            band.clear();
-            band.extend(bytes);
-            keys.push(xxh3_64(&band));
-        };
         match signature {
             None => {}
-            Some(Signature::Compatible(minima)) => {
-                minima.chunks_exact(self.rows).for_each(|rows| key(&mut rows.iter().flat_map(|m| m.to_le_bytes())));
-            }
-            Some(Signature::Fast(minima)) => {
-                minima.chunks_exact(self.rows).for_each(|rows| key(&mut rows.iter().flat_map(|m| m.to_le_bytes())));
-            }
+            Some(Signature::Compatible(minima)) => keys_of_bands(minima, self.rows, u64::to_le_bytes, &mut band, keys),
+            Some(Signature::Fast(minima)) => keys_of_bands(minima, self.rows, u32::to_le_bytes, &mut band, keys),
         }
         let any = signature.is_some();
         scratch.band = band;
@@ -195,6 +184,21 @@ impl MinHash {
         let two_bits = |minimum: u32| (minimum.wrapping_mul(0x9e37_79b1) >> 30) as u8;
         let bytes = minima.as_chunks::<4>().0.iter();
         sketch.extend(bytes.map(|four| four.iter().rev().fold(0u8, |byte, minimum| byte << 2 | two_bits(*minimum))));
+    }
+}
+
+/// Append the hash of every `rows` minima, whose bytes are put into `band`.
+fn keys_of_bands<N: Copy, const BYTES: usize>(
+    minima: &[N],
+    rows: usize,
+    bytes: fn(N) -> [u8; BYTES],
+    band: &mut Vec<u8>,
+    keys: &mut Vec<u64>,
+) {
+    for rows in minima.chunks_exact(rows) {
+        band.clear();
+        rows.iter().for_each(|minimum| band.extend_from_slice(&bytes(*minimum)));
+        keys.push(xxh3_64(band));
     }
 }
 

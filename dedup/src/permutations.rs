@@ -11,13 +11,14 @@ pub const MERSENNE_PRIME: u64 = (1 << 61) - 1;
 
 /// Permutations that are worked on at a time: two AVX-512 registers of 64-bit numbers.
 const LANES: usize = 16;
-/// The same for 32-bit numbers: four AVX-512 registers, eight of AVX2.
-const NARROW_LANES: usize = 64;
+/// The same for 32-bit numbers: four AVX-512 registers, eight of AVX2; and what is worked on behind the last of these.
+const MANY_LANES: usize = 64;
+const NARROW_LANES: usize = 16;
 
 /// datatrove's permutations: `(a·h + b) mod 2⁶⁴ mod 2⁶¹ − 1` with numpy's coefficients.
 #[derive(Clone, Debug)]
 pub(crate) struct Mersenne {
-    /// Filled up with zeroes to a multiple of [`LANES`], as `b`.
+    /// Filled up to a multiple of [`LANES`], as `b`.
     pub(crate) a: Vec<u64>,
     pub(crate) b: Vec<u64>,
 }
@@ -25,12 +26,13 @@ pub(crate) struct Mersenne {
 impl Mersenne {
     pub(crate) fn new(n: usize, seed: u32) -> Self {
         let mut random = RandomState::new(seed);
-        let mut draw = |low| {
+        let mut draw = |low, fill| {
             let mut drawn: Vec<u64> = (0..n).map(|_| random.randint(low, MERSENNE_PRIME)).collect();
-            drawn.resize(n.next_multiple_of(LANES), 0);
+            drawn.resize(n.next_multiple_of(LANES), fill);
             drawn
         };
-        Self { a: draw(1), b: draw(0) }
+        // A minimum near zero would be looked for again.
+        Self { a: draw(1, 0), b: draw(0, MERSENNE_PRIME / 2) }
     }
 
     /// The smallest permuted hash of every permutation, and more up to a multiple of the lanes.
@@ -126,30 +128,51 @@ dispatched!(mersenne_minima, mersenne_loop, u64);
 dispatched!(affine_minima, affine_loop, u32);
 
 /// The slices of numbers are equally long, a multiple of [`LANES`].
+///
+/// What is compared is not the remainder `v` of `x = a·h + b` but the lowest 61 bits of `(x + 1) + ((x + 1) >> 61)`, shifted to the top,
+/// which leaves out the last step of a remainder. They are `v + 1`, but for the few `x` whose top three bits and rest come to the prime
+/// or more: there they are 7 at most. So a minimum of 8 and more is right, and a smaller one, which nobody will ever
+/// see but a test, is looked for again.
 #[inline(always)]
 fn mersenne_loop(hashes: &[u64], a: &[u64], b: &[u64], minima: &mut [u64]) {
     let coefficients = a.as_chunks::<LANES>().0.iter().zip(b.as_chunks::<LANES>().0);
     for (minima, (a, b)) in minima.as_chunks_mut::<LANES>().0.iter_mut().zip(coefficients) {
         let mut least = [u64::MAX; LANES];
+        let b_and_one = b.map(|b| b.wrapping_add(1));
         for &hash in hashes {
             for lane in 0..LANES {
-                let value = modulo_mersenne(hash.wrapping_mul(a[lane]).wrapping_add(b[lane]));
-                least[lane] = least[lane].min(value);
+                let x = hash.wrapping_mul(a[lane]).wrapping_add(b_and_one[lane]);
+                least[lane] = least[lane].min(x.wrapping_add(x >> 61) << 3);
             }
         }
-        *minima = least;
+        *minima = least.map(|least| (least >> 3).wrapping_sub(1));
+        for lane in 0..LANES {
+            if least[lane] >> 3 < 8 {
+                let values =
+                    hashes.iter().map(|hash| modulo_mersenne(hash.wrapping_mul(a[lane]).wrapping_add(b[lane])));
+                minima[lane] = values.min().unwrap_or(u64::MAX);
+            }
+        }
     }
 }
 
 /// The slices of numbers are equally long, a multiple of [`NARROW_LANES`].
 #[inline(always)]
 fn affine_loop(hashes: &[u64], a: &[u32], b: &[u32], minima: &mut [u32]) {
-    let coefficients = a.as_chunks::<NARROW_LANES>().0.iter().zip(b.as_chunks::<NARROW_LANES>().0);
-    for (minima, (a, b)) in minima.as_chunks_mut::<NARROW_LANES>().0.iter_mut().zip(coefficients) {
-        let mut least = [u32::MAX; NARROW_LANES];
+    // Many lanes at a time hide how long a product takes.
+    let many = a.len() - a.len() % MANY_LANES;
+    affine_lanes::<MANY_LANES>(hashes, &a[..many], &b[..many], &mut minima[..many]);
+    affine_lanes::<NARROW_LANES>(hashes, &a[many..], &b[many..], &mut minima[many..]);
+}
+
+#[inline(always)]
+fn affine_lanes<const N: usize>(hashes: &[u64], a: &[u32], b: &[u32], minima: &mut [u32]) {
+    let coefficients = a.as_chunks::<N>().0.iter().zip(b.as_chunks::<N>().0);
+    for (minima, (a, b)) in minima.as_chunks_mut::<N>().0.iter_mut().zip(coefficients) {
+        let mut least = [u32::MAX; N];
         for &hash in hashes {
             let hash = (hash >> 32) as u32;
-            for lane in 0..NARROW_LANES {
+            for lane in 0..N {
                 let value = hash.wrapping_mul(a[lane]).wrapping_add(b[lane]);
                 least[lane] = least[lane].min(value);
             }
@@ -222,6 +245,27 @@ mod tests {
             prop_assert_eq!(&picked[..n], &plain[..]);
             prop_assert_eq!(&base[..n], &plain[..]);
         }
+    }
+
+    #[test]
+    fn minima_that_the_kernel_cannot_tell_are_looked_for_again() {
+        // The identity, and a permutation that moves every value by one; hashes around the multiples of the prime and of 2⁶¹.
+        let permutations = Mersenne { a: vec![1; LANES], b: (0..LANES as u64).map(|i| i % 2).collect() };
+        let near = |n: u64, of: u64| (0..18).map(move |i| n.wrapping_mul(of).wrapping_sub(9).wrapping_add(i));
+        let edges: Vec<u64> = (0..9).flat_map(|n| near(n, MERSENNE_PRIME).chain(near(n, 1 << 61))).collect();
+        let large = MERSENNE_PRIME / 2;
+        for &edge in &edges {
+            for hashes in [vec![edge], vec![large, edge], vec![edge, large, large + 1]] {
+                let mut minima = Vec::new();
+                permutations.minima(&hashes, &mut minima);
+                for (lane, minimum) in minima.iter().enumerate() {
+                    assert_eq!(*minimum, plain_mersenne(&hashes, 1, lane as u64 % 2), "{hashes:?}");
+                }
+            }
+        }
+        let mut minima = Vec::new();
+        permutations.minima(&edges, &mut minima);
+        assert_eq!(minima, [0; LANES]);
     }
 
     #[test]

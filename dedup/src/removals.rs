@@ -11,7 +11,9 @@ use pipeline::shard::{BATCH_ROWS, ShardWriter, part_name};
 use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use crate::disk::check_room;
-use crate::documents::{Documents, ROW_BYTES as HEAD_BYTES, digest_of_stage, ordinal_of, sum_of_notes};
+use crate::documents::{
+    Documents, ROW_BYTES as HEAD_BYTES, digest_of_stage, each_section_of, ordinal_of, sum_of_notes,
+};
 use crate::minhash::{SKETCH_BYTES, jaccard, sketch_similarity};
 use crate::near::Sets;
 use crate::partition::{keys_of, partition_tasks};
@@ -132,8 +134,7 @@ impl Removals {
     /// Give the members of the partition to `take`, some at a time.
     fn each_chunk(&self, task: &TaskContext, mut take: impl FnMut(&[Pair]) -> Result<()>) -> Result<()> {
         let mut chunk: Vec<Pair> = Vec::new();
-        let members = Documents::of(&task.run, &self.members, &[])?;
-        members.each_section(task, MEMBERS..MEMBERS + 1, keys_of::<Pair>(task)?, |_, _, pairs: &[Pair]| {
+        each_section_of(task, &self.members, MEMBERS, keys_of::<Pair>(task)?, |_, pairs: &[Pair]| {
             chunk.extend_from_slice(pairs);
             if chunk.len() >= CHUNK {
                 chunk.chunks(CHUNK).try_for_each(&mut take)?;

@@ -324,6 +324,11 @@ impl Pair {
         Self { spread: first.wrapping_mul(SPREAD) & NUMBER_MASK, second }
     }
 
+    /// The first pair whose key is `key`.
+    pub(crate) fn of_key(key: u64) -> Self {
+        Self { spread: key, second: 0 }
+    }
+
     pub(crate) fn first(&self) -> u64 {
         self.spread.wrapping_mul(GATHER) & NUMBER_MASK
     }

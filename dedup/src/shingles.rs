@@ -2,7 +2,7 @@
 //!
 //! Words are those of Unicode's segmentation (UAX #29) between white space, in lower case. It makes a word of every
 //! ideograph and every kana, so a shingle of Chinese or Japanese text is a run of characters. Stretches
-//! of ASCII are cut by the same rules with a table; the rest goes through `unicode-segmentation`.
+//! of ASCII are cut by the same rules with masks ([`crate::ascii`]); the rest goes through `unicode-segmentation`.
 //!
 //! A word is hashed eight bytes at a time, a shingle is a polynomial of its word hashes that rolls along the
 //! text, so that its cost does not depend on the length of a shingle; a finaliser mixes it.
@@ -11,9 +11,8 @@ use std::ops::Range;
 
 use unicode_segmentation::UnicodeSegmentation;
 
-/// Bytes of ASCII that are looked at together: long enough for a vectorised test, short enough that one
-/// accent does not slow a page down.
-const STRETCH: usize = 512;
+use crate::ascii::{BLOCK, Blocks};
+
 /// Multiplier of the polynomial: odd, its powers are distinct for any practical length.
 pub(crate) const POLYNOMIAL: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Bytes behind the text that a load of eight may touch.
@@ -22,7 +21,7 @@ const PADDING: usize = 8;
 /// The words of a text as hashes, with their places, and their shingles. Memory is kept from text to text.
 #[derive(Debug, Default)]
 pub struct Shingles {
-    lower: Vec<u8>,
+    cutter: Cutter,
     words: Vec<u64>,
     hashes: Vec<u64>,
 }
@@ -31,9 +30,9 @@ impl Shingles {
     /// Hashes of the runs of `n` words of `text`, in order, repeats included; of all its words if there are
     /// fewer; none if there are none.
     pub fn of(&mut self, text: &str, n: usize) -> &[u64] {
-        let Self { lower, words, hashes } = self;
+        let Self { cutter, words, hashes } = self;
         words.clear();
-        each_word(text, lower, |hash, _| words.push(hash));
+        cutter.each_word(text, |hash, _| words.push(hash));
         hashes.clear();
         roll(words, n, hashes);
         hashes
@@ -46,10 +45,10 @@ impl Shingles {
 
     /// Hashes of the words of `text`, and the bytes that each comes from.
     pub(crate) fn words(&mut self, text: &str, places: &mut Vec<Range<usize>>) -> &[u64] {
-        let Self { lower, words, .. } = self;
+        let Self { cutter, words, .. } = self;
         words.clear();
         places.clear();
-        each_word(text, lower, |hash, place| {
+        cutter.each_word(text, |hash, place| {
             words.push(hash);
             places.push(place);
         });
@@ -90,132 +89,90 @@ pub(crate) fn mix(mut x: u64) -> u64 {
     x ^ (x >> 33)
 }
 
-/// Give `emit` the hash and the place of every word.
-fn each_word(text: &str, lower: &mut Vec<u8>, mut emit: impl FnMut(u64, Range<usize>)) {
-    let bytes = text.as_bytes();
-    let mut start = 0;
-    while start < bytes.len() {
-        let stretch = bytes[start..].iter().skip(STRETCH).position(u8::is_ascii_whitespace);
-        let end = stretch.map_or(bytes.len(), |at| start + STRETCH + at);
-        if bytes[start..end].is_ascii() {
-            ascii_words(&bytes[start..end], start, lower, &mut emit);
-        } else {
-            mixed_words(text, start..end, lower, &mut emit);
-        }
-        start = end;
-    }
+/// Cuts texts into words.
+#[derive(Debug, Default)]
+struct Cutter {
+    blocks: Blocks,
+    /// A word in lower case.
+    lower: Vec<u8>,
 }
 
-/// Words of a stretch with other characters: white space always parts words, so the pieces between are
-/// on their own.
-fn mixed_words(text: &str, stretch: Range<usize>, lower: &mut Vec<u8>, emit: &mut impl FnMut(u64, Range<usize>)) {
-    let bytes = text.as_bytes();
-    let mut at = stretch.start;
-    while at < stretch.end {
-        if bytes[at].is_ascii_whitespace() {
-            at += 1;
-            continue;
+impl Cutter {
+    /// Give `emit` the hash and the place of every word of `text`.
+    fn each_word(&mut self, text: &str, mut emit: impl FnMut(u64, Range<usize>)) {
+        let bytes = text.as_bytes();
+        self.blocks.set(bytes);
+        let mut at = 0;
+        // White space always parts words, so the piece around a character beyond ASCII is on its own.
+        while let Some(other) = self.blocks.next_other(at) {
+            let start = bytes[at..other].iter().rposition(u8::is_ascii_whitespace).map_or(at, |n| at + n + 1);
+            let end = bytes[other..].iter().position(u8::is_ascii_whitespace).map_or(bytes.len(), |n| other + n);
+            self.ascii_words(at..start, &mut emit);
+            self.other_words(text, start..end, &mut emit);
+            at = end;
         }
-        let end = bytes[at..stretch.end].iter().position(u8::is_ascii_whitespace).map_or(stretch.end, |n| at + n);
-        if bytes[at..end].is_ascii() {
-            ascii_words(&bytes[at..end], at, lower, emit);
-        } else {
-            for (offset, word) in text[at..end].unicode_word_indices() {
-                let from = at + offset;
-                lower.clear();
-                for c in word.chars() {
-                    if c.is_ascii() {
-                        lower.push(c.to_ascii_lowercase() as u8);
-                    } else {
-                        let mut utf8 = [0; 4];
-                        c.to_lowercase().for_each(|c| lower.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes()));
-                    }
+        self.ascii_words(at..bytes.len(), &mut emit);
+    }
+
+    /// Words of a piece with characters beyond ASCII.
+    fn other_words(&mut self, text: &str, piece: Range<usize>, emit: &mut impl FnMut(u64, Range<usize>)) {
+        let lower = &mut self.lower;
+        for (offset, word) in text[piece.clone()].unicode_word_indices() {
+            let from = piece.start + offset;
+            lower.clear();
+            for c in word.chars() {
+                if c.is_ascii() {
+                    lower.push(c.to_ascii_lowercase() as u8);
+                } else {
+                    let mut utf8 = [0; 4];
+                    c.to_lowercase().for_each(|c| lower.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes()));
                 }
-                let length = lower.len();
-                lower.extend_from_slice(&[0; PADDING]);
-                emit(word_hash(lower, 0, length), from..from + word.len());
+            }
+            let length = lower.len();
+            lower.extend_from_slice(&[0; PADDING]);
+            emit(word_hash(lower, 0, length), from..from + word.len());
+        }
+    }
+
+    /// Words of a stretch of ASCII between white space or the ends of the text.
+    fn ascii_words(&self, stretch: Range<usize>, emit: &mut impl FnMut(u64, Range<usize>)) {
+        let Blocks { lower, blocks } = &self.blocks;
+        let mut word = |start: usize, end: usize| {
+            // Low lines alone are no word.
+            if lower[start] != b'_' || lower[start..end].iter().any(u8::is_ascii_alphanumeric) {
+                emit(word_hash(lower, start, end - start), start..end);
+            }
+        };
+        let (first, last) = (stretch.start / BLOCK, stretch.end / BLOCK);
+        let (mut open, mut start) = (false, 0);
+        // Letters, digits and parts of words at the end of the block before.
+        let (mut letter, mut digit, mut part) = (0, 0, 0);
+        for n in first..=last {
+            let block = &blocks[n];
+            let next = blocks.get(n + 1).copied().unwrap_or_default();
+            // A mark between two letters, or between two digits, joins them (UAX #29, rules WB6, WB7, WB11, WB12).
+            let between = |mask: u64, before: u64, next: u64| (mask << 1 | before) & (mask >> 1 | next << 63);
+            let letters = between(block.letters, letter, next.letters) & (block.dots | block.colons);
+            let digits = between(block.digits, digit, next.digits) & (block.dots | block.commas);
+            let mut parts = block.letters | block.digits | block.low_lines | letters | digits;
+            if n == first {
+                parts &= u64::MAX << (stretch.start % BLOCK);
+            }
+            if n == last {
+                parts &= !(u64::MAX << (stretch.end % BLOCK));
+            }
+            let mut edges = parts ^ (parts << 1 | part);
+            (letter, digit, part) = (block.letters >> 63, block.digits >> 63, parts >> 63);
+            while edges != 0 {
+                let at = n * BLOCK + edges.trailing_zeros() as usize;
+                edges &= edges - 1;
+                if open {
+                    word(start, at);
+                }
+                open = !open;
+                start = at;
             }
         }
-        at = end;
-    }
-}
-
-/// Words of a stretch of ASCII that begins `offset` bytes into the text. Sixty-four bytes at a time become
-/// a mask of what is part of a word; words begin and end where the mask changes, which takes no guess of a
-/// branch for every byte.
-fn ascii_words(stretch: &[u8], offset: usize, lower: &mut Vec<u8>, emit: &mut impl FnMut(u64, Range<usize>)) {
-    let length = stretch.len();
-    lower.clear();
-    lower.extend(stretch.iter().map(u8::to_ascii_lowercase));
-    lower.resize(length.next_multiple_of(BLOCK) + PADDING, 0);
-    let mut word = |start: usize, end: usize| {
-        // Low lines alone are no word.
-        if lower[start] != b'_' || lower[start..end].iter().any(u8::is_ascii_alphanumeric) {
-            emit(word_hash(lower, start, end - start), offset + start..offset + end);
-        }
-    };
-    let (mut inside, mut start, mut carry) = (false, 0, 0);
-    for (n, block) in lower[..length.next_multiple_of(BLOCK)].as_chunks::<BLOCK>().0.iter().enumerate() {
-        let first = n * BLOCK;
-        let (mut parts, mut marks) = masks(block);
-        while marks != 0 {
-            let at = first + marks.trailing_zeros() as usize;
-            // A mark between two letters, or between two digits, joins them.
-            if at > 0 && joins(lower[at - 1], lower[at], lower[at + 1]) {
-                parts |= marks & marks.wrapping_neg();
-            }
-            marks &= marks - 1;
-        }
-        let mut edges = parts ^ (parts << 1 | carry);
-        carry = parts >> 63;
-        while edges != 0 {
-            let at = first + edges.trailing_zeros() as usize;
-            edges &= edges - 1;
-            if inside {
-                word(start, at);
-            }
-            inside = !inside;
-            start = at;
-        }
-    }
-    if inside {
-        word(start, length);
-    }
-}
-
-/// Bytes of a mask.
-const BLOCK: usize = 64;
-
-/// Which of the lower-case bytes are part of a word by themselves, and which may join two parts.
-fn masks(block: &[u8; BLOCK]) -> (u64, u64) {
-    let (mut part, mut mark) = ([0u8; BLOCK], [0u8; BLOCK]);
-    for i in 0..BLOCK {
-        let c = block[i];
-        part[i] = u8::from(c.wrapping_sub(b'a') < 26) | u8::from(c.wrapping_sub(b'0') < 10) | u8::from(c == b'_');
-        mark[i] = u8::from(c == b':')
-            | u8::from(c == b',')
-            | u8::from(c == b';')
-            | u8::from(c == b'.')
-            | u8::from(c == b'\'');
-    }
-    (bits(&part), bits(&mark))
-}
-
-/// One bit for each byte, which is 0 or 1.
-fn bits(flags: &[u8; BLOCK]) -> u64 {
-    // The product moves bit 0 of byte k to bit 56 + k; no two of its terms meet.
-    let eight = |eight: &[u8; 8]| u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
-    flags.as_chunks::<8>().0.iter().enumerate().fold(0, |all, (i, flags)| all | eight(flags) << (8 * i))
-}
-
-/// Whether `mark` makes one word of what is before and behind it (UAX #29, rules WB6, WB7, WB11, WB12).
-fn joins(before: u8, mark: u8, behind: u8) -> bool {
-    let letters = before.is_ascii_alphabetic() && behind.is_ascii_alphabetic();
-    let digits = before.is_ascii_digit() && behind.is_ascii_digit();
-    match mark {
-        b':' => letters,
-        b',' | b';' => digits,
-        _ => letters || digits,
     }
 }
 
@@ -266,7 +223,7 @@ mod tests {
 
     fn words(text: &str) -> Vec<(u64, Range<usize>)> {
         let mut words = Vec::new();
-        each_word(text, &mut Vec::new(), |hash, place| words.push((hash, place)));
+        Cutter::default().each_word(text, |hash, place| words.push((hash, place)));
         words
     }
 

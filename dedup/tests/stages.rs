@@ -274,6 +274,10 @@ fn settings_without_meaning_are_refused() {
     ] {
         assert!(near_stages(&bad, "documents", None, None, Path::new(".")).is_err(), "{bad:?}");
     }
+    let exact =
+        NearConfig { verify: Verify::Exact, against: vec!["old/near_signatures".into()], ..NearConfig::default() };
+    let error = near_stages(&exact, "documents", None, None, Path::new(".")).err().unwrap();
+    assert!(matches!(&error, Error::Setting { key, reason } if key == "near.verify" && reason.contains("\"sketch\"")));
     let parsed: Result<NearConfig, _> = serde_json::from_str(r#"{"band": 3}"#);
     assert!(parsed.unwrap_err().to_string().contains("unknown field `band`"));
     let parsed: ExactConfig = serde_json::from_str(r#"{"normalise": "none", "by": ["url"]}"#).unwrap();
@@ -481,6 +485,25 @@ fn refused(corpus: &[Vec<Document>], stages: Vec<Arc<dyn Stage>>) -> String {
     Runner::new(run, std::iter::once(first).chain(stages).collect()).err().unwrap().to_string()
 }
 
+/// First ordinal of the new crawl in a joint run with an old one of two shards.
+const NEW: u64 = 2 << 32;
+
+/// Ordinal in the joint run of a document of the new crawl.
+fn shifted(ordinal: u64) -> u64 {
+    ordinal + NEW
+}
+
+/// What went from a new crawl must be what a joint run dropped of it, for the same survivors.
+fn assert_joint(found: &Dropped, joint: &Dropped) {
+    let expected: Vec<u64> = joint.range(NEW..).map(|(ordinal, _)| *ordinal).collect();
+    assert_eq!(found.keys().map(|ordinal| shifted(*ordinal)).collect::<Vec<u64>>(), expected);
+    for (gone, (_, _, survivor)) in found {
+        // A survivor of the older index keeps its ordinal there.
+        let wanted = joint[&shifted(*gone)].2;
+        assert_eq!(if wanted >= NEW { shifted(*survivor) } else { *survivor }, wanted);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_crawl_against_an_index_goes_as_in_a_joint_run() {
     let corpus = families();
@@ -495,17 +518,8 @@ async fn a_new_crawl_against_an_index_goes_as_in_a_joint_run() {
         let incremental = NearConfig { against: vec!["old-*/near_signatures".into()], ..config.clone() };
         let second = run(dirs[2].path(), new, stages(&incremental, dirs[1].path()), 2).await;
         let (_, found) = outcome(&second, "near").await;
-        // Shard 0 of the new crawl is shard 2 of the joint run.
-        let shifted = |o: &u64| *o + (2 << 32);
-        let expected: BTreeSet<u64> = joint.keys().copied().filter(|o| *o >= 2 << 32).collect();
-        assert!(expected.len() > 100, "{}", expected.len());
-        assert_eq!(found.keys().map(shifted).collect::<BTreeSet<u64>>(), expected, "{verify:?}");
-        for (gone, (_, _, survivor)) in &found {
-            let (_, _, wanted) = joint[&shifted(gone)];
-            // The survivor keeps its ordinal in the older index.
-            let own = wanted >= 2 << 32;
-            assert_eq!(if own { shifted(survivor) } else { *survivor }, wanted);
-        }
+        assert!(found.len() > 100, "{}", found.len());
+        assert_joint(&found, &joint);
         let other = NearConfig { seed: 2, ..incremental.clone() };
         let error = refused(new, stages(&other, dirs[1].path()));
         assert!(error.contains("keys would never meet"), "{error}");
@@ -563,25 +577,16 @@ async fn new_documents_equal_to_those_of_an_index_go_as_in_a_joint_run() {
         drop(run(&dirs[1].path().join("old-1"), old, stages(&config, Path::new(".")), 2).await);
         let incremental = ExactConfig { against: vec!["old-*/exact_hashes".into()], ..config.clone() };
         let second = run(dirs[2].path(), new, stages(&incremental, dirs[1].path()), 2).await;
-        // Shard 0 of the new crawl is shard 2 of the joint run.
-        let shifted = |o: u64| o + (2 << 32);
         let chains: &[&str] = if config.by.len() == 2 { &["exact_url", "exact"] } else { &["exact"] };
         for stage in chains {
             let (_, joint) = outcome(&joint, stage).await;
             let (_, found) = outcome(&second, stage).await;
-            let expected: Vec<u64> = joint.keys().copied().filter(|o| *o >= 2 << 32).collect();
-            assert!(expected.len() > 5, "{stage}: {}", expected.len());
-            assert_eq!(found.keys().map(|o| shifted(*o)).collect::<Vec<u64>>(), expected, "{stage}, {config:?}");
-            for (gone, (_, _, survivor)) in &found {
-                // The survivor keeps its ordinal in the older index.
-                let wanted = joint[&shifted(*gone)].2;
-                assert_eq!(if wanted >= 2 << 32 { shifted(*survivor) } else { *survivor }, wanted);
-            }
+            assert!(found.len() > 5, "{stage}: {}", found.len());
+            assert_joint(&found, &joint);
         }
         let (kept, _) = outcome(&second, "exact").await;
-        let (joint_kept, _) = outcome(&joint, "exact").await;
-        let expected: Vec<u64> = joint_kept.into_iter().filter(|o| *o >= 2 << 32).collect();
-        assert_eq!(kept.into_iter().map(shifted).collect::<Vec<u64>>(), expected);
+        let (mut joint_kept, _) = outcome(&joint, "exact").await;
+        assert_eq!(kept.into_iter().map(shifted).collect::<BTreeSet<u64>>(), joint_kept.split_off(&NEW));
         let other = ExactConfig { normalise: dedup::normalise::Normalise::None, ..incremental.clone() };
         let error = refused(new, stages(&other, dirs[1].path()));
         assert!(error.contains("keys would never meet"), "{error}");

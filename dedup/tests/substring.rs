@@ -212,3 +212,32 @@ async fn a_text_that_repeats_itself_keeps_the_first_round_and_cuts_stand_at_bord
     assert_eq!(cuts[0].2, same);
     assert!(stages(&SubstringConfig { length: 0, ..config }, Sizes { partition: 1, section: 1 }).is_err());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corpus_of_copies_and_templates_keeps_one_of_each_and_says_what_it_will_take() {
+    // A page 400 times, and 400 pages of four templates with words of their own in the middle.
+    let page = text(1, 300).join(" ");
+    let templates: Vec<Vec<String>> = (0..4).map(|i| text(10 + i, 120)).collect();
+    let corpus: Vec<Vec<Document>> = (0..4)
+        .map(|shard| {
+            let of_template = |i: usize| {
+                let (head, tail) = templates[i % 4].split_at(60);
+                plain([head, &text(100 + shard * 100 + i, 30), tail].concat().join(" "))
+            };
+            (0..100).map(|_| plain(page.as_str())).chain((0..100).map(of_template)).collect()
+        })
+        .collect();
+    let config = SubstringConfig::default();
+    for sizes in [Sizes { partition: 1 << 21, section: 1 << 20 }, Sizes { partition: 500, section: 300 }] {
+        let dir = tempfile::tempdir().unwrap();
+        let run = run(dir.path(), &corpus, stages(&config, sizes).unwrap(), 2).await;
+        assert_eq!(outcome(&run).await, by_hand(&corpus, &config));
+        let note = |stage: &str, name: &str| -> f64 {
+            run.journal(stage).values().filter_map(|entry| entry.notes.get(name)?.as_f64()).sum()
+        };
+        // What room on the disk is looked at for: windows by the places of their anchors, 13.5 each with 50 words.
+        let (windows, predicted) =
+            (note("substring_windows", "windows"), note("substring_candidates", "places") * 13.5);
+        assert!(windows > 100_000.0 && (0.7..1.4).contains(&(windows / predicted)), "{windows} {predicted}");
+    }
+}

@@ -14,7 +14,7 @@
 //! Text is read once, by the signatures (and again by `near_sets`, of shards with candidates). What grows
 //! with the corpus is in sorted runs on disk (`runs.rs`); a task holds a partition of some two million records at
 //! a time. In memory stays one number a document, in `near_clusters`: 4 bytes, 8 beyond 2³² documents,
-//! and in a file where the memory limit has no room for it.
+//! and in a file where the memory limit has no room for it; and 4 bytes a document of a group of more than a million in `near_verified`.
 //!
 //! `against` puts the signatures of older runs before those of this one: keys are grouped together, so the
 //! clusters are those of a joint run, and the removals of this run's documents are kept. Old text is
@@ -67,7 +67,8 @@ pub enum Verify {
     /// By the similarity of the sketches, whose standard error at 0.75 is 0.038. So that few pairs below the threshold pass,
     /// an estimate must be half a standard error above it.
     Sketch,
-    /// By the Jaccard similarity of the shingle sets. Reads the text of shards with candidates again.
+    /// By the Jaccard similarity of the shingle sets. Reads the text of shards with candidates again, and so is refused together with
+    /// `against`, which reads no old text: an index has the sketches of all its documents and the shingles of none.
     Exact,
 }
 
@@ -135,7 +136,12 @@ impl NearConfig {
             return refuse("verify", "takes at most 128 bands");
         }
         if self.verify == Verify::Exact && !self.against.is_empty() {
-            return refuse("verify", "exact needs the text of both sides: with against use \"sketch\"");
+            return refuse(
+                "verify",
+                "exact compares the shingles of both documents, and an index of against has none: its text is not read, and its \
+                 pairs were not those of today. Use verify = \"sketch\", which compares what the index has, or deduplicate the \
+                 old documents and the new ones in one run",
+            );
         }
         Ok(())
     }
@@ -217,7 +223,7 @@ fn clustering(config: &NearConfig, against: &[PathBuf], sets: Option<sets::SetSt
         if config.verify == Verify::Exact {
             stages.extend(sets.map(|sets| Arc::new(sets) as Arc<dyn Stage>));
         }
-        stages.push(Arc::new(verify::Verified { config: config.clone(), against: against.clone() }));
+        stages.push(Arc::new(verify::Verified::new(config.clone(), against.clone())));
         edges = VERIFIED;
     }
     stages.push(Arc::new(clusters::Clusters { edges: edges.into(), against: against.clone() }));

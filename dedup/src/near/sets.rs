@@ -8,7 +8,7 @@ use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 use super::{NearConfig, PAIRS, SETS, SIGNATURES};
 use crate::buckets::{CANDIDATES, Number};
 use crate::disk::{check_room, text_bytes};
-use crate::documents::{Documents, digest_of_stage, sum_of_notes};
+use crate::documents::{Documents, digest_of_stage, each_section_of, sum_of_notes};
 use crate::minhash::Scratch;
 use crate::runs::{NUMBER_BYTES, Record, RunFile, RunWriter, number_at, put_number, run_name, u32_at};
 use crate::texts::Texts;
@@ -123,9 +123,8 @@ fn candidates(task: &TaskContext, documents: &Documents) -> Result<Vec<bool>> {
     if source.rows == 0 {
         return Ok(wanted);
     }
-    let pairs = Documents::of(&task.run, PAIRS, &[])?;
     let own = (source.start, source.start + source.rows - 1);
-    pairs.each_section(task, CANDIDATES..CANDIDATES + 1, own, |_, _, numbers: &[Number]| {
+    each_section_of(task, PAIRS, CANDIDATES, own, |_, numbers: &[Number]| {
         numbers.iter().for_each(|number| wanted[(number.0 - source.start) as usize] = true);
         Ok(())
     })?;

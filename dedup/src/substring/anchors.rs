@@ -6,7 +6,7 @@ use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 use super::windows::Finder;
 use super::{ANCHORS, CANDIDATES, Input, Measure, Sizes, SubstringConfig};
 use crate::disk::{EXPECTED_DUPLICATES, check_room, text_bytes};
-use crate::documents::{Documents, digest_of_stage, sum_of_notes};
+use crate::documents::{digest_of_stage, each_section_of, sum_of_notes};
 use crate::partition::{keys_of, partition_tasks};
 use crate::runs::{Record, RunWriter, u32_at, u64_at};
 
@@ -14,8 +14,22 @@ use crate::runs::{Record, RunWriter, u32_at, u64_at};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Anchor {
     hash: u64,
-    /// It stands there more than once.
-    more: bool,
+    /// How often it stands there, which tells what the windows around it will take: an exponent of 2 and, in the lowest three bits,
+    /// eighths; 0 for once.
+    times: u8,
+}
+
+impl Anchor {
+    fn new(hash: u64, times: u32) -> Self {
+        let exponent = times.max(1).ilog2();
+        let eighths = (u64::from(times) << 3 >> exponent) as u8 & 7;
+        Self { hash, times: (exponent as u8) << 3 | eighths }
+    }
+
+    /// How often it stands there, or less by less than an eighth.
+    fn times(&self) -> u64 {
+        u64::from(self.times & 7 | 8) << (self.times >> 3) >> 3
+    }
 }
 
 impl Record for Anchor {
@@ -26,10 +40,10 @@ impl Record for Anchor {
     }
     fn put(&self, bytes: &mut [u8]) {
         bytes[..8].copy_from_slice(&self.hash.to_le_bytes());
-        bytes[8] = u8::from(self.more);
+        bytes[8] = self.times;
     }
     fn get(bytes: &[u8]) -> Self {
-        Self { hash: u64_at(bytes, 0), more: bytes[8] != 0 }
+        Self { hash: u64_at(bytes, 0), times: bytes[8] }
     }
 }
 
@@ -83,7 +97,7 @@ impl Stage for Anchors {
         ANCHORS
     }
     fn version(&self) -> u32 {
-        1
+        2
     }
     fn inputs(&self) -> Vec<String> {
         self.input.texts.stages()
@@ -101,7 +115,7 @@ impl Stage for Anchors {
         let (mut finder, mut hashes, mut written) = (Finder::default(), Vec::new(), 0);
         let mut flush = |hashes: &mut Vec<u64>, writer: &mut RunWriter| {
             hashes.sort_unstable();
-            let one = |same: &[u64]| Anchor { hash: same[0], more: same.len() > 1 };
+            let one = |same: &[u64]| Anchor::new(same[0], u32::try_from(same.len()).unwrap_or(u32::MAX));
             let mut anchors: Vec<Anchor> = hashes.chunk_by(|a, b| a == b).map(one).collect();
             hashes.clear();
             written += anchors.len();
@@ -122,7 +136,7 @@ impl Stage for Anchors {
     }
 }
 
-/// The anchors of a partition that stand in two places.
+/// The anchors of a partition that stand in two places; the journal says in how many places they stand, about.
 pub(super) struct Candidates {
     pub(super) sizes: Sizes,
 }
@@ -133,7 +147,7 @@ impl Stage for Candidates {
         CANDIDATES
     }
     fn version(&self) -> u32 {
-        1
+        2
     }
     fn inputs(&self) -> Vec<String> {
         vec![ANCHORS.into()]
@@ -149,17 +163,17 @@ impl Stage for Candidates {
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let mut writer = RunWriter::create(task)?;
         let mut anchors = Vec::new();
-        let files = Documents::of(&task.run, ANCHORS, &[])?;
-        files.each_section(task, TAG..TAG + 1, keys_of::<Anchor>(task)?, |source, _, found: &[Anchor]| {
-            anchors.extend(found.iter().map(|anchor| (anchor.hash, source.shard, anchor.more)));
+        each_section_of(task, ANCHORS, TAG, keys_of::<Anchor>(task)?, |source, found: &[Anchor]| {
+            anchors.extend(found.iter().map(|anchor| (anchor.hash, source.shard, *anchor)));
             Ok(())
         })?;
         anchors.sort_unstable();
-        let (mut candidates, mut written) = (Vec::new(), 0);
+        let (mut candidates, mut written, mut places) = (Vec::new(), 0, 0);
         for anchor in anchors.chunk_by(|a, b| a.0 == b.0) {
-            if anchor.len() == 1 && !anchor[0].2 {
+            if anchor.len() == 1 && anchor[0].2.times == 0 {
                 continue;
             }
+            places += anchor.iter().map(|section| section.2.times()).sum::<u64>();
             let shards = anchor.chunk_by(|a, b| a.1 == b.1);
             candidates.extend(shards.map(|shard| Candidate { shard: shard[0].1, hash: shard[0].0 }));
             if candidates.len() >= self.sizes.section {
@@ -170,7 +184,7 @@ impl Stage for Candidates {
         }
         written += candidates.len() as u64;
         writer.records(TAG, 0, &mut candidates)?;
-        writer.report(written, serde_json::json!({ "candidates": written }))
+        writer.report(written, serde_json::json!({ "candidates": written, "places": places }))
     }
 }
 
@@ -178,11 +192,27 @@ impl Stage for Candidates {
 pub(super) fn candidates(task: &TaskContext) -> Result<Vec<u64>> {
     let mut hashes = Vec::new();
     let shard = u64::from(task.index());
-    let files = Documents::of(&task.run, CANDIDATES, &[])?;
-    files.each_section(task, TAG..TAG + 1, (shard, shard), |_, _, found: &[Candidate]| {
+    each_section_of(task, CANDIDATES, TAG, (shard, shard), |_, found: &[Candidate]| {
         hashes.extend(found.iter().map(|candidate| candidate.hash));
         Ok(())
     })?;
     hashes.sort_unstable();
     Ok(hashes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_anchor_tells_how_often_it_stands() {
+        for times in [1, 2, 3, 4, 10, 1000, 12_345, 10_000_000, u32::MAX] {
+            let mut bytes = [0; Anchor::BYTES];
+            Anchor::new(5, times).put(&mut bytes);
+            let anchor = Anchor::get(&bytes);
+            assert_eq!((anchor.hash, anchor.times == 0), (5, times == 1));
+            let of = anchor.times() as f64 / f64::from(times);
+            assert!(of > 0.875 && of <= 1.0, "{times}: {}", anchor.times());
+        }
+    }
 }

@@ -36,7 +36,7 @@
 //!
 //! Memory is a partition of some two million records, or the candidates and the merged repeats of one document shard; a window that
 //! stands a million times is held once. On disk, with 50 words and a tenth of the corpus repeated: 0.11 bytes a byte of text for
-//! anchors, half a byte for windows.
+//! anchors, half a byte for windows; of a corpus that is copies alone 2.9 bytes for windows, and as many for repeats.
 
 use std::sync::Arc;
 

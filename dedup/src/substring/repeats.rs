@@ -8,7 +8,7 @@ use super::anchors::{candidates, half_words};
 use super::windows::Finder;
 use super::{CANDIDATES, Input, REPEATS, Sizes, WINDOWS};
 use crate::disk::check_room;
-use crate::documents::{Documents, digest_of_stage, sum_of_notes};
+use crate::documents::{digest_of_stage, each_section_of, sum_of_notes};
 use crate::partition::{keys_of, partition_tasks};
 use crate::runs::{Record, RunWriter, u32_at, u64_at};
 
@@ -106,7 +106,7 @@ impl Stage for Windows {
     }
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         // An anchor is that of about half as many windows as a window has halves.
-        let windows = sum_of_notes(run, CANDIDATES, "candidates") as f64 * (half_words(&self.input.config) / 2.0 + 1.0);
+        let windows = sum_of_notes(run, CANDIDATES, "places") as f64 * (half_words(&self.input.config) / 2.0 + 1.0);
         check_room(run, WINDOWS, (windows * (Occurrence::BYTES + 1) as f64) as u64)?;
         self.input.texts.tasks_with(run, digest_of_stage(run, CANDIDATES))
     }
@@ -181,8 +181,7 @@ impl Stage for Repeats {
         let mut writer = RunWriter::create(task)?;
         let mut held =
             Held { windows: Vec::new(), most: 2 * self.sizes.partition as usize, repeats: Vec::new(), written: 0 };
-        let files = Documents::of(&task.run, WINDOWS, &[])?;
-        files.each_section(task, TAG..TAG + 1, keys_of::<Occurrence>(task)?, |source, _, found: &[Occurrence]| {
+        each_section_of(task, WINDOWS, TAG, keys_of::<Occurrence>(task)?, |source, found: &[Occurrence]| {
             let window = |o: &Occurrence| (o.high, o.low, ordinal(source.shard, o.record), o.start, o.end);
             held.windows.extend(found.iter().map(window));
             held.shorten(&mut writer, self.sizes)
@@ -247,8 +246,7 @@ impl Held {
 pub(super) fn repeats(task: &TaskContext, mut most: usize) -> Result<Vec<Repeat>> {
     let mut repeats: Vec<Repeat> = Vec::new();
     let own = (ordinal(task.index(), 0), ordinal(task.index(), u32::MAX));
-    let files = Documents::of(&task.run, REPEATS, &[])?;
-    files.each_section(task, TAG..TAG + 1, own, |_, _, found: &[Repeat]| {
+    each_section_of(task, REPEATS, TAG, own, |_, found: &[Repeat]| {
         repeats.extend_from_slice(found);
         if repeats.len() > most {
             merge(&mut repeats);
