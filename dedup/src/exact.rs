@@ -19,7 +19,7 @@
 //! the corpus.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
@@ -38,7 +38,7 @@ use crate::disk::check_room;
 use crate::documents::{Documents, ROW_BYTES, TABLE, check_index, put_row};
 use crate::normalise::{Normalise, canonical_url, content_hash};
 use crate::partition::{PARTITION_ROWS, keys_of, partition_tasks};
-use crate::paths::indices;
+use crate::paths::{Places, indices};
 use crate::removals::{MEMBERS, Removals, Similarity};
 use crate::runs::{Pair, Record, RunWriter, u64_at};
 use crate::selection::{Selection, no_rows, planning_session, session};
@@ -94,20 +94,20 @@ impl Default for ExactConfig {
 }
 
 /// The stages of exact deduplication of the documents of `selection` (all, if `None`), whose text is
-/// in stage `documents` and whose signals, if there are any, in stage `signals`. The last is called `exact`. Paths of
-/// `against` are relative to `base`.
+/// in stage `documents` and whose signals, if there are any, in stage `signals`. The last is called `exact`. Older runs are
+/// looked for in `places`.
 ///
 /// # Errors
 /// [`Error::Setting`] for an expression of `by` that cannot be planned over the columns of a document;
 /// [`Error::Recipe`] for a path of `against` that nothing matches.
-pub fn exact_stages(
+pub fn exact_stages<'a>(
     config: &ExactConfig,
     documents: &str,
     selection: Option<&str>,
     signals: Option<&str>,
-    base: &Path,
+    places: impl Into<Places<'a>>,
 ) -> Result<Vec<Arc<dyn Stage>>> {
-    let against = indices("exact.against", &config.against, base)?;
+    let against = indices("exact.against", &config.against, places.into())?;
     for (number, key) in config.by.iter().enumerate().filter(|(_, key)| matches!(key, Key::Sql(_))) {
         // Planned over no rows, to find out before any work what is wrong with it.
         let planned = no_rows(&planning_session(), &SCHEMA).and_then(|documents| key.with_key(documents));

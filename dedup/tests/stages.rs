@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::AsArray;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, UInt64Type};
-use dedup::{ExactConfig, Keep, Key, Mode, NearConfig, Verify, exact_stages, near_stages};
+use dedup::{ExactConfig, Keep, Key, Mode, NearConfig, Places, Verify, exact_stages, near_stages};
 use pipeline::document::ordinal;
 use pipeline::shard::part_name;
 use pipeline::stage::read_shards;
@@ -516,6 +516,37 @@ async fn a_new_crawl_against_an_index_goes_as_in_a_joint_run() {
         let error = refused(new, stages(&incremental, dirs[1].path()));
         assert!(error.contains("made by version 2 of the stage, this is version 3"), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_its_own_pattern_matches_is_not_compared_with_itself() {
+    let corpus = exact_corpus();
+    let (old, new) = corpus.split_at(2);
+    let runs = tempfile::tempdir().unwrap();
+    let (first, second) = (runs.path().join("2025-11"), runs.path().join("2025-12"));
+    let exact = |against: &[&str]| ExactConfig {
+        against: against.iter().map(ToString::to_string).collect(),
+        ..ExactConfig::default()
+    };
+    drop(run(&first, old, exact_stages(&exact(&[]), "documents", None, None, runs.path()).unwrap(), 2).await);
+    let stages = || {
+        let places = Places { base: runs.path(), run_dir: Some(&second) };
+        exact_stages(&exact(&["2025-*/exact_hashes"]), "documents", None, None, places).unwrap()
+    };
+    // Now the pattern matches the run itself, whose hashes are done or, after a kill, are not.
+    let begun = run(&second, new, stages(), 2).await;
+    let (kept, dropped) = outcome(&begun, "exact").await;
+    assert!(kept.len() > 20 && dropped.len() > 5, "{} {}", kept.len(), dropped.len());
+    drop(begun);
+    let again = run(&second, new, stages(), 2).await;
+    assert_eq!(outcome(&again, "exact").await, (kept.clone(), dropped.clone()));
+    drop(again);
+    let manifest = second.join("exact_hashes/manifest.json");
+    let undone = std::fs::read_to_string(&manifest).unwrap().replace("\"done\"", "\"running\"");
+    std::fs::write(&manifest, undone).unwrap();
+    std::fs::remove_file(second.join("exact_hashes/journal.jsonl")).unwrap();
+    let resumed = run(&second, new, stages(), 2).await;
+    assert_eq!(outcome(&resumed, "exact").await, (kept, dropped));
 }
 
 #[tokio::test(flavor = "multi_thread")]
