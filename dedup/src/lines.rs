@@ -10,7 +10,7 @@
 //! `exact` counts by external aggregation: hashes are partitioned on disk, a task holds one partition, and what a
 //! shard needs to know comes to it as one range of a run. `bloom` (Bloom 1970) remembers the lines of earlier
 //! documents in a filter of fixed size: a line seen before goes, and one that was not goes with the stated
-//! probability at most, while no more than the stated number of lines is put in.
+//! probability at most. More distinct lines than the stated number stop the run.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -73,7 +73,8 @@ pub struct LinesConfig {
     pub min_bytes: u32,
     /// `bloom`: probability that a new line is taken for one seen before.
     pub false_positive_rate: f64,
-    /// `bloom`: lines that the filter is made for.
+    /// `bloom`: distinct lines that the filter is made for. More stop the run: in a filter that is too full, lines that
+    /// stand nowhere else are taken for lines seen before.
     pub expected_lines: u64,
 }
 
@@ -418,7 +419,7 @@ impl Stage for Filter {
         FILTER
     }
     fn version(&self) -> u32 {
-        1
+        2
     }
     fn inputs(&self) -> Vec<String> {
         self.input.texts.stages()
@@ -443,6 +444,7 @@ impl Stage for Filter {
         }
         let mut writer = RunWriter::create(task)?;
         let (mut lines, mut found) = (0u64, 0u64);
+        let (mut read, documents) = (0u64, self.input.texts.count(&task.run)?);
         let mut hits = Vec::new();
         let mut seen: HashSet<u128> = HashSet::new();
         for shard in task.run.shards(self.input.texts.chosen())? {
@@ -452,6 +454,7 @@ impl Stage for Filter {
             self.input
                 .each_document(task, shard.index, |row, hashes| {
                     seen.clear();
+                    read += 1;
                     for &hash in hashes {
                         if !seen.insert(hash) {
                             continue;
@@ -459,6 +462,9 @@ impl Stage for Filter {
                         lines += 1;
                         if !filter.insert(hash) {
                             own.insert(hash, row);
+                            if lines - found > config.expected_lines {
+                                return Err(too_many_lines(config.expected_lines, read, documents));
+                            }
                             continue;
                         }
                         found += 1;
@@ -476,6 +482,18 @@ impl Stage for Filter {
         let notes = serde_json::json!({ "lines": lines, "seen_before": found, "filter_bytes": bytes });
         writer.report(found, notes)
     }
+}
+
+/// The filter is full with `read` of `documents` documents read: going on would take lines for seen that were not.
+fn too_many_lines(expected: u64, read: u64, documents: u64) -> Error {
+    // If the rest is like what was read, and a quarter more: the share of new lines falls on the way, if anything.
+    let enough = (expected as f64 * documents as f64 / read.max(1) as f64 * 1.25).ceil();
+    let unit = 10f64.powf((enough.log10() - 1.0).floor().max(0.0));
+    Error::Limit(format!(
+        "lines.expected_lines: {expected} distinct lines are in the first {read} of {documents} documents, and a Bloom filter that holds \
+         more takes new lines for lines seen before: set it to {} or more, or method = \"exact\"",
+        (enough / unit).ceil() * unit
+    ))
 }
 
 /// Writes the documents without the lines that go.
@@ -627,6 +645,19 @@ mod tests {
         assert_eq!(units(text, Unit::Paragraph).collect::<Vec<_>>(), ["a\nb\n\n \n", "c\n\n", "d"]);
         assert_eq!(units("\n\na", Unit::Paragraph).collect::<Vec<_>>(), ["\n\n", "a"]);
         assert_eq!(units("", Unit::Line).count(), 0);
+    }
+
+    #[test]
+    fn a_full_filter_says_what_would_do() {
+        let error = too_many_lines(10_000, 1_000, 40_000);
+        assert!(matches!(error, Error::Limit(_)));
+        let text = error.to_string();
+        assert!(
+            text.starts_with("lines.expected_lines: 10000 distinct lines are in the first 1000 of 40000"),
+            "{text}"
+        );
+        assert!(text.contains("set it to 500000 or more"), "{text}");
+        assert!(too_many_lines(7, 7, 7).to_string().contains("set it to 9 or more"));
     }
 
     #[test]

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dedup::{Action, Benchmark, DecontaminateConfig, DecontaminateStage, LinesConfig, Method, Unit, line_stages};
-use pipeline::Stage;
+use pipeline::{RunContext, RunOptions, Runner, Stage};
 
 mod support;
-use support::{Document, plain, record, run, table, text};
+use support::{Corpus, Document, plain, record, run, table, text};
 
 /// Texts of the kept rows of a stage, by ordinal.
 async fn texts(run: &Arc<pipeline::RunContext>, stage: &str) -> BTreeMap<u64, String> {
@@ -106,6 +106,54 @@ async fn a_bloom_filter_comes_to_the_same_where_it_has_room() {
     ] {
         assert!(line_stages(&bad, "documents", None).is_err(), "{bad:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_lines_than_a_bloom_filter_is_made_for_stop_the_run_and_lose_nothing() {
+    // 20,000 lines of their own in 1,000 documents, and one that all have.
+    let own = |document: usize| (0..20).map(move |line| format!("line {line} of document {document}\n"));
+    let corpus: Vec<Vec<Document>> = (0..2)
+        .map(|shard| {
+            (0..500).map(|i| plain(own(shard * 500 + i).collect::<String>() + "All rights reserved\n")).collect()
+        })
+        .collect();
+    let bloom = |expected_lines| LinesConfig { method: Method::Bloom, expected_lines, ..LinesConfig::default() };
+    let dir = tempfile::tempdir().unwrap();
+    let all = |expected_lines| {
+        let mut all: Vec<Arc<dyn Stage>> = vec![Arc::new(Corpus(corpus.clone()))];
+        all.extend(line_stages(&bloom(expected_lines), "documents", None).unwrap());
+        all
+    };
+    let tried = |expected_lines| {
+        let run = RunContext::new(dir.path(), RunOptions { threads: 2, ..RunOptions::new() }).unwrap();
+        let stages = all(expected_lines);
+        async move {
+            let done = Runner::new(run.clone(), stages).unwrap().run(None).await;
+            (run, done)
+        }
+    };
+    let (full, done) = tried(2_000).await;
+    let error = done.unwrap_err();
+    assert!(matches!(error, pipeline::Error::Limit(_)), "{error}");
+    // A hundredth of the lines are new a document: what would do is known from the first tenth.
+    let said = error.to_string();
+    assert!(
+        said.contains("lines.expected_lines: 2000 distinct lines are in the first 100 of 1000 documents"),
+        "{said}"
+    );
+    assert!(said.contains("set it to 25000 or more"), "{said}");
+    assert!(full.journal("lines").is_empty(), "no text was written");
+    drop(full);
+    let (filled, done) = tried(25_000).await;
+    done.unwrap();
+    let left = texts(&filled, "lines").await;
+    let expected = corpus.iter().flatten().enumerate().map(|(i, (text, _))| match i {
+        0 => text.clone(),
+        _ => text.replace("All rights reserved\n", ""),
+    });
+    let lost = left.values().zip(expected).filter(|(left, expected)| *left != expected).count();
+    // One in ten thousand lines at most, of 20,000.
+    assert!(left.len() == 1000 && lost <= 6, "{lost}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
