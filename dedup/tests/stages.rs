@@ -129,6 +129,10 @@ async fn urls_go_first_and_texts_are_compared_among_what_they_leave() {
         url("second text", "https://example.org/b?utm_source=x"),
         plain("second  text"),
         plain("third text"),
+        // No address is no page.
+        url("fourth text", ""),
+        url("fifth text", ""),
+        url("sixth text", " \n"),
     ]];
     let dir = tempfile::tempdir().unwrap();
     let config = ExactConfig { by: vec![Key::Text, Key::Url], ..ExactConfig::default() };
@@ -138,7 +142,7 @@ async fn urls_go_first_and_texts_are_compared_among_what_they_leave() {
     let (_, by_url) = outcome(&run, "exact_url").await;
     assert_eq!(by_url, BTreeMap::from([(at(1), ("same_url".into(), at(0), at(0)))]));
     let (kept, by_text) = outcome(&run, "exact").await;
-    assert_eq!(kept, BTreeSet::from([at(0), at(2), at(4)]));
+    assert_eq!(kept, BTreeSet::from([0, 2, 4, 5, 6, 7].map(at)));
     assert_eq!(by_text, BTreeMap::from([(at(3), ("exact_duplicate".into(), at(2), at(2)))]));
 }
 
