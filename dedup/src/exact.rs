@@ -348,6 +348,10 @@ impl Stage for Groups {
         vec![self.hashes.clone()]
     }
 
+    fn indices(&self) -> &[PathBuf] {
+        &self.against
+    }
+
     fn config(&self) -> Result<serde_json::Value> {
         if self.against.is_empty() {
             return Ok(serde_json::json!({}));

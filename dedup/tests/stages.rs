@@ -13,7 +13,7 @@ use pipeline::document::ordinal;
 use pipeline::shard::part_name;
 use pipeline::stage::read_shards;
 use pipeline::stages::signals::{SignalsConfig, SignalsStage};
-use pipeline::{Error, RunContext, RunOptions, Runner, Stage};
+use pipeline::{Error, RunContext, RunOptions, Runner, Stage, Verify as Verification};
 
 mod support;
 use support::{Corpus, Document, letters, plain, record, run, text};
@@ -551,6 +551,68 @@ async fn a_run_that_its_own_pattern_matches_is_not_compared_with_itself() {
     std::fs::remove_file(second.join("exact_hashes/journal.jsonl")).unwrap();
     let resumed = run(&second, new, stages(), 2).await;
     assert_eq!(outcome(&resumed, "exact").await, (kept, dropped));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_is_refused_before_any_work() {
+    let corpus = exact_corpus();
+    let (old, new) = corpus.split_at(2);
+    let runs = tempfile::tempdir().unwrap();
+    let stages = |against: &[&str]| {
+        let of = |stage: &str| against.iter().map(|dir| format!("{dir}/{stage}")).collect::<Vec<_>>();
+        let exact = ExactConfig { against: of("exact_hashes"), ..ExactConfig::default() };
+        let near = NearConfig { against: of("near_signatures"), ..NearConfig::default() };
+        let mut stages = exact_stages(&exact, "documents", None, None, runs.path()).unwrap();
+        stages.extend(near_stages(&near, "documents", Some("exact"), None, runs.path()).unwrap());
+        stages
+    };
+    drop(run(&runs.path().join("old"), old, stages(&[]), 2).await);
+    let tried = |verify: Verification| {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunContext::new(dir.path(), RunOptions { threads: 2, verify, ..RunOptions::new() }).unwrap();
+        let first: Arc<dyn Stage> = Arc::new(Corpus(new.to_vec()));
+        let runner = Runner::new(run.clone(), std::iter::once(first).chain(stages(&["old"])).collect());
+        async move {
+            let done = match runner {
+                Ok(runner) => {
+                    let planned = runner.plan(None).err().map(|e| e.to_string());
+                    let done = runner.run(None).await.err().map(|e| e.to_string());
+                    assert_eq!(planned, done, "a dry run says the same");
+                    done
+                }
+                Err(e) => Some(e.to_string()),
+            };
+            (done, run.journal("documents").len() + usize::from(dir.path().join("documents").exists()))
+        }
+    };
+    for stage in ["exact_hashes", "near_signatures"] {
+        let part = runs.path().join("old").join(stage).join("part-00001.runs");
+        let whole = std::fs::read(&part).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        std::fs::write(&part, &flipped).unwrap();
+        let (error, begun) = tried(Verification::Checksums).await;
+        let error = error.unwrap();
+        assert!(
+            error.contains(&format!("old/{stage}: part-00001.runs fails its checksum; run that run again")),
+            "{error}"
+        );
+        assert_eq!(begun, 0, "nothing was done");
+        std::fs::write(&part, &whole[..whole.len() - 1]).unwrap();
+        let error = tried(Verification::Sizes).await.0.unwrap();
+        assert!(error.contains("part-00001.runs has"), "{error}");
+        std::fs::write(&part, &whole).unwrap();
+        // A line of the journal that cannot be read is a shard that nothing would be compared with.
+        let journal = runs.path().join("old").join(stage).join("journal.jsonl");
+        let lines = std::fs::read(&journal).unwrap();
+        let mut damaged = lines.clone();
+        damaged[3] = b'#';
+        std::fs::write(&journal, &damaged).unwrap();
+        let error = tried(Verification::Sizes).await.0.unwrap();
+        assert!(error.contains("1 of 2 tasks are in its journal"), "{error}");
+        std::fs::write(&journal, &lines).unwrap();
+    }
+    assert_eq!(tried(Verification::Checksums).await.0, None, "whole, they are taken");
 }
 
 #[tokio::test(flavor = "multi_thread")]

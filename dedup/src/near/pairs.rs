@@ -47,6 +47,10 @@ impl Stage for Pairs {
         vec![SIGNATURES.into()]
     }
 
+    fn indices(&self) -> &[PathBuf] {
+        &self.against
+    }
+
     fn config(&self) -> Result<serde_json::Value> {
         let wanted = self.config.signature();
         let check = |dir: &PathBuf| check_index(dir, signatures::VERSION, &wanted);
