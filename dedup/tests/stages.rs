@@ -630,6 +630,13 @@ async fn documents_of_equal_text_are_one_cluster_however_many_and_distinct_ones_
             run(dir.path(), &corpus, near_stages(&config, "documents", None, None, Path::new(".")).unwrap(), 2).await;
         let (kept, dropped) = outcome(&run, "near").await;
         assert_eq!((kept.len(), dropped.len()), (301, many - 1), "{verify:?}");
+        // Ten bytes a pair and five for its second document by itself, which the prediction of its disk knows; buckets of
+        // two would have five more for the first.
+        let entries = run.journal("near_pairs");
+        let pairs: u64 = entries.values().map(|e| e.notes["pairs"].as_u64().unwrap()).sum();
+        let bytes: u64 = entries.values().flat_map(|e| &e.files).map(|f| f.bytes).sum();
+        let expected = pairs * if verify == Verify::Exact { 15 } else { 10 };
+        assert!((expected..expected + expected / 8).contains(&bytes), "{verify:?}: {bytes} bytes for {pairs} pairs");
         assert!(dropped.values().all(|(_, cluster, survivor)| (*cluster, *survivor) == (0, 0)));
     }
 }
