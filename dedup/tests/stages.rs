@@ -7,13 +7,19 @@ use std::sync::Arc;
 
 use arrow::array::AsArray;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, UInt64Type};
+use arrow::datatypes::{DataType, SchemaRef, UInt64Type};
+use async_trait::async_trait;
+use datafusion::functions::expr_fn::left;
+use datafusion::prelude::{col, lit};
 use dedup::{ExactConfig, Keep, Key, Mode, NearConfig, Places, Verify, exact_stages, near_stages};
-use pipeline::document::ordinal;
+use pipeline::document::{SCHEMA, ordinal};
 use pipeline::shard::part_name;
-use pipeline::stage::read_shards;
+use pipeline::stage::{read_shards, tasks_per_shard};
 use pipeline::stages::signals::{SignalsConfig, SignalsStage};
-use pipeline::{Error, RunContext, RunOptions, Runner, Stage, Verify as Verification};
+use pipeline::{
+    Error, Output, RowsRead, RunContext, RunOptions, Runner, Stage, Task, TaskContext, TaskReport,
+    Verify as Verification,
+};
 
 mod support;
 use support::{Corpus, Document, letters, plain, record, run, text};
@@ -435,6 +441,69 @@ async fn survivors_by_expression_and_keys_by_expression() {
     let (_, dropped) = outcome(&run, "exact").await;
     assert_eq!(dropped.keys().copied().collect::<Vec<_>>(), [at(1, 0), at(1, 1)]);
     assert!(dropped.values().all(|(rule, ..)| rule == "same_value"));
+}
+
+/// A signal of the name of a column of the documents: the first two letters of the text.
+struct Languages;
+
+#[async_trait]
+impl Stage for Languages {
+    fn name(&self) -> &str {
+        "signals"
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        vec!["documents".into()]
+    }
+    fn config(&self) -> pipeline::Result<serde_json::Value> {
+        Ok(serde_json::json!({}))
+    }
+    fn schema(&self) -> Option<SchemaRef> {
+        SCHEMA.project(&[0, 1, 5]).ok().map(Arc::new)
+    }
+    async fn tasks(&self, run: &RunContext) -> pipeline::Result<Vec<Task>> {
+        tasks_per_shard(run, "documents")
+    }
+    async fn execute(&self, task: &TaskContext) -> pipeline::Result<TaskReport> {
+        let session = task.session();
+        let rows = task.read(&session, "documents", task.index()).await?;
+        let rows = rows.select(vec![col("id"), col("ordinal"), left(col("text"), lit(2)).alias("language")])?;
+        let read = RowsRead::Known(task.run.shard("documents", task.index())?.rows);
+        task.write(rows, Output { kept: &["id", "ordinal", "language"], dropped: &[] }, read).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_signal_and_a_column_of_one_name_the_signal_is_meant() {
+    let corpus =
+        vec![vec![plain("EN a text of some words"), plain("de other words"), plain("en A text of some words")]];
+    let at = |i| ordinal(0, record(i));
+    for (expression, survivor) in [
+        ("case when language = 'en' then 1 else 0 end", 2),
+        ("case when language = 'EN' then 1 else 0 end", 0),
+        // The corpus says no language.
+        ("case when document_language is null and language = 'en' then 1 else 0 end", 2),
+    ] {
+        let keep = Keep::Highest(expression.into());
+        let exact = ExactConfig { keep: keep.clone(), ..ExactConfig::default() };
+        let near = NearConfig { keep, ngram: 2, ..NearConfig::default() };
+        let of = |stages: Vec<Arc<dyn Stage>>| {
+            let mut all: Vec<Arc<dyn Stage>> = vec![Arc::new(Languages)];
+            all.extend(stages);
+            all
+        };
+        for (stages, last) in [
+            (exact_stages(&exact, "documents", None, Some("signals"), Path::new(".")).unwrap(), "exact"),
+            (near_stages(&near, "documents", None, Some("signals"), Path::new(".")).unwrap(), "near"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let run = run(dir.path(), &corpus, of(stages), 2).await;
+            let (kept, _) = outcome(&run, last).await;
+            assert_eq!(kept, BTreeSet::from([at(1), at(survivor)]), "{last}: {expression}");
+        }
+    }
 }
 
 #[test]
