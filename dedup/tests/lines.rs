@@ -222,10 +222,73 @@ async fn texts_of_evaluation_sets_are_found_dropped_and_masked() {
     assert_eq!(texts(&masked, "decontaminate").await.len(), 5, "nothing is left of the question alone");
     drop(masked);
     let again = tempfile::tempdir().unwrap();
-    let masked = texts(&run(again.path(), &corpus, stage(&masking), 1).await, "decontaminate").await;
+    let masked = run(again.path(), &corpus, stage(&masking), 1).await;
+    let again_notes: BTreeMap<u32, _> =
+        masked.journal("decontaminate").into_iter().map(|(task, entry)| (task, entry.notes)).collect();
+    let masked = texts(&masked, "decontaminate").await;
     assert_eq!(masked[&u64::from(record(0))], around("[…]"));
     assert_eq!(masked[&u64::from(record(2))], corpus[0][2].0);
+    let notes = &again_notes[&0];
+    assert_eq!(notes["benchmarks"], serde_json::json!([{"name": "quiz", "records": 2, "texts": 2, "too_short": 0}]));
     let error =
         DecontaminateStage::new(DecontaminateConfig::default(), "documents", None, Path::new(".")).err().unwrap();
     assert!(error.to_string().contains("benchmarks"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evaluation_set_that_cannot_be_found_is_refused_before_any_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = serde_json::json!({"question": text(1, 7).join(" "), "answer": text(1, 30).join(" ")});
+    std::fs::write(dir.path().join("quiz.jsonl"), record.to_string()).unwrap();
+    let of = |name: &str, field: &str| Benchmark {
+        name: name.into(),
+        paths: vec!["quiz.jsonl".into()],
+        fields: vec![field.into()],
+    };
+    let tried = |benchmarks: Vec<Benchmark>, min_ngram| {
+        let config = DecontaminateConfig { benchmarks, min_ngram, ..DecontaminateConfig::default() };
+        let stage = DecontaminateStage::new(config, "documents", None, dir.path()).unwrap();
+        let run = tempfile::tempdir().unwrap();
+        let run = RunContext::new(run.path(), RunOptions::new()).unwrap();
+        let stages: [Arc<dyn Stage>; 2] = [Arc::new(Corpus(Vec::new())), Arc::new(stage)];
+        Runner::new(run, stages.to_vec()).err()
+    };
+    let error = tried(vec![of("answers", "answer"), of("questions", "question")], 8).unwrap();
+    let said = error.to_string();
+    assert!(matches!(&error, pipeline::Error::Setting { key, .. } if key == "decontaminate.benchmarks.1"), "{said}");
+    assert!(said.contains("questions: none of the 1 texts of its 1 records has min_ngram = 8 words"), "{said}");
+    assert!(tried(vec![of("answers", "answer"), of("questions", "question")], 7).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_text_without_spaces_a_common_phrase_is_no_contamination() {
+    // From the preamble of the Constitution of Japan (1946) and the opening of the Analects, both free of rights.
+    let japanese = "日本国民は、正当に選挙された国会における代表者を通じて行動し、われらとわれらの子孫のために、諸国民との協和による成果を確保";
+    let chinese = "子曰學而時習之不亦說乎有朋自遠方來不亦樂乎人不知而不慍不亦君子乎";
+    let cut = |text: &str, from: usize, n: usize| text.chars().skip(from).take(n).collect::<String>();
+    let english = text(1, 20);
+    let dir = tempfile::tempdir().unwrap();
+    let records: Vec<String> = [japanese.to_string(), chinese.to_string(), cut(chinese, 2, 15), english.join(" ")]
+        .iter()
+        .map(|text| serde_json::json!({ "text": text }).to_string())
+        .collect();
+    std::fs::write(dir.path().join("quiz.jsonl"), records.join("\n")).unwrap();
+    let corpus = vec![vec![
+        // Thirteen to twenty characters in common are a phrase, twenty-six a quotation.
+        plain(format!("これは{}という話です。", cut(japanese, 6, 18))),
+        plain(format!("昔者{}云云", cut(chinese, 2, 20))),
+        plain(format!("昔者{}云云", cut(chinese, 2, 26))),
+        plain(format!("これは{}という話です。", cut(japanese, 6, 30))),
+        // Of spaced words thirteen are enough, whatever script they are beside.
+        plain(format!("昔者云云 {} 云云昔者", english[3..16].join(" "))),
+    ]];
+    let benchmark = Benchmark { name: "quiz".into(), paths: vec!["quiz.jsonl".into()], fields: Vec::new() };
+    let config = DecontaminateConfig { benchmarks: vec![benchmark], ..DecontaminateConfig::default() };
+    let stage: Arc<dyn Stage> = Arc::new(DecontaminateStage::new(config, "documents", None, dir.path()).unwrap());
+    let runs = tempfile::tempdir().unwrap();
+    let run = run(runs.path(), &corpus, vec![stage], 1).await;
+    let kept: Vec<String> = table(&run, "decontaminate", &["ordinal"]).await.into_iter().flatten().collect();
+    assert_eq!(kept, [0, 1].map(|i| u64::from(record(i)).to_string()));
+    let notes = &run.journal("decontaminate")[&0].notes;
+    assert_eq!(notes["benchmarks"][0]["too_short"], 1, "fifteen characters are less than eight words: {notes}");
 }
