@@ -763,3 +763,53 @@ async fn new_documents_equal_to_those_of_an_index_go_as_in_a_joint_run() {
         assert!(error.to_string().contains("exact.against: nothing matches older/exact_hashes"), "{error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_compatible_signatures_see_little_of_chinese_is_said_once() {
+    // Runs of one to nine of the commonest characters, as they stand between marks.
+    let common: Vec<char> =
+        "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里"
+            .chars()
+            .collect();
+    let mut numbers = Numbers(3);
+    let page = |numbers: &mut Numbers| {
+        let clause = |numbers: &mut Numbers| {
+            (0..4 + numbers.below(9)).map(|_| common[numbers.below(common.len())]).collect::<String>()
+        };
+        (0..30).map(|_| clause(numbers) + "，").collect::<String>()
+    };
+    let pages: Vec<String> = (0..20).map(|_| page(&mut numbers)).collect();
+    // The first character of every sixth clause is another: most runs of five characters stay, few of five clauses.
+    let changed = pages.iter().map(|page| {
+        let clauses = page.split_inclusive('，').enumerate();
+        clauses
+            .map(|(i, c)| if i % 6 == 0 { c.replacen(c.chars().next().unwrap(), "甲", 1) } else { c.into() })
+            .collect::<String>()
+    });
+    let corpus = vec![pages.iter().map(plain).collect::<Vec<_>>(), changed.map(plain).collect()];
+    let warnings = |corpus: Vec<Vec<Document>>, mode| async move {
+        let dir = tempfile::tempdir().unwrap();
+        let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let hears = heard.clone();
+        let observer: pipeline::Observer = Arc::new(move |event| {
+            if let pipeline::Event::Warning { message } = event {
+                hears.lock().unwrap().push(message.clone());
+            }
+        });
+        let run = RunContext::new(dir.path(), RunOptions { threads: 2, observer, ..RunOptions::new() }).unwrap();
+        let config = NearConfig { mode, ..NearConfig::default() };
+        let mut all: Vec<Arc<dyn Stage>> = vec![Arc::new(Corpus(corpus))];
+        all.extend(near_stages(&config, "documents", None, None, Path::new(".")).unwrap());
+        Runner::new(run.clone(), all).unwrap().run(None).await.unwrap();
+        let (_, dropped) = outcome(&run, "near").await;
+        let heard = heard.lock().unwrap().clone();
+        (dropped.len(), heard)
+    };
+    let (compatible, heard) = warnings(corpus.clone(), Mode::Compatible).await;
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert!(heard[0].contains("20 of the 20 documents of shard") && heard[0].contains("mode = \"fast\""), "{heard:?}");
+    let (fast, heard) = warnings(corpus, Mode::Fast).await;
+    assert!(heard.is_empty(), "{heard:?}");
+    assert!(compatible == 0 && fast >= 15, "{compatible} by compatible, {fast} by fast");
+    assert!(warnings(near_corpus(), Mode::Compatible).await.1.is_empty(), "nothing is said of spaced words");
+}

@@ -182,11 +182,8 @@ pub fn near_stages<'a>(
     config.check()?;
     let against = indices("near.against", &config.against, places.into())?;
     let texts = Texts::new(documents, selection);
-    let signatures = signatures::Signatures {
-        config: config.clone(),
-        texts: texts.clone(),
-        signals: signals.filter(|_| config.keep.expression().is_some()).map(Into::into),
-    };
+    let signals = signals.filter(|_| config.keep.expression().is_some()).map(Into::into);
+    let signatures = signatures::Signatures::new(config.clone(), texts.clone(), signals);
     let sets = sets::SetStage { config: config.clone(), texts: texts.clone() };
     let mut stages: Vec<Arc<dyn Stage>> = vec![Arc::new(signatures)];
     stages.extend(clustering(config, &against, Some(sets)));
