@@ -12,7 +12,7 @@ mod support;
 use support::{Corpus, Document, plain, record, run, table, text};
 
 /// Texts of the kept rows of a stage, by ordinal.
-async fn texts(run: &Arc<pipeline::RunContext>, stage: &str) -> BTreeMap<u64, String> {
+async fn texts(run: &Arc<RunContext>, stage: &str) -> BTreeMap<u64, String> {
     table(run, stage, &["ordinal", "text"]).await.into_iter().map(|r| (r[0].parse().unwrap(), r[1].clone())).collect()
 }
 
@@ -106,6 +106,44 @@ async fn a_bloom_filter_comes_to_the_same_where_it_has_room() {
     ] {
         assert!(line_stages(&bad, "documents", None).is_err(), "{bad:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_most_frequent_lines_are_told_with_what_went_in_all() {
+    // Line k of thirty stands in 40 − k documents; a hundred more in two each, and every document has one of its own.
+    let corpus: Vec<Vec<Document>> = (0..4)
+        .map(|shard| {
+            (0..10)
+                .map(|i| {
+                    // Documents in descending order, so that the lines begin in several shards.
+                    let number = 39 - (shard * 10 + i);
+                    let mut lines = vec![format!("own {number}")];
+                    lines.extend((0..30).filter(|k| number < 40 - k).map(|k| format!("Line {k} of many.")));
+                    lines.extend((0..100).filter(|k| k % 20 == number % 20).map(|k| format!("Pair {k}")));
+                    plain(lines.join("\n"))
+                })
+                .collect()
+        })
+        .collect();
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut told = Vec::new();
+    for (dir, threads) in dirs.iter().zip([1, 3]) {
+        let stages =
+            line_stages(&LinesConfig { max_documents: 2, ..LinesConfig::default() }, "documents", None).unwrap();
+        let run = run(dir.path(), &corpus, stages, threads).await;
+        let report = pipeline::report::report(run.dir()).unwrap().lines.unwrap();
+        let before: usize = corpus.iter().flatten().map(|(text, _)| text.len()).sum();
+        let after: usize = texts(&run, "lines").await.values().map(String::len).sum();
+        assert_eq!(report.bytes, (before - after) as u64);
+        // All but the first document of each line, and the first document loses none.
+        assert_eq!((report.lines, report.documents), ((0..30).map(|k| 39 - k).sum::<u64>(), 39));
+        let frequent: Vec<(String, u64)> = report.frequent.into_iter().map(|f| (f.line, f.documents)).collect();
+        let expected: Vec<(String, u64)> = (0..20).map(|k| (format!("Line {k} of many."), 40 - k)).collect();
+        assert_eq!(frequent, expected);
+        let files = [0, 1].map(|shard| dir.path().join(format!("lines/frequent/part-0000{shard}.parquet")));
+        told.push(files.map(|file| std::fs::read(file).unwrap()));
+    }
+    assert!(told[0] == told[1], "1 and 3 threads differ");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -212,6 +250,10 @@ async fn texts_of_evaluation_sets_are_found_dropped_and_masked() {
     let expected =
         expected.map(|(i, line, n)| [at(i), "quiz".into(), format!("quiz-1.jsonl:{line}"), n.into()].to_vec());
     assert_eq!(dropped, expected);
+    let report = pipeline::report::report(dropping.dir()).unwrap().benchmarks;
+    let expected = [("quiz".to_string(), 2, 2, 0, 4)];
+    let found = report.into_iter().map(|b| (b.benchmark, b.records, b.texts, b.too_short, b.documents));
+    assert_eq!(found.collect::<Vec<_>>(), expected);
     let matches = table(&dropping, "decontaminate/matches", &["ordinal", "record", "excerpt"]).await;
     assert_eq!(matches.len(), 4);
     assert!(part.starts_with(&matches[1][2]) && !matches[1][2].is_empty());
