@@ -1,8 +1,9 @@
 //! From a recipe to the list of stages: the one place that knows how the libraries fit together.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use dedup::{Action, DecontaminateStage};
+use dedup::{Action, DecontaminateStage, Places};
 use pipeline::stages::clean::CleanStage;
 use pipeline::stages::curate::CurateStage;
 use pipeline::stages::filter::FilterStage;
@@ -16,8 +17,9 @@ use train::device::DeviceChoice;
 
 use crate::recipe::Recipe;
 
-/// The stages of a recipe, in order, the model on `device`.
-pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage>>> {
+/// The stages of a recipe, in order, for a run in `run_dir`, the model on `device`.
+pub fn stages(recipe: &Recipe, run_dir: &Path, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage>>> {
+    let places = Places { base: recipe.base_dir(), run_dir: Some(run_dir) };
     let mut stages: Vec<Arc<dyn Stage>> = Vec::new();
     stages.push(Arc::new(IngestStage::new(recipe.ingest.clone(), recipe.base_dir().to_path_buf())?));
     let mut documents = "ingest".to_string();
@@ -42,11 +44,11 @@ pub fn stages(recipe: &Recipe, device: DeviceChoice) -> Result<Vec<Arc<dyn Stage
     // Where languages are identified, these are the documents' languages from here on.
     let languages = signals.filter(|_| recipe.signals.as_ref().is_some_and(|config| config.language.is_some()));
     if let Some(config) = &recipe.exact {
-        stages.extend(dedup::exact_stages(config, &documents, selection.as_deref(), signals, recipe.base_dir())?);
+        stages.extend(dedup::exact_stages(config, &documents, selection.as_deref(), signals, places)?);
         selection = Some("exact".into());
     }
     if let Some(config) = &recipe.near {
-        stages.extend(dedup::near_stages(config, &documents, selection.as_deref(), signals, recipe.base_dir())?);
+        stages.extend(dedup::near_stages(config, &documents, selection.as_deref(), signals, places)?);
         selection = Some("near".into());
     }
     if let Some(config) = &recipe.lines {

@@ -31,12 +31,12 @@ fn main() {
     let here = std::path::absolute(Path::new(".")).unwrap_or_else(|e| failed(e));
     let near = |mode| {
         let config = NearConfig { mode, ..NearConfig::default() };
-        near_stages(&config, "ingest", None, None, &here).map(|stages| (stages, "ingest", Some("near".to_string())))
+        near_stages(&config, "ingest", None, None, here.as_path()).map(|stages| (stages, "ingest", Some("near".to_string())))
     };
     let (middle, documents, selection) = match kind.as_str() {
         "compatible" => near(Mode::Compatible),
         "fast" => near(Mode::Fast),
-        "exact" => exact_stages(&ExactConfig::default(), "ingest", None, None, &here)
+        "exact" => exact_stages(&ExactConfig::default(), "ingest", None, None, here.as_path())
             .map(|stages| (stages, "ingest", Some("exact".to_string()))),
         "substring" => {
             substring_stages(&SubstringConfig::default(), "ingest", None).map(|stages| (stages, dedup::SUBSTRING, None))

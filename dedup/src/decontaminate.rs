@@ -3,7 +3,11 @@
 //! Texts of the evaluation sets and of the corpus are cut into the same shingles ([`crate::shingles`]). A
 //! document that shares an n-gram of `ngram` words with a record of an evaluation set is reported with
 //! benchmark, record and place, and dropped, or loses the words. Records of fewer words are looked for as a
-//! whole, down to `min_ngram` words; what is shorter still says nothing and is counted.
+//! whole, down to `min_ngram` words; what is shorter still says nothing and is counted. A benchmark of which nothing
+//! is long enough is refused: all documents would pass for clean of it.
+//!
+//! In scripts without spaces a word of the segmentation is a character or little more, and 13 of them are a common phrase.
+//! Where more than half of the words of a text are such, both limits are doubled.
 //!
 //! | stage | task | rows |
 //! | --- | --- | --- |
@@ -20,7 +24,7 @@ use arrow::array::{
     UInt64Array,
 };
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, Field, Fields, Schema, UInt64Type};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, UInt64Type};
 use async_trait::async_trait;
 use datafusion::common::exec_err;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
@@ -35,7 +39,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{EXPECTED_DUPLICATES, check_room};
 use crate::evaluation::{self, Record};
 use crate::selection::ROW_BYTES as SELECTED_BYTES;
-use crate::shingles::Shingles;
+use crate::shingles::{Shingles, is_small_word};
 use crate::texts::Texts;
 
 /// What happens to a document that holds an n-gram of an evaluation set.
@@ -66,9 +70,10 @@ pub struct Benchmark {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DecontaminateConfig {
-    /// Words of an n-gram.
+    /// Words of an n-gram; twice as many in a text that is mostly of single ideographs, kana, or the letters of Thai and other
+    /// scripts without spaces.
     pub ngram: u32,
-    /// Words that a text of an evaluation set has at least; shorter ones are not looked for.
+    /// Words that a text of an evaluation set has at least, twice as many likewise; shorter ones are not looked for.
     pub min_ngram: u32,
     /// What happens to the document.
     pub action: Action,
@@ -84,15 +89,25 @@ impl Default for DecontaminateConfig {
     }
 }
 
+/// What is in an evaluation set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+struct Counts {
+    name: String,
+    records: u64,
+    texts: u64,
+    /// Texts of fewer than `min_ngram` words.
+    too_short: u64,
+}
+
 /// The n-grams of all evaluation sets.
 struct Index {
     names: Vec<String>,
+    counts: Vec<Counts>,
     records: Vec<Record>,
     /// By length in words: n-gram and the records that hold it.
     grams: BTreeMap<usize, HashMap<u64, Vec<u32>>>,
     /// A bit for some of the bits of every n-gram: most n-grams of a corpus end here.
     filter: Vec<u64>,
-    too_short: u64,
 }
 
 /// Bits of the filter: 128 KiB, which stay in the cache.
@@ -105,22 +120,27 @@ impl Index {
             records: Vec::new(),
             grams: BTreeMap::new(),
             filter: vec![0; 1 << (FILTER_BITS - 6)],
-            too_short: 0,
+            counts: Vec::new(),
         };
         let mut shingles = Shingles::default();
         let mut places = Vec::new();
         for (number, benchmark) in config.benchmarks.iter().enumerate() {
+            let mut counts = Counts { name: benchmark.name.clone(), ..Counts::default() };
             evaluation::read(benchmark, base, |name, texts| {
                 let record = index.records.len() as u32;
                 index.records.push(Record { benchmark: number, name });
+                counts.records += 1;
                 for text in texts {
-                    shingles.with_places(text, 1, &mut places);
-                    if places.len() < config.min_ngram as usize {
-                        index.too_short += 1;
+                    counts.texts += 1;
+                    shingles.words(text, &mut places);
+                    let small = places.iter().filter(|place| is_small_word(&text[place.start..place.end])).count();
+                    let times = if 2 * small > places.len() { 2 } else { 1 };
+                    if places.len() < config.min_ngram as usize * times {
+                        counts.too_short += 1;
                         continue;
                     }
-                    let n = places.len().min(config.ngram as usize);
-                    for &gram in shingles.of(text, n) {
+                    let n = places.len().min(config.ngram as usize * times);
+                    for &gram in shingles.again(n) {
                         let slot = filter_slot(gram);
                         index.filter[slot / 64] |= 1 << (slot % 64);
                         let records = index.grams.entry(n).or_default().entry(gram).or_default();
@@ -130,6 +150,17 @@ impl Index {
                     }
                 }
             })?;
+            if counts.too_short == counts.texts {
+                return Err(Error::setting(
+                    format!("decontaminate.benchmarks.{number}"),
+                    format!(
+                        "{}: none of the {} texts of its {} records has min_ngram = {} words, so nothing of it would be found: \
+                         name other fields, lower min_ngram, or leave it out",
+                        benchmark.name, counts.texts, counts.records, config.min_ngram
+                    ),
+                ));
+            }
+            index.counts.push(counts);
         }
         Ok(index)
     }
@@ -145,12 +176,13 @@ impl Index {
     ) -> BTreeMap<u32, (u32, Range<usize>)> {
         let mut found: BTreeMap<u32, (u32, Range<usize>)> = BTreeMap::new();
         let mut words: Vec<Range<usize>> = Vec::new();
+        // Cut into words once, whatever the number of lengths.
+        shingles.words(text, places);
         for (&n, grams) in &self.grams {
-            let hashes = shingles.with_places(text, n, places);
             if places.len() < n {
                 continue;
             }
-            for (first, gram) in hashes.iter().enumerate() {
+            for (first, gram) in shingles.again(n).iter().enumerate() {
                 let slot = filter_slot(*gram);
                 if self.filter[slot / 64] >> (slot % 64) & 1 == 0 {
                     continue;
@@ -236,7 +268,7 @@ impl Stage for DecontaminateStage {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -252,6 +284,11 @@ impl Stage for DecontaminateStage {
             }
         }
         Ok(serde_json::json!({ "config": self.config, "files": files }))
+    }
+
+    fn check_settings(&self, _: &BTreeMap<String, SchemaRef>) -> Result<()> {
+        // A benchmark that cannot be found is told before any work.
+        self.index().map(|_| ())
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
@@ -296,9 +333,7 @@ impl Stage for DecontaminateStage {
         let mut report = task.write(found.select(columns)?, output, RowsRead::Known(read)).await?;
         let matches = std::mem::take(&mut *matches.lock().unwrap_or_else(|e| e.into_inner()));
         report.files.push(write_matches(task, &index, &matches)?);
-        let records = index.records.len();
-        report.notes =
-            serde_json::json!({ "records": records, "too_short": index.too_short, "matches": matches.len() });
+        report.notes = serde_json::json!({ "benchmarks": index.counts, "matches": matches.len() });
         Ok(report)
     }
 }

@@ -181,7 +181,14 @@ pub(crate) fn check_index(dir: &Path, version: u32, config: &serde_json::Value) 
     if manifest.config != *config {
         return refuse(format!("made with {}, this recipe says {config}: keys would never meet", manifest.config));
     }
-    let entries = Journal::read(dir)?;
+    let (entries, damaged) = Journal::inspect(dir)?;
+    // Whether the files are what the journal says is looked at by the runner.
+    if !damaged.is_empty() || entries.len() != manifest.tasks as usize {
+        let (there, tasks, damaged) = (entries.len(), manifest.tasks, damaged.join("; "));
+        return refuse(format!(
+            "{there} of {tasks} tasks are in its journal; run that run again, which makes up for it {damaged}"
+        ));
+    }
     let bytes: Vec<u8> = entries.into_values().flat_map(|e| e.files).flat_map(|f| f.xxh3.0.to_le_bytes()).collect();
     Ok(Digest::of(&bytes))
 }

@@ -19,7 +19,7 @@
 //! the corpus.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
@@ -38,7 +38,7 @@ use crate::disk::check_room;
 use crate::documents::{Documents, ROW_BYTES, TABLE, check_index, put_row};
 use crate::normalise::{Normalise, canonical_url, content_hash};
 use crate::partition::{PARTITION_ROWS, keys_of, partition_tasks};
-use crate::paths::indices;
+use crate::paths::{Places, indices};
 use crate::removals::{MEMBERS, Removals, Similarity};
 use crate::runs::{Pair, Record, RunWriter, u64_at};
 use crate::selection::{Selection, no_rows, planning_session, session};
@@ -51,7 +51,7 @@ use crate::texts::Texts;
 pub enum Key {
     /// The text in normal form.
     Text,
-    /// The canonical URL; documents without one are all different.
+    /// The canonical URL; documents without one, or with nothing but white space for one, are all different.
     Url,
     /// The value of a SQL expression over the columns of a document, as a string; documents where it is null
     /// are all different.
@@ -59,6 +59,25 @@ pub enum Key {
 }
 
 impl Key {
+    /// Version of its hashes, which older indices must have been made by.
+    fn version(&self) -> u32 {
+        match self {
+            Self::Text | Self::Sql(_) => 2,
+            Self::Url => 3,
+        }
+    }
+
+    /// What is compared of a document that has `value` for the key; nothing, if that makes it equal to none.
+    fn hash(&self, value: &str, normalise: Normalise, scratch: &mut String) -> Option<u128> {
+        match self {
+            Self::Text => Some(content_hash(value, normalise, scratch)),
+            // Sources write an empty string for "unknown".
+            Self::Url if value.trim().is_empty() => None,
+            Self::Url => Some(content_hash(&canonical_url(value), Normalise::None, scratch)),
+            Self::Sql(_) => Some(content_hash(value, Normalise::None, scratch)),
+        }
+    }
+
     /// `documents` with what is compared as a column `key`.
     fn with_key(&self, documents: DataFrame) -> datafusion::error::Result<DataFrame> {
         let key = match self {
@@ -94,20 +113,20 @@ impl Default for ExactConfig {
 }
 
 /// The stages of exact deduplication of the documents of `selection` (all, if `None`), whose text is
-/// in stage `documents` and whose signals, if there are any, in stage `signals`. The last is called `exact`. Paths of
-/// `against` are relative to `base`.
+/// in stage `documents` and whose signals, if there are any, in stage `signals`. The last is called `exact`. Older runs are
+/// looked for in `places`.
 ///
 /// # Errors
 /// [`Error::Setting`] for an expression of `by` that cannot be planned over the columns of a document;
 /// [`Error::Recipe`] for a path of `against` that nothing matches.
-pub fn exact_stages(
+pub fn exact_stages<'a>(
     config: &ExactConfig,
     documents: &str,
     selection: Option<&str>,
     signals: Option<&str>,
-    base: &Path,
+    places: impl Into<Places<'a>>,
 ) -> Result<Vec<Arc<dyn Stage>>> {
-    let against = indices("exact.against", &config.against, base)?;
+    let against = indices("exact.against", &config.against, places.into())?;
     for (number, key) in config.by.iter().enumerate().filter(|(_, key)| matches!(key, Key::Sql(_))) {
         // Planned over no rows, to find out before any work what is wrong with it.
         let planned = no_rows(&planning_session(), &SCHEMA).and_then(|documents| key.with_key(documents));
@@ -171,7 +190,7 @@ fn chain(
     let second = Groups {
         name: groups.clone(),
         hashes: hashes.clone(),
-        made_by: first.config()?,
+        made_by: (first.version(), first.config()?),
         against: against.clone(),
         partition_rows: PARTITION_ROWS,
     };
@@ -218,8 +237,6 @@ impl Record for ContentKey {
 const HASHES: u32 = 0;
 /// Documents in a section: row numbers in two bytes.
 const SECTION_ROWS: u64 = 1 << 16;
-/// Version of the hashes, which older indices must have been made by.
-const HASHES_VERSION: u32 = 2;
 
 /// A hash for every document of a shard.
 struct Hashes {
@@ -238,7 +255,7 @@ impl Stage for Hashes {
     }
 
     fn version(&self) -> u32 {
-        HASHES_VERSION
+        self.key.version()
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -281,12 +298,8 @@ impl Stage for Hashes {
             let keys = cast(batch.column(3), &DataType::Utf8View)?;
             let keys = keys.as_string_view();
             for (i, &ordinal) in ordinals.iter().enumerate() {
-                let hash = (!keys.is_null(i)).then(|| match &self.key {
-                    Key::Text => content_hash(keys.value(i), self.normalise, &mut scratch),
-                    Key::Url => content_hash(&canonical_url(keys.value(i)), Normalise::None, &mut scratch),
-                    Key::Sql(_) => content_hash(keys.value(i), Normalise::None, &mut scratch),
-                });
-                if let Some(hash) = hash {
+                let key = (!keys.is_null(i)).then(|| keys.value(i));
+                if let Some(hash) = key.and_then(|key| self.key.hash(key, self.normalise, &mut scratch)) {
                     hashes.push(ContentKey { high: (hash >> 64) as u64, low: hash as u64, row: (row - base) as u16 });
                 }
                 put_row(ordinal, texts.value(i), &mut table);
@@ -315,8 +328,8 @@ impl Stage for Hashes {
 struct Groups {
     name: String,
     hashes: String,
-    /// Configuration of the hashes, which those of older runs must have, too.
-    made_by: serde_json::Value,
+    /// Version and configuration of the hashes, which those of older runs must have, too.
+    made_by: (u32, serde_json::Value),
     against: Vec<PathBuf>,
     partition_rows: u64,
 }
@@ -335,11 +348,16 @@ impl Stage for Groups {
         vec![self.hashes.clone()]
     }
 
+    fn indices(&self) -> &[PathBuf] {
+        &self.against
+    }
+
     fn config(&self) -> Result<serde_json::Value> {
         if self.against.is_empty() {
             return Ok(serde_json::json!({}));
         }
-        let check = |dir: &PathBuf| check_index(dir, HASHES_VERSION, &self.made_by);
+        let (version, config) = &self.made_by;
+        let check = |dir: &PathBuf| check_index(dir, *version, config);
         let against = self.against.iter().map(check).collect::<Result<Vec<_>>>()?;
         Ok(serde_json::json!({ "against": against }))
     }

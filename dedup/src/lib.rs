@@ -44,5 +44,6 @@ pub use functions::udfs;
 pub use lines::{LINES, LinesConfig, Method, Unit, line_stages};
 pub use minhash::Mode;
 pub use near::{NearConfig, Verify, near_stages};
+pub use paths::Places;
 pub use substring::{Measure, SUBSTRING, SubstringConfig, substring_stages, substring_stages_cut};
 pub use survivor::Keep;

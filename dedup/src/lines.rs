@@ -6,24 +6,27 @@
 //! | `line_counts` (`exact`) | partition of the hashes | runs: by shard, the lines that stand in too many documents |
 //! | `line_filter` (`bloom`) | one | the same, from one pass over the text with a Bloom filter |
 //! | `lines` | document shard | documents without these lines; dropped, where nothing is left |
+//! | its table `lines_frequent` (`exact`) | | those of the most frequent lines that stand in this shard first: `line`, `documents` |
 //!
 //! `exact` counts by external aggregation: hashes are partitioned on disk, a task holds one partition, and what a
 //! shard needs to know comes to it as one range of a run. `bloom` (Bloom 1970) remembers the lines of earlier
 //! documents in a filter of fixed size: a line seen before goes, and one that was not goes with the stated
-//! probability at most, while no more than the stated number of lines is put in.
+//! probability at most. More distinct lines than the stated number stop the run.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use arrow::array::{Array, ArrayRef, AsArray, StringViewBuilder};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, StringViewBuilder, UInt64Array};
 use arrow::compute::cast;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Field, Schema};
 use async_trait::async_trait;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use datafusion::prelude::{col, lit, when};
 use pipeline::document::COLUMNS;
+use pipeline::shard::{ShardWriter, part_name};
 use pipeline::stage::RULE;
-use pipeline::{Error, Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
+use pipeline::{Error, Output, PendingFile, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{EXPECTED_DUPLICATES, check_room, text_bytes};
@@ -73,7 +76,8 @@ pub struct LinesConfig {
     pub min_bytes: u32,
     /// `bloom`: probability that a new line is taken for one seen before.
     pub false_positive_rate: f64,
-    /// `bloom`: lines that the filter is made for.
+    /// `bloom`: distinct lines that the filter is made for. More stop the run: in a filter that is too full, lines that
+    /// stand nowhere else are taken for lines seen before.
     pub expected_lines: u64,
 }
 
@@ -324,6 +328,38 @@ impl Stage for Hashes {
     }
 }
 
+/// Lines that the journal of a partition tells of, and that `lines_frequent` holds in all.
+const MOST_FREQUENT: usize = 20;
+/// Characters of a line that it shows.
+const SHOWN_CHARS: usize = 200;
+
+/// A line that stands in many documents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Frequent {
+    documents: u64,
+    high: u64,
+    low: u64,
+    /// The first shard it stands in: whose task writes down its text.
+    shard: u32,
+}
+
+/// Leave those of `lines` that stand in the most documents, these first.
+fn keep_most_frequent(lines: &mut Vec<Frequent>) {
+    lines.sort_unstable_by_key(|line| (std::cmp::Reverse(line.documents), line.high, line.low));
+    lines.truncate(MOST_FREQUENT);
+}
+
+/// The most frequent lines of all partitions.
+fn most_frequent(run: &RunContext, stage: &str) -> Result<Vec<Frequent>> {
+    let mut all = Vec::new();
+    for entry in run.journal(stage).into_values() {
+        let told = entry.notes.get("most_frequent").cloned().unwrap_or_else(|| serde_json::json!([]));
+        all.extend(serde_json::from_value::<Vec<Frequent>>(told).map_err(Error::abort)?);
+        keep_most_frequent(&mut all);
+    }
+    Ok(all)
+}
+
 struct Counts {
     config: LinesConfig,
     partition_rows: u64,
@@ -335,7 +371,7 @@ impl Stage for Counts {
         COUNTS
     }
     fn version(&self) -> u32 {
-        1
+        2
     }
     fn inputs(&self) -> Vec<String> {
         vec![HASHES.into()]
@@ -357,12 +393,17 @@ impl Stage for Counts {
         })?;
         lines.sort_unstable();
         let (mut hits, mut frequent) = (Vec::new(), 0);
+        let mut most = Vec::new();
         for line in lines.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
             let documents: u64 = line.iter().map(|l| u64::from(l.4)).sum();
             if documents <= u64::from(self.config.max_documents) {
                 continue;
             }
             frequent += 1;
+            most.push(Frequent { documents, high: line[0].0, low: line[0].1, shard: line[0].2 });
+            if most.len() == SECTION_RECORDS {
+                keep_most_frequent(&mut most);
+            }
             // A shard whose lines were written in parts has several entries, the earliest first.
             for (i, one) in line.chunk_by(|a, b| a.2 == b.2).enumerate() {
                 let keep = if i == 0 && self.config.keep_first { one[0].3 } else { NONE };
@@ -374,7 +415,8 @@ impl Stage for Counts {
             }
         }
         writer.records(HITS, 0, &mut hits)?;
-        writer.report(frequent, serde_json::json!({ "frequent": frequent }))
+        keep_most_frequent(&mut most);
+        writer.report(frequent, serde_json::json!({ "frequent": frequent, "most_frequent": most }))
     }
 }
 
@@ -417,7 +459,7 @@ impl Stage for Filter {
         FILTER
     }
     fn version(&self) -> u32 {
-        1
+        2
     }
     fn inputs(&self) -> Vec<String> {
         self.input.texts.stages()
@@ -442,6 +484,7 @@ impl Stage for Filter {
         }
         let mut writer = RunWriter::create(task)?;
         let (mut lines, mut found) = (0u64, 0u64);
+        let (mut read, documents) = (0u64, self.input.texts.count(&task.run)?);
         let mut hits = Vec::new();
         let mut seen: HashSet<u128> = HashSet::new();
         for shard in task.run.shards(self.input.texts.chosen())? {
@@ -451,6 +494,7 @@ impl Stage for Filter {
             self.input
                 .each_document(task, shard.index, |row, hashes| {
                     seen.clear();
+                    read += 1;
                     for &hash in hashes {
                         if !seen.insert(hash) {
                             continue;
@@ -458,6 +502,9 @@ impl Stage for Filter {
                         lines += 1;
                         if !filter.insert(hash) {
                             own.insert(hash, row);
+                            if lines - found > config.expected_lines {
+                                return Err(too_many_lines(config.expected_lines, read, documents));
+                            }
                             continue;
                         }
                         found += 1;
@@ -477,6 +524,18 @@ impl Stage for Filter {
     }
 }
 
+/// The filter is full with `read` of `documents` documents read: going on would take lines for seen that were not.
+fn too_many_lines(expected: u64, read: u64, documents: u64) -> Error {
+    // If the rest is like what was read, and a quarter more: the share of new lines falls on the way, if anything.
+    let enough = (expected as f64 * documents as f64 / read.max(1) as f64 * 1.25).ceil();
+    let unit = 10f64.powf((enough.log10() - 1.0).floor().max(0.0));
+    Error::Limit(format!(
+        "lines.expected_lines: {expected} distinct lines are in the first {read} of {documents} documents, and a Bloom filter that holds \
+         more takes new lines for lines seen before: set it to {} or more, or method = \"exact\"",
+        (enough / unit).ceil() * unit
+    ))
+}
+
 /// Writes the documents without the lines that go.
 struct Rewrite {
     input: Input,
@@ -489,7 +548,7 @@ impl Stage for Rewrite {
         LINES
     }
     fn version(&self) -> u32 {
-        1
+        2
     }
     fn inputs(&self) -> Vec<String> {
         self.input.texts.stages().into_iter().chain([self.decisions.clone()]).collect()
@@ -510,7 +569,13 @@ impl Stage for Rewrite {
         })?;
         let read = task.run.shard(self.input.texts.chosen(), task.index())?.rows;
         let session = crate::selection::session(task);
-        let state = Arc::new(Mutex::new(State { row: 0, lines: 0, bytes: 0 }));
+        let mut frequent = most_frequent(&task.run, &self.decisions)?;
+        frequent.retain(|line| line.shard == task.index());
+        let key = |line: &Frequent| u128::from(line.high) << 64 | u128::from(line.low);
+        let state = Arc::new(Mutex::new(State {
+            shown: frequent.iter().map(|line| (key(line), None)).collect(),
+            ..State::default()
+        }));
         let without = ScalarUDF::from(Without {
             signature: Signature::any(1, Volatility::Volatile),
             config: self.input.config.clone(),
@@ -523,15 +588,46 @@ impl Stage for Rewrite {
         let output = Output { kept: &COLUMNS, dropped: &["id", "ordinal", "source", "url", RULE] };
         let mut report = task.write(rows, output, RowsRead::Known(read)).await?;
         let state = state.lock().unwrap_or_else(|e| e.into_inner());
-        report.notes = serde_json::json!({ "lines_removed": state.lines, "bytes_removed": state.bytes });
+        report.notes = serde_json::json!({
+            "documents_changed": state.documents,
+            "lines_removed": state.lines,
+            "bytes_removed": state.bytes,
+        });
+        if !frequent.is_empty() {
+            let text = |line: &Frequent| state.shown.get(&key(line)).cloned().flatten().unwrap_or_default();
+            let lines = frequent.iter().map(|line| (text(line), line.documents));
+            report.files.push(write_frequent(task, lines.collect())?);
+        }
         Ok(report)
     }
 }
 
+/// The table `lines_frequent` of a shard.
+fn write_frequent(task: &TaskContext, lines: Vec<(String, u64)>) -> Result<PendingFile> {
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("line", DataType::Utf8, false),
+        Field::new("documents", DataType::UInt64, false),
+    ]));
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(StringArray::from_iter_values(lines.iter().map(|(line, _)| line))),
+        Arc::new(UInt64Array::from_iter_values(lines.iter().map(|(_, documents)| *documents))),
+    ];
+    let name = Path::new("frequent").join(part_name(task.index()));
+    let mut writer = ShardWriter::create(task.stage_dir(), name, schema.clone(), Vec::new())?;
+    writer.write(RecordBatch::try_new(schema, columns)?)?;
+    writer.finish()
+}
+
+/// What has become of the rows so far.
+#[derive(Default)]
 struct State {
     row: u32,
+    /// Documents that lost a line.
+    documents: u64,
     lines: u64,
     bytes: u64,
+    /// The frequent lines to write down, and the text of those that were met.
+    shown: HashMap<u128, Option<String>>,
 }
 
 /// `without_lines(text)` over the rows of one shard, in order.
@@ -575,10 +671,15 @@ impl Without {
     ) -> String {
         let mut rest = String::with_capacity(text.len());
         kept.clear();
+        let before = state.lines;
         for unit in units(text, self.config.unit) {
             let hash = hash(unit, &self.config, scratch);
+            let found = hash.and_then(|h| Some((h, *self.gone.get(&h)?)));
+            if let Some(shown) = found.and_then(|(h, _)| state.shown.get_mut(&h)) {
+                shown.get_or_insert_with(|| unit.trim().chars().take(SHOWN_CHARS).collect());
+            }
             // The document that keeps a line keeps it once.
-            let goes = hash.is_some_and(|h| self.gone.get(&h).is_some_and(|keep| *keep != row || !kept.insert(h)));
+            let goes = found.is_some_and(|(h, keep)| keep != row || !kept.insert(h));
             if goes {
                 state.lines += 1;
                 state.bytes += unit.len() as u64;
@@ -586,6 +687,7 @@ impl Without {
                 rest.push_str(unit);
             }
         }
+        state.documents += u64::from(state.lines > before);
         if rest.trim().is_empty() && !text.trim().is_empty() { String::new() } else { rest }
     }
 }
@@ -625,6 +727,19 @@ mod tests {
         assert_eq!(units(text, Unit::Paragraph).collect::<Vec<_>>(), ["a\nb\n\n \n", "c\n\n", "d"]);
         assert_eq!(units("\n\na", Unit::Paragraph).collect::<Vec<_>>(), ["\n\n", "a"]);
         assert_eq!(units("", Unit::Line).count(), 0);
+    }
+
+    #[test]
+    fn a_full_filter_says_what_would_do() {
+        let error = too_many_lines(10_000, 1_000, 40_000);
+        assert!(matches!(error, Error::Limit(_)));
+        let text = error.to_string();
+        assert!(
+            text.starts_with("lines.expected_lines: 10000 distinct lines are in the first 1000 of 40000"),
+            "{text}"
+        );
+        assert!(text.contains("set it to 500000 or more"), "{text}");
+        assert!(too_many_lines(7, 7, 7).to_string().contains("set it to 9 or more"));
     }
 
     #[test]

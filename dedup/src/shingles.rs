@@ -55,13 +55,34 @@ impl Shingles {
         words
     }
 
-    /// As [`Self::of`], and the bytes of `text` that every word comes from.
-    pub fn with_places(&mut self, text: &str, n: usize, places: &mut Vec<Range<usize>>) -> &[u64] {
-        self.words(text, places);
+    /// As [`Self::of`], of the text that was cut into words last.
+    pub(crate) fn again(&mut self, n: usize) -> &[u64] {
         self.hashes.clear();
         roll(&self.words, n, &mut self.hashes);
         &self.hashes
     }
+
+    /// As [`Self::of`], and the bytes of `text` that every word comes from.
+    pub fn with_places(&mut self, text: &str, n: usize, places: &mut Vec<Range<usize>>) -> &[u64] {
+        self.words(text, places);
+        self.again(n)
+    }
+}
+
+/// Whether `c` is of a script that puts no spaces between words: ideographs, kana, and those of Thai, Lao, Burmese and Khmer.
+pub(crate) fn is_unspaced(c: char) -> bool {
+    matches!(c,
+        '\u{3041}'..='\u{30ff}' | '\u{31f0}'..='\u{31ff}' | '\u{ff66}'..='\u{ff9f}'
+        | '\u{3005}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}'
+        | '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}')
+}
+
+/// Whether a word of the segmentation is a part of what people call one: one character of a script without spaces, with its
+/// marks. Runs of katakana are words.
+pub(crate) fn is_small_word(word: &str) -> bool {
+    let mut chars = word.chars();
+    let first = chars.next();
+    first.is_some_and(is_unspaced) && (first < Some('\u{3000}') || chars.next().is_none())
 }
 
 /// Append the hash of every run of `n` words.
@@ -229,6 +250,19 @@ mod tests {
 
     proptest! {
         #[test]
+    fn single_characters_of_scripts_without_spaces_are_small_words() {
+        let mut places = Vec::new();
+        let mut small = |text: &str| {
+            Shingles::default().words(text, &mut places);
+            places.iter().map(|place| is_small_word(&text[place.start..place.end])).collect::<Vec<_>>()
+        };
+        assert_eq!(small("日本の a"), [true, true, true, false]);
+        assert_eq!(small("カタカナ"), [false], "a run of katakana is a word");
+        assert!(small("ภาษาไทย").iter().all(|small| *small));
+        assert_eq!(small("한국어 слово ελ x1"), [false; 4]);
+    }
+
+    #[test]
         fn ascii_is_cut_as_unicode_says(text in r"[ -~\n]{0,60}", marks in "[a1_.:,;' ]{0,40}") {
             prop_assert_eq!(words(&text), plain(&text), "{}", text);
             prop_assert_eq!(words(&marks), plain(&marks), "{}", marks);

@@ -1,6 +1,6 @@
 //! Which copy of a document survives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::datatypes::SchemaRef;
 use datafusion::dataframe::DataFrame;
@@ -26,7 +26,8 @@ pub enum Keep {
     /// The most bytes of text (of texts of 4 GiB and more, the earliest).
     Longest,
     /// The highest value of a SQL expression over the columns of the documents and, where the recipe has
-    /// `[signals]`, the signals: a number. Null is the lowest of all.
+    /// `[signals]`, the signals: a number. Null is the lowest of all. Where both have a column of a name, as `language` may
+    /// be, the name is the signal's, and `document_language` the document's.
     Highest(String),
     /// The lowest value. Null is the highest of all.
     Lowest(String),
@@ -119,21 +120,43 @@ impl Keep {
         documents: DataFrame,
         signals: Option<DataFrame>,
     ) -> PlanResult<DataFrame> {
-        session.register_table("documents", documents.into_view())?;
         let value = self.expression().map_or("null".into(), |e| format!("({e})"));
+        let of_signals: BTreeSet<String> =
+            signals.iter().flat_map(names).filter(|n| n != "id" && n != "ordinal").collect();
+        // A name means one column in the expression: that of the signals, if they have it.
+        let inside = |name: &str| match of_signals.contains(name) {
+            true => format!("document_{name}"),
+            false => name.to_string(),
+        };
+        let of_documents = names(&documents);
+        let columns: Vec<_> = of_documents.iter().map(|name| ident(name).alias(inside(name))).collect();
+        session.register_table("documents", documents.select(columns)?.into_view())?;
         let from = match signals {
             None => "documents",
             Some(rows) => {
-                let names: Vec<String> = rows.schema().fields().iter().map(|f| f.name().clone()).collect();
-                let columns = names.iter().filter(|n| *n != "id" && *n != "ordinal").map(ident);
+                let columns = of_signals.iter().map(ident);
                 let columns: Vec<_> = columns.chain([col("ordinal").alias("signals_of")]).collect();
                 session.register_table("signals", rows.select(columns)?.into_view())?;
                 // The signals, few bytes a document, are the build side; the text streams past in order.
                 "signals right join documents on signals_of = ordinal"
             }
         };
-        session.sql(&format!("select documents.*, cast({value} as double) as value from {from}")).await
+        let columns: Vec<String> = of_documents
+            .iter()
+            .map(|name| format!("documents.{} as {}", quoted(&inside(name)), quoted(name)))
+            .collect();
+        session.sql(&format!("select {}, cast({value} as double) as value from {from}", columns.join(", "))).await
     }
+}
+
+/// Names of the columns of `rows`.
+fn names(rows: &DataFrame) -> Vec<String> {
+    rows.schema().fields().iter().map(|field| field.name().clone()).collect()
+}
+
+/// A name in SQL.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 #[cfg(test)]

@@ -7,13 +7,19 @@ use std::sync::Arc;
 
 use arrow::array::AsArray;
 use arrow::compute::cast;
-use arrow::datatypes::{DataType, UInt64Type};
-use dedup::{ExactConfig, Keep, Key, Mode, NearConfig, Verify, exact_stages, near_stages};
-use pipeline::document::ordinal;
+use arrow::datatypes::{DataType, SchemaRef, UInt64Type};
+use async_trait::async_trait;
+use datafusion::functions::expr_fn::left;
+use datafusion::prelude::{col, lit};
+use dedup::{ExactConfig, Keep, Key, Mode, NearConfig, Places, Verify, exact_stages, near_stages};
+use pipeline::document::{SCHEMA, ordinal};
 use pipeline::shard::part_name;
-use pipeline::stage::read_shards;
+use pipeline::stage::{read_shards, tasks_per_shard};
 use pipeline::stages::signals::{SignalsConfig, SignalsStage};
-use pipeline::{Error, RunContext, RunOptions, Runner, Stage};
+use pipeline::{
+    Error, Output, RowsRead, RunContext, RunOptions, Runner, Stage, Task, TaskContext, TaskReport,
+    Verify as Verification,
+};
 
 mod support;
 use support::{Corpus, Document, letters, plain, record, run, text};
@@ -129,6 +135,10 @@ async fn urls_go_first_and_texts_are_compared_among_what_they_leave() {
         url("second text", "https://example.org/b?utm_source=x"),
         plain("second  text"),
         plain("third text"),
+        // No address is no page.
+        url("fourth text", ""),
+        url("fifth text", ""),
+        url("sixth text", " \n"),
     ]];
     let dir = tempfile::tempdir().unwrap();
     let config = ExactConfig { by: vec![Key::Text, Key::Url], ..ExactConfig::default() };
@@ -138,7 +148,7 @@ async fn urls_go_first_and_texts_are_compared_among_what_they_leave() {
     let (_, by_url) = outcome(&run, "exact_url").await;
     assert_eq!(by_url, BTreeMap::from([(at(1), ("same_url".into(), at(0), at(0)))]));
     let (kept, by_text) = outcome(&run, "exact").await;
-    assert_eq!(kept, BTreeSet::from([at(0), at(2), at(4)]));
+    assert_eq!(kept, BTreeSet::from([0, 2, 4, 5, 6, 7].map(at)));
     assert_eq!(by_text, BTreeMap::from([(at(3), ("exact_duplicate".into(), at(2), at(2)))]));
 }
 
@@ -437,6 +447,69 @@ async fn survivors_by_expression_and_keys_by_expression() {
     assert!(dropped.values().all(|(rule, ..)| rule == "same_value"));
 }
 
+/// A signal of the name of a column of the documents: the first two letters of the text.
+struct Languages;
+
+#[async_trait]
+impl Stage for Languages {
+    fn name(&self) -> &str {
+        "signals"
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        vec!["documents".into()]
+    }
+    fn config(&self) -> pipeline::Result<serde_json::Value> {
+        Ok(serde_json::json!({}))
+    }
+    fn schema(&self) -> Option<SchemaRef> {
+        SCHEMA.project(&[0, 1, 5]).ok().map(Arc::new)
+    }
+    async fn tasks(&self, run: &RunContext) -> pipeline::Result<Vec<Task>> {
+        tasks_per_shard(run, "documents")
+    }
+    async fn execute(&self, task: &TaskContext) -> pipeline::Result<TaskReport> {
+        let session = task.session();
+        let rows = task.read(&session, "documents", task.index()).await?;
+        let rows = rows.select(vec![col("id"), col("ordinal"), left(col("text"), lit(2)).alias("language")])?;
+        let read = RowsRead::Known(task.run.shard("documents", task.index())?.rows);
+        task.write(rows, Output { kept: &["id", "ordinal", "language"], dropped: &[] }, read).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_signal_and_a_column_of_one_name_the_signal_is_meant() {
+    let corpus =
+        vec![vec![plain("EN a text of some words"), plain("de other words"), plain("en A text of some words")]];
+    let at = |i| ordinal(0, record(i));
+    for (expression, survivor) in [
+        ("case when language = 'en' then 1 else 0 end", 2),
+        ("case when language = 'EN' then 1 else 0 end", 0),
+        // The corpus says no language.
+        ("case when document_language is null and language = 'en' then 1 else 0 end", 2),
+    ] {
+        let keep = Keep::Highest(expression.into());
+        let exact = ExactConfig { keep: keep.clone(), ..ExactConfig::default() };
+        let near = NearConfig { keep, ngram: 2, ..NearConfig::default() };
+        let of = |stages: Vec<Arc<dyn Stage>>| {
+            let mut all: Vec<Arc<dyn Stage>> = vec![Arc::new(Languages)];
+            all.extend(stages);
+            all
+        };
+        for (stages, last) in [
+            (exact_stages(&exact, "documents", None, Some("signals"), Path::new(".")).unwrap(), "exact"),
+            (near_stages(&near, "documents", None, Some("signals"), Path::new(".")).unwrap(), "near"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let run = run(dir.path(), &corpus, of(stages), 2).await;
+            let (kept, _) = outcome(&run, last).await;
+            assert_eq!(kept, BTreeSet::from([at(1), at(survivor)]), "{last}: {expression}");
+        }
+    }
+}
+
 #[test]
 fn expressions_that_cannot_be_planned_are_refused_before_any_work() {
     let here = Path::new(".");
@@ -533,6 +606,99 @@ async fn a_new_crawl_against_an_index_goes_as_in_a_joint_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_its_own_pattern_matches_is_not_compared_with_itself() {
+    let corpus = exact_corpus();
+    let (old, new) = corpus.split_at(2);
+    let runs = tempfile::tempdir().unwrap();
+    let (first, second) = (runs.path().join("2025-11"), runs.path().join("2025-12"));
+    let exact = |against: &[&str]| ExactConfig {
+        against: against.iter().map(ToString::to_string).collect(),
+        ..ExactConfig::default()
+    };
+    drop(run(&first, old, exact_stages(&exact(&[]), "documents", None, None, runs.path()).unwrap(), 2).await);
+    let stages = || {
+        let places = Places { base: runs.path(), run_dir: Some(&second) };
+        exact_stages(&exact(&["2025-*/exact_hashes"]), "documents", None, None, places).unwrap()
+    };
+    // Now the pattern matches the run itself, whose hashes are done or, after a kill, are not.
+    let begun = run(&second, new, stages(), 2).await;
+    let (kept, dropped) = outcome(&begun, "exact").await;
+    assert!(kept.len() > 20 && dropped.len() > 5, "{} {}", kept.len(), dropped.len());
+    drop(begun);
+    let again = run(&second, new, stages(), 2).await;
+    assert_eq!(outcome(&again, "exact").await, (kept.clone(), dropped.clone()));
+    drop(again);
+    let manifest = second.join("exact_hashes/manifest.json");
+    let undone = std::fs::read_to_string(&manifest).unwrap().replace("\"done\"", "\"running\"");
+    std::fs::write(&manifest, undone).unwrap();
+    std::fs::remove_file(second.join("exact_hashes/journal.jsonl")).unwrap();
+    let resumed = run(&second, new, stages(), 2).await;
+    assert_eq!(outcome(&resumed, "exact").await, (kept, dropped));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_is_refused_before_any_work() {
+    let corpus = exact_corpus();
+    let (old, new) = corpus.split_at(2);
+    let runs = tempfile::tempdir().unwrap();
+    let stages = |against: &[&str]| {
+        let of = |stage: &str| against.iter().map(|dir| format!("{dir}/{stage}")).collect::<Vec<_>>();
+        let exact = ExactConfig { against: of("exact_hashes"), ..ExactConfig::default() };
+        let near = NearConfig { against: of("near_signatures"), ..NearConfig::default() };
+        let mut stages = exact_stages(&exact, "documents", None, None, runs.path()).unwrap();
+        stages.extend(near_stages(&near, "documents", Some("exact"), None, runs.path()).unwrap());
+        stages
+    };
+    drop(run(&runs.path().join("old"), old, stages(&[]), 2).await);
+    let tried = |verify: Verification| {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunContext::new(dir.path(), RunOptions { threads: 2, verify, ..RunOptions::new() }).unwrap();
+        let first: Arc<dyn Stage> = Arc::new(Corpus(new.to_vec()));
+        let runner = Runner::new(run.clone(), std::iter::once(first).chain(stages(&["old"])).collect());
+        async move {
+            let done = match runner {
+                Ok(runner) => {
+                    let planned = runner.plan(None).err().map(|e| e.to_string());
+                    let done = runner.run(None).await.err().map(|e| e.to_string());
+                    assert_eq!(planned, done, "a dry run says the same");
+                    done
+                }
+                Err(e) => Some(e.to_string()),
+            };
+            (done, run.journal("documents").len() + usize::from(dir.path().join("documents").exists()))
+        }
+    };
+    for stage in ["exact_hashes", "near_signatures"] {
+        let part = runs.path().join("old").join(stage).join("part-00001.runs");
+        let whole = std::fs::read(&part).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        std::fs::write(&part, &flipped).unwrap();
+        let (error, begun) = tried(Verification::Checksums).await;
+        let error = error.unwrap();
+        assert!(
+            error.contains(&format!("old/{stage}: part-00001.runs fails its checksum; run that run again")),
+            "{error}"
+        );
+        assert_eq!(begun, 0, "nothing was done");
+        std::fs::write(&part, &whole[..whole.len() - 1]).unwrap();
+        let error = tried(Verification::Sizes).await.0.unwrap();
+        assert!(error.contains("part-00001.runs has"), "{error}");
+        std::fs::write(&part, &whole).unwrap();
+        // A line of the journal that cannot be read is a shard that nothing would be compared with.
+        let journal = runs.path().join("old").join(stage).join("journal.jsonl");
+        let lines = std::fs::read(&journal).unwrap();
+        let mut damaged = lines.clone();
+        damaged[3] = b'#';
+        std::fs::write(&journal, &damaged).unwrap();
+        let error = tried(Verification::Sizes).await.0.unwrap();
+        assert!(error.contains("1 of 2 tasks are in its journal"), "{error}");
+        std::fs::write(&journal, &lines).unwrap();
+    }
+    assert_eq!(tried(Verification::Checksums).await.0, None, "whole, they are taken");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn documents_of_equal_text_are_one_cluster_however_many_and_distinct_ones_stay() {
     let many = 20_000;
     let same = "these are the words of a page that everybody has copied";
@@ -547,6 +713,13 @@ async fn documents_of_equal_text_are_one_cluster_however_many_and_distinct_ones_
             run(dir.path(), &corpus, near_stages(&config, "documents", None, None, Path::new(".")).unwrap(), 2).await;
         let (kept, dropped) = outcome(&run, "near").await;
         assert_eq!((kept.len(), dropped.len()), (301, many - 1), "{verify:?}");
+        // Ten bytes a pair and five for its second document by itself, which the prediction of its disk knows; buckets of
+        // two would have five more for the first.
+        let entries = run.journal("near_pairs");
+        let pairs: u64 = entries.values().map(|e| e.notes["pairs"].as_u64().unwrap()).sum();
+        let bytes: u64 = entries.values().flat_map(|e| &e.files).map(|f| f.bytes).sum();
+        let expected = pairs * if verify == Verify::Exact { 15 } else { 10 };
+        assert!((expected..expected + expected / 8).contains(&bytes), "{verify:?}: {bytes} bytes for {pairs} pairs");
         assert!(dropped.values().all(|(_, cluster, survivor)| (*cluster, *survivor) == (0, 0)));
     }
 }
@@ -594,4 +767,54 @@ async fn new_documents_equal_to_those_of_an_index_go_as_in_a_joint_run() {
         let error = exact_stages(&missing, "documents", None, None, dirs[1].path()).err().unwrap();
         assert!(error.to_string().contains("exact.against: nothing matches older/exact_hashes"), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_compatible_signatures_see_little_of_chinese_is_said_once() {
+    // Runs of one to nine of the commonest characters, as they stand between marks.
+    let common: Vec<char> =
+        "的一是不了人我在有他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可里"
+            .chars()
+            .collect();
+    let mut numbers = Numbers(3);
+    let page = |numbers: &mut Numbers| {
+        let clause = |numbers: &mut Numbers| {
+            (0..4 + numbers.below(9)).map(|_| common[numbers.below(common.len())]).collect::<String>()
+        };
+        (0..30).map(|_| clause(numbers) + "，").collect::<String>()
+    };
+    let pages: Vec<String> = (0..20).map(|_| page(&mut numbers)).collect();
+    // The first character of every sixth clause is another: most runs of five characters stay, few of five clauses.
+    let changed = pages.iter().map(|page| {
+        let clauses = page.split_inclusive('，').enumerate();
+        clauses
+            .map(|(i, c)| if i % 6 == 0 { c.replacen(c.chars().next().unwrap(), "甲", 1) } else { c.into() })
+            .collect::<String>()
+    });
+    let corpus = vec![pages.iter().map(plain).collect::<Vec<_>>(), changed.map(plain).collect()];
+    let warnings = |corpus: Vec<Vec<Document>>, mode| async move {
+        let dir = tempfile::tempdir().unwrap();
+        let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let hears = heard.clone();
+        let observer: pipeline::Observer = Arc::new(move |event| {
+            if let pipeline::Event::Warning { message } = event {
+                hears.lock().unwrap().push(message.clone());
+            }
+        });
+        let run = RunContext::new(dir.path(), RunOptions { threads: 2, observer, ..RunOptions::new() }).unwrap();
+        let config = NearConfig { mode, ..NearConfig::default() };
+        let mut all: Vec<Arc<dyn Stage>> = vec![Arc::new(Corpus(corpus))];
+        all.extend(near_stages(&config, "documents", None, None, Path::new(".")).unwrap());
+        Runner::new(run.clone(), all).unwrap().run(None).await.unwrap();
+        let (_, dropped) = outcome(&run, "near").await;
+        let heard = heard.lock().unwrap().clone();
+        (dropped.len(), heard)
+    };
+    let (compatible, heard) = warnings(corpus.clone(), Mode::Compatible).await;
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert!(heard[0].contains("20 of the 20 documents of shard") && heard[0].contains("mode = \"fast\""), "{heard:?}");
+    let (fast, heard) = warnings(corpus, Mode::Fast).await;
+    assert!(heard.is_empty(), "{heard:?}");
+    assert!(compatible == 0 && fast >= 15, "{compatible} by compatible, {fast} by fast");
+    assert!(warnings(near_corpus(), Mode::Compatible).await.1.is_empty(), "nothing is said of spaced words");
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -134,7 +134,9 @@ impl Runner {
     pub fn plan(&self, until: Option<&str>) -> Result<Vec<StagePlan>> {
         let mut fingerprints: BTreeMap<String, Digest> = BTreeMap::new();
         let mut redone: BTreeSet<String> = BTreeSet::new();
-        up_to(&self.stages, until)?
+        let stages = up_to(&self.stages, until)?;
+        self.check_indices(stages)?;
+        stages
             .iter()
             .map(|stage| {
                 let plan = self.plan_stage(stage.as_ref(), &fingerprints, &redone)?;
@@ -195,22 +197,7 @@ impl Runner {
         }
         let (entries, mut damaged) = Journal::inspect(&dir)?;
         let mut whole = BTreeMap::new();
-        let verify = self.run.options().verify;
-        // Big files on few cores: the checksum of each is taken on a thread of its own.
-        let checked: Vec<(JournalEntry, Option<String>)> = entries
-            .into_values()
-            .collect::<Vec<_>>()
-            .into_par_iter()
-            .map(|e| {
-                // Reading a large run takes minutes: a signal is heeded here, too.
-                if self.run.stop_requested() {
-                    return Err(Error::Interrupted);
-                }
-                let fault = e.files.iter().find_map(|file| fault(&dir, file, verify));
-                Ok((e, fault))
-            })
-            .collect::<Result<_>>()?;
-        for (entry, fault) in checked {
+        for (entry, fault) in self.faults(&dir, entries)? {
             match fault {
                 None => {
                     whole.insert(entry.task, entry);
@@ -231,11 +218,46 @@ impl Runner {
         Ok(plan)
     }
 
+    /// The tasks committed in a stage's directory, each with what is wrong with one of its files, if anything.
+    fn faults(&self, dir: &Path, entries: BTreeMap<u32, JournalEntry>) -> Result<Vec<(JournalEntry, Option<String>)>> {
+        let verify = self.run.options().verify;
+        // Big files on few cores: the checksum of each is taken on a thread of its own.
+        entries
+            .into_values()
+            .collect::<Vec<_>>()
+            .into_par_iter()
+            .map(|e| {
+                // Reading a large run takes minutes: a signal is heeded here, too.
+                if self.run.stop_requested() {
+                    return Err(Error::Interrupted);
+                }
+                let fault = e.files.iter().find_map(|file| fault(dir, file, verify));
+                Ok((e, fault))
+            })
+            .collect()
+    }
+
+    /// Refuses to build upon damaged files of other runs: what they have lost would not be missed by anything later.
+    fn check_indices(&self, stages: &[Arc<dyn Stage>]) -> Result<()> {
+        let dirs: BTreeSet<&PathBuf> = stages.iter().flat_map(|stage| stage.indices()).collect();
+        for dir in dirs {
+            let (entries, mut damaged) = Journal::inspect(dir)?;
+            damaged.extend(self.faults(dir, entries)?.into_iter().filter_map(|(_, fault)| fault));
+            if !damaged.is_empty() {
+                let reason = format!("{}; run that run again, which makes them anew", damaged.join("; "));
+                return Err(Error::Corrupt { path: dir.clone(), reason });
+            }
+        }
+        Ok(())
+    }
+
     /// Run the stages that are not done, up to and including `until`.
     pub async fn run(&self, until: Option<&str>) -> Result<()> {
         let mut fingerprints: BTreeMap<String, Digest> = BTreeMap::new();
         let mut redone: BTreeSet<String> = BTreeSet::new();
-        for stage in up_to(&self.stages, until)? {
+        let stages = up_to(&self.stages, until)?;
+        self.check_indices(stages)?;
+        for stage in stages {
             let plan = self.plan_stage(stage.as_ref(), &fingerprints, &redone)?;
             fingerprints.insert(plan.stage.clone(), plan.fingerprint);
             if matches!(plan.status, StageStatus::Fresh | StageStatus::Stale { .. }) {

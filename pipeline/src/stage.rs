@@ -50,6 +50,12 @@ pub trait Stage: Send + Sync {
     /// Names of the stages this one reads.
     fn inputs(&self) -> Vec<String>;
 
+    /// Directories of stages of other runs whose committed files this one reads. The runner checks those files before any
+    /// work, as it does those of its own run.
+    fn indices(&self) -> &[PathBuf] {
+        &[]
+    }
+
     /// Everything of the recipe (and of the outside world, such as the list of input files with
     /// their sizes) that influences the output. A change makes the stage stale.
     fn config(&self) -> Result<serde_json::Value>;

@@ -38,7 +38,7 @@ pub fn run(args: &Run, logging: &Logging) -> Result<()> {
         // A device that is not there is told before hours of curation, not after.
         device.select().map_err(|e| Usage(e.to_string()))?;
     }
-    let stages = plan::stages(&recipe, device).map_err(|e| source.explain(e))?;
+    let stages = plan::stages(&recipe, &dir, device).map_err(|e| source.explain(e))?;
     let until = args.until.as_deref();
     // A wrong name is told before a directory is made for the run.
     up_to(&stages, until)?;

@@ -121,6 +121,13 @@ mod tests {
         // 14 keys of 10 bytes with an eighth of a byte of directory, 8 bytes and a sketch of 48.
         assert!((196.0..=200.0).contains(&plan.signature_bytes_per_document));
         assert_eq!(plan.union_find_bytes, 400_000_000);
+        // 30% of the documents in pairs of 10 bytes in each band, and twice 5 bytes of their documents for the sets.
+        let pairs = |verify| {
+            let plan = estimate(&NearConfig { verify, ..config.clone() }, 1_000_000, 5000);
+            plan.disk.iter().find(|stage| stage.stage == "near_pairs").unwrap().bytes
+        };
+        assert_eq!(pairs(Verify::Sketch), 300_000 * 14 * 10);
+        assert_eq!(pairs(Verify::Exact), 300_000 * 14 * 20);
         assert_eq!(estimate(&config, 1 << 33, 1).union_find_bytes, 8 << 33);
     }
 }

@@ -20,14 +20,14 @@
 //! clusters are those of a joint run, and the removals of this run's documents are kept. Old text is
 //! not read.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pipeline::{Error, Result, Stage};
 use serde::{Deserialize, Serialize};
 
 use crate::minhash::{MinHash, Mode, SKETCH_BYTES, positions_of_band, sketch_bound};
-use crate::paths::indices;
+use crate::paths::{Places, indices};
 use crate::removals::{Removals, Similarity};
 use crate::selection::Selection;
 use crate::survivor::Keep;
@@ -177,22 +177,19 @@ impl NearConfig {
 
 /// The stages of near-duplicate removal among the documents of `selection` (all, if `None`), whose
 /// text is in stage `documents` and whose signals, if there are any, in stage `signals`. The last is called
-/// `near`. Paths of `against` are relative to `base`.
-pub fn near_stages(
+/// `near`. Older runs are looked for in `places`.
+pub fn near_stages<'a>(
     config: &NearConfig,
     documents: &str,
     selection: Option<&str>,
     signals: Option<&str>,
-    base: &Path,
+    places: impl Into<Places<'a>>,
 ) -> Result<Vec<Arc<dyn Stage>>> {
     config.check()?;
-    let against = indices("near.against", &config.against, base)?;
+    let against = indices("near.against", &config.against, places.into())?;
     let texts = Texts::new(documents, selection);
-    let signatures = signatures::Signatures {
-        config: config.clone(),
-        texts: texts.clone(),
-        signals: signals.filter(|_| config.keep.expression().is_some()).map(Into::into),
-    };
+    let signals = signals.filter(|_| config.keep.expression().is_some()).map(Into::into);
+    let signatures = signatures::Signatures::new(config.clone(), texts.clone(), signals);
     let sets = sets::SetStage { config: config.clone(), texts: texts.clone() };
     let mut stages: Vec<Arc<dyn Stage>> = vec![Arc::new(signatures)];
     stages.extend(clustering(config, &against, Some(sets)));

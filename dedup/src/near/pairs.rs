@@ -11,7 +11,7 @@ use crate::buckets::Buckets;
 use crate::disk::{EXPECTED_DUPLICATES, check_room};
 use crate::documents::{Documents, check_index};
 use crate::partition::{PARTITION_ROWS, input_number, partitions};
-use crate::runs::{Pair, Record, RunWriter, key_range};
+use crate::runs::{NUMBER_BYTES, Pair, Record, RunWriter, key_range};
 
 /// The pairs of one band and one partition of its keys: the smallest document of every bucket with each
 /// other. So in one band a document is in the pairs of one first document, and a bucket is a first document
@@ -28,9 +28,12 @@ impl Pairs {
     }
 }
 
-/// Bytes of pairs of `documents` documents, about.
+/// Bytes of pairs of `documents` documents, about. Exact verification needs the documents of a pair by themselves, too, of
+/// which the first is told once a bucket.
 pub(crate) fn predicted_bytes(config: &NearConfig, documents: u64) -> u64 {
-    (documents as f64 * EXPECTED_DUPLICATES * f64::from(config.bands) * Pair::BYTES as f64) as u64
+    let candidates = if config.verify == Verify::Exact { 2 * NUMBER_BYTES } else { 0 };
+    let pair = (Pair::BYTES + candidates) as f64;
+    (documents as f64 * EXPECTED_DUPLICATES * f64::from(config.bands) * pair) as u64
 }
 
 #[async_trait]
@@ -45,6 +48,10 @@ impl Stage for Pairs {
 
     fn inputs(&self) -> Vec<String> {
         vec![SIGNATURES.into()]
+    }
+
+    fn indices(&self) -> &[PathBuf] {
+        &self.against
     }
 
     fn config(&self) -> Result<serde_json::Value> {

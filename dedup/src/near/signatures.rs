@@ -1,6 +1,7 @@
 //! Stage `near_signatures`: the band keys of every document, and a table of the documents.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::{Array, AsArray};
 use arrow::compute::cast;
@@ -8,13 +9,14 @@ use arrow::datatypes::{DataType, Float64Type, SchemaRef, UInt64Type};
 use async_trait::async_trait;
 use datafusion::prelude::col;
 use futures::StreamExt;
-use pipeline::{PendingFile, Result, RunContext, Stage, Task, TaskContext, TaskReport};
+use pipeline::{Event, PendingFile, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::{NearConfig, SIGNATURES};
 use crate::disk::check_room;
 use crate::documents::{TABLE, put_row};
-use crate::minhash::{MinHash, SKETCH_BYTES, Scratch};
+use crate::minhash::{MinHash, Mode, SKETCH_BYTES, Scratch};
 use crate::runs::{Record, RunWriter, u64_at};
+use crate::shingles::is_unspaced;
 use crate::texts::Texts;
 
 /// Version of the stage, which older indices must have been made by.
@@ -109,11 +111,28 @@ impl SignatureWriter {
     }
 }
 
+/// One in so many documents without spaces is worth a warning.
+const UNSPACED_SHARE: u64 = 20;
+/// Characters of a text that tell whether it has spaces between its words.
+const TOLD_BY: usize = 256;
+
+/// Whether most of the letters at the beginning of `text` are of scripts that put no spaces between words.
+fn is_mostly_unspaced(text: &str) -> bool {
+    let (mut letters, mut unspaced) = (0, 0);
+    for c in text.chars().take(TOLD_BY).filter(|c| c.is_alphanumeric()) {
+        letters += 1;
+        unspaced += u32::from(is_unspaced(c));
+    }
+    2 * unspaced > letters
+}
+
 /// The signatures of a document shard.
 pub(super) struct Signatures {
-    pub(super) config: NearConfig,
-    pub(super) texts: Texts,
-    pub(super) signals: Option<String>,
+    config: NearConfig,
+    texts: Texts,
+    signals: Option<String>,
+    /// Whether it was said that the mode finds little in such texts.
+    warned: AtomicBool,
 }
 
 #[async_trait]
@@ -152,6 +171,7 @@ impl Stage for Signatures {
         let minhash = self.config.minhash();
         let mut writer = SignatureWriter::create(task, &self.config)?;
         let (mut scratch, mut keys) = (Scratch::default(), Vec::new());
+        let mut unspaced = 0;
         while let Some(batch) = stream.next().await {
             let batch = batch?;
             let ordinals = batch.column(0).as_primitive::<UInt64Type>().values();
@@ -160,17 +180,37 @@ impl Stage for Signatures {
             let values = batch.column(2).as_primitive::<Float64Type>();
             for (row, &ordinal) in ordinals.iter().enumerate() {
                 let text = texts.value(row);
+                unspaced += u64::from(self.config.mode == Mode::Compatible && is_mostly_unspaced(text));
                 let value = (!values.is_null(row)).then(|| values.value(row));
                 self.document(&minhash, &mut scratch, &mut keys, &mut writer, (ordinal, text, value))?;
             }
         }
         let rows = writer.rows();
+        self.warn(task, unspaced, rows);
         self.texts.all_read(task, task.index(), rows)?;
         Ok(TaskReport { files: vec![writer.finish()?], rows_read: rows, rows_kept: rows, ..TaskReport::default() })
     }
 }
 
 impl Signatures {
+    pub(super) fn new(config: NearConfig, texts: Texts, signals: Option<String>) -> Self {
+        Self { config, texts, signals, warned: AtomicBool::new(false) }
+    }
+
+    /// Say once that of a shard with `unspaced` such texts among `documents` little will be found.
+    fn warn(&self, task: &TaskContext, unspaced: u64, documents: u64) {
+        if unspaced * UNSPACED_SHARE < documents.max(1) || self.warned.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let message = format!(
+            "near.mode = \"compatible\" takes what stands between spaces and marks for a word, as datatrove does: {unspaced} of the \
+             {documents} documents of shard {} are mostly in a script without spaces (Chinese, Japanese, Thai), and near \
+             duplicates of these will hardly be found; mode = \"fast\" finds them",
+            task.index()
+        );
+        task.run.emit(&Event::Warning { message });
+    }
+
     fn document(
         &self,
         minhash: &MinHash,

@@ -5,6 +5,7 @@
 mod funnel;
 mod histograms;
 mod overlap;
+mod removed;
 mod rules;
 mod samples;
 mod shards;
@@ -17,6 +18,7 @@ use serde::Serialize;
 pub use funnel::FunnelStage;
 pub use histograms::{Histogram, Threshold};
 pub use overlap::{Overlap, RulePair};
+pub use removed::{BenchmarkReport, FrequentLine, LinesReport};
 pub use rules::{RuleReport, rules};
 pub use samples::{Sample, by_rule, by_source};
 
@@ -47,6 +49,11 @@ pub struct Report {
     pub languages: Vec<(String, u64)>,
     /// What `clean` changed: documents and changes, by part.
     pub changes: BTreeMap<String, Change>,
+    /// What `lines` took from the texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lines: Option<LinesReport>,
+    /// The evaluation sets that `decontaminate` looks for.
+    pub benchmarks: Vec<BenchmarkReport>,
     /// Tokens by source, where the run has come so far.
     #[serde(skip_serializing_if = "serde_json::Value::is_null")]
     pub tokens: serde_json::Value,
@@ -98,6 +105,8 @@ pub fn report(run_dir: &Path) -> Result<Report> {
         histograms: signals.histograms,
         languages: signals.languages,
         changes: changes(&stages),
+        lines: removed::lines(run_dir, &stages)?,
+        benchmarks: removed::benchmarks(run_dir, &stages)?,
         tokens: tokens(&stages),
         samples,
     })

@@ -10,12 +10,17 @@ use crate::status::StageSummary;
 
 /// The committed files of a stage that hold rows, by number of their task: kept ones, or those below `dropped/`.
 pub(super) fn files(run_dir: &Path, stage: &str, dropped: bool) -> Result<Vec<(u32, PathBuf)>> {
+    files_below(run_dir, stage, if dropped { "dropped" } else { "" })
+}
+
+/// The committed files of a stage that hold rows and lie in its directory `below`, by number of their task.
+pub(super) fn files_below(run_dir: &Path, stage: &str, below: &str) -> Result<Vec<(u32, PathBuf)>> {
     let dir = run_dir.join(stage);
     let mut files = Vec::new();
     for (task, entry) in Journal::read(&dir)? {
         for file in entry.files {
             let parquet = file.path.extension().is_some_and(|e| e == "parquet");
-            let place = file.path.parent().is_some_and(|p| p.as_os_str() == if dropped { "dropped" } else { "" });
+            let place = file.path.parent().is_some_and(|p| p.as_os_str() == below);
             if parquet && place && file.rows > 0 {
                 files.push((task, dir.join(file.path)));
             }

@@ -49,6 +49,7 @@ pub fn page(facts: &Report) -> String {
         &["change", "documents", "changes"],
         facts.changes.iter().map(|(name, c)| vec![escape(name), thousands(c.documents), thousands(c.changes)]),
     );
+    removed(&mut out, facts);
     tokens(&mut out, facts);
     simple(
         &mut out,
@@ -242,6 +243,36 @@ fn place(borders: &[f64], value: f64) -> f64 {
         (Some(_), None) if borders.last() == Some(&value) => (borders.len() - 1) as f64,
         _ => f64::INFINITY,
     }
+}
+
+/// What went from inside the documents, and which evaluation sets were met.
+fn removed(out: &mut String, facts: &Report) {
+    simple(
+        out,
+        "Repeated lines",
+        &["documents", "lines removed", "of text"],
+        facts.lines.iter().map(|l| vec![thousands(l.documents), thousands(l.lines), bytes(l.bytes)]),
+    );
+    simple(
+        out,
+        "Most frequent lines",
+        &["documents", "line"],
+        facts
+            .lines
+            .iter()
+            .flat_map(|l| &l.frequent)
+            .map(|f| vec![thousands(f.documents), format!("<span dir=\"auto\">{}</span>", escape(&f.line))]),
+    );
+    simple(
+        out,
+        "Evaluation sets",
+        &["benchmark", "records", "texts", "too short to look for", "documents that hold some of it"],
+        facts.benchmarks.iter().map(|b| {
+            let mut row = vec![escape(&b.benchmark)];
+            row.extend([b.records, b.texts, b.too_short, b.documents].map(thousands));
+            row
+        }),
+    );
 }
 
 fn tokens(out: &mut String, facts: &Report) {

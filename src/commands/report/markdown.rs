@@ -91,6 +91,28 @@ pub fn page(facts: &Report) -> String {
     );
     section(
         &mut out,
+        "Repeated lines",
+        &["documents", "lines removed", "bytes removed"],
+        facts.lines.iter().map(|l| [l.documents, l.lines, l.bytes].map(thousands).to_vec()),
+    );
+    section(
+        &mut out,
+        "Most frequent lines",
+        &["documents", "line"],
+        facts.lines.iter().flat_map(|l| &l.frequent).map(|f| vec![thousands(f.documents), f.line.clone()]),
+    );
+    section(
+        &mut out,
+        "Evaluation sets",
+        &["benchmark", "records", "texts", "too short", "documents"],
+        facts.benchmarks.iter().map(|b| {
+            let mut row = vec![b.benchmark.clone()];
+            row.extend([b.records, b.texts, b.too_short, b.documents].map(thousands));
+            row
+        }),
+    );
+    section(
+        &mut out,
         "Languages",
         &["language", "documents"],
         facts.languages.iter().map(|(language, count)| vec![language.clone(), thousands(*count)]),
