@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use support::{fulgurite, root, small_recipe, succeed};
 use train::config::{ModelConfig, Sharding};
 use train::parallel::Partition;
-use train::scaling::sent_bytes;
+use train::parameters::ParameterList;
+use train::scaling::{joined_bytes, sent_bytes};
 
 /// Steps of the runs that are compared.
 const STEPS: usize = 6;
@@ -210,6 +211,144 @@ fn rows_that_ranks_share_give_the_curve_of_one_process_for_a_state_a_layer() {
             let sent = shared[4]["sent_bytes"].as_f64().unwrap();
             assert!(sent >= want && sent <= 1.02 * want + 1500.0, "{sent} for {want}");
         }
+    }
+}
+
+/// The settings of a model whose heads four ranks can share.
+const FOUR_HEADS: &str = "train.model.decoder_attention_heads=4";
+
+/// The curve of `directory` is that of `one`, but for sums in another order: roundings at first, later what training makes of
+/// them, as much as of micro batches of another size.
+fn assert_near(directory: &Path, one: &Path) {
+    let (one, other) = (lines(one), lines(directory));
+    assert_eq!(other.len(), one.len());
+    for (a, b) in one.iter().zip(&other) {
+        let early = a["step"].as_u64().unwrap() <= 10;
+        for (key, late) in [("loss", 1e-4), ("held_out_loss", 1e-4), ("grad_norm", 1e-2)] {
+            let [a, b] = [a, b].map(|line| line[key].as_f64());
+            assert_eq!(a.is_some(), b.is_some());
+            let apart = a.zip(b).map_or(0.0, |(a, b)| (a - b).abs() / a);
+            assert!(apart < if early { 1e-6 } else { late }, "{directory:?} {key}: {apart:e}");
+        }
+    }
+}
+
+#[test]
+fn blocks_that_ranks_share_give_the_curve_of_one_process_for_two_sums_each_way() {
+    let prepared = prepared();
+    let set = ["train.steps=24", FOUR_HEADS];
+    let one = prepared.place("heads");
+    succeed(&mut prepared.job(&one, &set));
+    let full = ModelConfig { decoder_attention_heads: 4, ..model() };
+    let mut curves: Vec<(usize, Vec<String>, Vec<u8>)> = Vec::new();
+    for (world, parts, mode, more) in [
+        (2, 2, Sharding::None, ""),
+        (4, 2, Sharding::Full, ""),
+        (4, 2, Sharding::Optimizer, "train.hybrid=2"),
+        (4, 4, Sharding::None, ""),
+        (4, 2, Sharding::None, "train.sequence_ranks=2"),
+    ] {
+        let directory = prepared.place(&format!("blocks-{world}-{parts}-{}-{}", mode.name(), more.len()));
+        let tensor = format!("train.tensor_ranks={parts}");
+        let sharding = sharding(mode);
+        let mut all = vec![set[0], set[1], &tensor, &sharding];
+        all.extend(Some(more).filter(|more| !more.is_empty()));
+        succeed(prepared.job(&directory, &all).args(["--nproc", &world.to_string()]));
+        assert_near(&directory, &one);
+        if more.contains("sequence") {
+            continue;
+        }
+        // The same bits for every sharding and any number of ranks that share blocks by as many.
+        let own = (parts, curve(&directory), exported(&directory));
+        match curves.iter().find(|(of, ..)| *of == parts) {
+            Some(same) => assert!(*same == own, "{world} {parts} {mode:?}"),
+            None => curves.push(own),
+        }
+        // A step without evaluation and checkpoint.
+        let sent = lines(&directory)[4]["sent_bytes"].as_f64().unwrap();
+        if more.is_empty() {
+            let partition = Partition::of(ParameterList::part(&full, 0, parts), world / parts);
+            let rounds = MICRO_BATCHES / (world / parts);
+            let joined = rounds as u64 * joined_bytes(&full, 32, 0, parts, 4);
+            let want = (joined + sent_bytes(&partition, 0, mode, rounds, [4, 4])) as f64;
+            // Heads of messages of 18 bytes: eight operations a block and micro batch, to each of the others.
+            let heads = (18 * 8 * 2 * rounds * (parts - 1)) as f64;
+            assert!(
+                sent >= want && sent <= 1.02 * want + heads + 2000.0,
+                "{world} {parts} {mode:?}: {sent} for {want}"
+            );
+        }
+    }
+    // What cannot be shared.
+    for (nproc, parts, reason) in [
+        ("3", 3, "3 ranks cannot share the 4 heads and glu_dim = 128 of a block; 1, 2, 4 can"),
+        ("3", 2, "3 ranks are not a multiple"),
+    ] {
+        let mut command =
+            prepared.job(&prepared.place("refused-parts"), &[FOUR_HEADS, &format!("train.tensor_ranks={parts}")]);
+        let output = command.args(["--nproc", nproc]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains(reason), "{}", said(&output));
+    }
+}
+
+#[test]
+fn a_checkpoint_of_shared_blocks_is_continued_by_any_other_number_of_ranks() {
+    let prepared = prepared();
+    let one = prepared.place("heads-12");
+    let set = ["train.steps=12", "train.checkpoint_every_steps=6", FOUR_HEADS];
+    succeed(&mut prepared.job(&one, &set));
+    // Both parts of both halves of the shards.
+    let saved = prepared.place("saved-parts");
+    let half = ["train.steps=6", set[1], FOUR_HEADS];
+    let two = ["train.tensor_ranks=2", "train.sharding=full"];
+    let whole = prepared.place("parts-12");
+    succeed(prepared.job(&whole, &[set[0], set[1], set[2], two[0]]).args(["--nproc", "2"]));
+    succeed(prepared.job(&saved, &[half[0], half[1], half[2], two[0], two[1]]).args(["--nproc", "4"]));
+    let checkpoint = saved.join("checkpoints/step-000006");
+    let facts = train::describe(&checkpoint).unwrap();
+    assert_eq!(facts.facts["parameters"], ModelConfig { decoder_attention_heads: 4, ..model() }.parameters());
+    let names: Vec<&str> = facts.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+    assert!(names.iter().any(|name| name.starts_with("model.layers.0.token_mixer.out_proj.weight@16/32")), "{names:?}");
+    assert_eq!(names.iter().filter(|name| name.starts_with("lm_head.weight")).count(), 2);
+    // What other commands read of it.
+    let saved_path = saved.to_str().unwrap();
+    for command in [
+        vec!["generate", "--max-tokens", "2", "--prompt", "a", "--device", "cpu", "--checkpoint", saved_path],
+        vec!["inspect", checkpoint.to_str().unwrap()],
+    ] {
+        succeed(fulgurite().args(command));
+    }
+    let ids = prepared.place("ids.json");
+    fs::write(&ids, "[[1, 2, 3, 4, 5, 6, 7, 8]]").unwrap();
+    let evaluated = |model: &Path| {
+        let mut command = fulgurite();
+        command.args(["evaluate", "--json", "--ids"]).arg(&ids).arg("--model").arg(model);
+        succeed(&mut command).stdout
+    };
+    exported(&saved);
+    assert_eq!(evaluated(&checkpoint), evaluated(&saved.join("exported")));
+    for (world, parts) in [(1, 1), (4, 4), (2, 1), (2, 2)] {
+        let directory = prepared.place(&format!("parts-to-{world}-{parts}"));
+        copy(&saved, &directory);
+        let parts_set = format!("train.tensor_ranks={parts}");
+        succeed(prepared.job(&directory, &[set[0], set[1], set[2], &parts_set]).args(["--nproc", &world.to_string()]));
+        assert_near(&directory, &one);
+        if parts == 2 {
+            // As if it had never stopped, whatever was sharded.
+            assert_eq!(curve(&directory), curve(&whole));
+            assert!(exported(&directory) == exported(&whole));
+        }
+    }
+    // And the other way.
+    let saved = prepared.place("saved-whole");
+    succeed(prepared.job(&saved, &half).args(["--nproc", "1"]));
+    for parts in [2, 4] {
+        let directory = prepared.place(&format!("whole-to-{parts}"));
+        copy(&saved, &directory);
+        let parts_set = format!("train.tensor_ranks={parts}");
+        succeed(prepared.job(&directory, &[set[0], set[1], set[2], &parts_set]).args(["--nproc", &parts.to_string()]));
+        assert_near(&directory, &one);
     }
 }
 
@@ -420,4 +559,12 @@ fn an_estimate_tells_of_ranks() {
     command.arg("train").arg(root().join("configs/train/tnl-7b.toml")).args(["--estimate", "--nproc", "8"]);
     let text = String::from_utf8(succeed(&mut command).stdout).unwrap();
     assert!(text.contains("of each of 8 ranks") && text.contains("1024"), "{text}");
+    let mut command = fulgurite();
+    command.arg("train").arg(root().join("configs/train/tnl-7b.toml")).args([
+        "--set",
+        "train.tensor_ranks=4",
+        "--estimate",
+    ]);
+    let shared = String::from_utf8(succeed(command.args(["--nproc", "8"])).stdout).unwrap();
+    assert!(shared.contains("of each of 8 ranks, where 4 share each block"), "{shared}");
 }

@@ -116,6 +116,13 @@ fn tell(job: &Job, choice: DeviceChoice, ranks: Option<usize>, json: bool) -> st
             reason: "estimates are of the step in bf16 on a GPU; \"auto\" is that where there is one".into(),
         });
     }
+    let tensor_ranks = config.tensor_ranks;
+    if let Some(ranks) = ranks.filter(|ranks| !ranks.is_multiple_of(tensor_ranks.clamp(1, *ranks))) {
+        return Err(train::Error::Config {
+            key: "tensor_ranks".into(),
+            reason: format!("{ranks} ranks are not a multiple of {tensor_ranks}"),
+        });
+    }
     let told = estimate(&config, gpu(choice)?);
     let scaling = ranks.map(|ranks| scaling::estimate(&config, &told.gpu, ranks));
     let printed = match (json, &scaling) {
@@ -187,7 +194,11 @@ fn print(told: &Estimate) -> Result<()> {
 fn print_scaling(scaling: &Scaling) -> Result<()> {
     let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_string();
-    output::line(format!("\nof each of {} ranks:", scaling.ranks))?;
+    let shared = match scaling.tensor_ranks {
+        1 => String::new(),
+        ranks => format!(", where {ranks} share each block (on CPUs so far)"),
+    };
+    output::line(format!("\nof each of {} ranks{shared}:", scaling.ranks))?;
     let head = [
         "sharding",
         "weights, gradients, moments",

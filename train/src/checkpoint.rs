@@ -64,8 +64,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Weights and moments in `ranges` of the flat buffer: a shard, of whatever ranks wrote the checkpoint. Nothing else is
-    /// read.
+    /// Weights and moments in `ranges` of the flat buffer of the whole model: a shard, of whatever ranks wrote the checkpoint.
+    /// Nothing else is read.
     ///
     /// # Errors
     /// [`Error::Io`] with the file that cannot be read.
@@ -85,7 +85,7 @@ pub fn save(directory: &Path, snapshot: &Snapshot, state: &State, tokenizer: Opt
     let model = &state.config.model;
     published::write(model, &snapshot.values, &partial, tokenizer)?;
     let list = ParameterList::of(model);
-    write_moments(&partial.join(OPTIMIZER), &list, &[list.range()], snapshot)?;
+    write_moments(&partial.join(OPTIMIZER), &list, &[list.range()], &[list.range()], snapshot)?;
     write_json(&partial.join(STATE), state)?;
     let sums = checksums(&partial)?;
     commit(directory, &partial, &path, &sums)?;
@@ -132,12 +132,15 @@ fn write_shard(
     snapshot: &Snapshot,
     state: &State,
 ) -> Result<BTreeMap<String, String>, Error> {
-    let (partition, rank, world) = (team.partition(&state.config), team.inner.rank(), team.inner.world());
-    let (list, ranges) = (partition.parameters(), partition.shard(rank));
-    let [weights, moments] = [published::WEIGHTS, MOMENTS_OF].map(|kind| published::shard_name(kind, rank, world));
-    let values = Shard { ranges: &ranges, values: &snapshot.values };
+    let (partition, (number, count)) = (team.partition(&state.config), team.shard());
+    let (list, held) = (partition.parameters(), partition.shard(team.inner.rank()));
+    // What all ranks have that share a block is written by the first of them.
+    let written = held.iter().enumerate().filter(|(bucket, _)| team.tensor.rank() == 0 || partition.is_split(*bucket));
+    let ranges: Vec<Range<usize>> = written.map(|(_, range)| range.clone()).collect();
+    let [weights, moments] = [published::WEIGHTS, MOMENTS_OF].map(|kind| published::shard_name(kind, number, count));
+    let values = Shard { ranges: &held, values: &snapshot.values };
     files::replace(&partial.join(&weights), |path| tensors::write(path, list, &ranges, &[("", &values)]))?;
-    write_moments(&partial.join(&moments), list, &ranges, snapshot)?;
+    write_moments(&partial.join(&moments), list, &ranges, &held, snapshot)?;
     let sum = |name: String| checksum(&partial.join(&name)).map(|sum| (name, sum));
     [weights, moments].into_iter().map(sum).collect()
 }
@@ -181,8 +184,15 @@ fn begin(directory: &Path, state: &State) -> Result<(PathBuf, PathBuf), Error> {
     Ok((path, partial))
 }
 
-fn write_moments(path: &Path, list: &ParameterList, ranges: &[Range<usize>], snapshot: &Snapshot) -> Result<(), Error> {
-    let [first, second] = [&snapshot.first, &snapshot.second].map(|values| Shard { ranges, values });
+/// Writes the moments in `ranges` of a snapshot that has those in `held`.
+fn write_moments(
+    path: &Path,
+    list: &ParameterList,
+    ranges: &[Range<usize>],
+    held: &[Range<usize>],
+    snapshot: &Snapshot,
+) -> Result<(), Error> {
+    let [first, second] = [&snapshot.first, &snapshot.second].map(|values| Shard { ranges: held, values });
     let buffers: [(&str, &dyn Values); 2] = [(MOMENTS[0], &first), (MOMENTS[1], &second)];
     files::replace(path, |path| tensors::write(path, list, ranges, &buffers))
 }

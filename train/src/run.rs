@@ -249,7 +249,7 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
 
     let mut saved = None;
     let team = Team::new(run.group, config)?;
-    let ranges = team.partition(config).shard(team.inner.rank());
+    let ranges = team.partition(config).places(team.inner.rank());
     let (snapshot, mut step, mut tokens) = match checkpoint::load_newest(&directory, group)? {
         Some(checkpoint) => {
             let (path, state) = (&checkpoint.path, &checkpoint.state);

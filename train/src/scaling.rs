@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::config::{GradientReduction, ModelConfig, Sharding, TrainConfig};
 use crate::estimate::{Gpu, activation_bytes, backward_cost, forward_cost, head_cost, moment_bytes, optimizer_seconds};
-use crate::parallel::Partition;
+use crate::parallel::{Partition, share};
 
 /// Links between GPUs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -103,6 +103,8 @@ pub struct Scale {
 pub struct Scaling {
     /// Ranks that `modes` are for.
     pub ranks: usize,
+    /// How many of them share each block.
+    pub tensor_ranks: usize,
     /// The links that times are for.
     pub links: Links,
     /// Every kind of sharding.
@@ -119,7 +121,8 @@ pub fn estimate(config: &TrainConfig, gpu: &Gpu, ranks: usize) -> Scaling {
         let links = &links;
         Sharding::ALL.into_iter().map(move |sharding| scale(config, gpu, links, sharding, ranks))
     });
-    Scaling { ranks, modes: modes.collect(), scales: scales.collect(), links: links.clone() }
+    let tensor_ranks = config.tensor_ranks.clamp(1, ranks);
+    Scaling { ranks, tensor_ranks, modes: modes.collect(), scales: scales.collect(), links: links.clone() }
 }
 
 /// Bytes of a value of weights and of gradients on their way between GPUs.
@@ -159,6 +162,26 @@ pub fn sent_bytes(
     (0..=last).map(of).sum()
 }
 
+/// Bytes that `rank` of `ranks` sends to the others that share its blocks for one micro batch of `tokens` tokens, when a
+/// value takes `width`: in each block two sums each way, of reduce-scatter and all-gather straight from rank to rank, that of
+/// the token mixer in the forward with one value more for every token.
+pub fn joined_bytes(config: &ModelConfig, tokens: usize, rank: usize, ranks: usize, width: u64) -> u64 {
+    let stream = tokens * config.decoder_embed_dim;
+    let sum = |count: usize| {
+        let own = share(count, rank, ranks).len();
+        (count - own + own * (ranks - 1)) as u64
+    };
+    width * config.decoder_layers as u64 * (sum(stream + tokens) + 3 * sum(stream))
+}
+
+/// The settings of one of `ranks` ranks at most that share the blocks: those of a smaller model, for so many ranks that have
+/// other tokens. Nothing where the model cannot be shared so.
+fn of_part(config: &TrainConfig, model: &ModelConfig, ranks: usize) -> Option<(TrainConfig, usize)> {
+    let tensor_ranks = config.tensor_ranks.clamp(1, ranks);
+    let model = model.part(tensor_ranks).ok()?;
+    Some((TrainConfig { model, tensor_ranks, ..config.clone() }, (ranks / tensor_ranks).max(1)))
+}
+
 /// Ranks that have one copy of what is sharded.
 fn neighbours(config: &TrainConfig, sharding: Sharding, ranks: usize) -> usize {
     match (sharding, config.hybrid) {
@@ -195,22 +218,27 @@ fn peak_bytes(config: &TrainConfig, partition: &Partition, sharding: Sharding, r
     state_bytes(config, partition, sharding, rounds) + activation_bytes(config, config.activation_checkpointing).1
 }
 
-fn mode(config: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Mode {
-    let neighbours = neighbours(config, sharding, ranks);
+fn mode(whole: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Mode {
+    // The settings are those of a run that can start: its blocks can be shared.
+    let (part, places) = of_part(whole, &whole.model, ranks).unwrap_or_else(|| (whole.clone(), ranks));
+    let config = &part;
+    let neighbours = (neighbours(config, sharding, ranks) / config.tensor_ranks).max(1);
     let partition = Partition::new(&config.model, neighbours);
-    let rounds = config.gradient_accumulation.div_ceil(ranks);
+    let rounds = config.gradient_accumulation.div_ceil(places);
     let (all, own) = (partition.parameters().total() as u64, partition.shard_len(0) as u64);
     let peak = peak_bytes(config, &partition, sharding, rounds);
     let fits = |name: &&str| {
         let Some(model) = ModelConfig::named(name) else { return false };
         let vocab_size = config.model.vocab_size;
-        let config = TrainConfig { model: ModelConfig { vocab_size, ..model }, ..config.clone() };
+        let Some((config, _)) = of_part(whole, &ModelConfig { vocab_size, ..model }, ranks) else { return false };
         let partition = Partition::new(&config.model, neighbours);
         peak_bytes(&config, &partition, sharding, rounds) < gpu.memory_bytes
     };
     // The pieces of a copy are added to those of the others.
-    let copies = (ranks / neighbours) as u64;
+    let copies = (places / neighbours).max(1) as u64;
     let between = 2 * widths(config)[1] * own * (copies - 1) / copies;
+    let tokens = config.batch * config.sequence_length;
+    let joined = rounds as u64 * joined_bytes(&config.model, tokens, 0, config.tensor_ranks, widths(config)[0]);
     Mode {
         sharding,
         state_bytes: state_bytes(config, &partition, sharding, rounds),
@@ -222,22 +250,25 @@ fn mode(config: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Mo
         },
         peak_bytes: peak,
         fits: peak < gpu.memory_bytes,
-        sent_bytes: between + sent_bytes(&partition, 0, sharding, rounds, widths(config)),
+        sent_bytes: joined + between + sent_bytes(&partition, 0, sharding, rounds, widths(config)),
         largest_model: ModelConfig::names().filter(fits).last(),
     }
 }
 
 /// A step of `ranks` GPUs: what they compute goes in order, what they send goes in order beside it, and each waits for
 /// what it needs of the other.
-fn scale(config: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, ranks: usize) -> Scale {
-    let neighbours = neighbours(config, sharding, ranks);
+fn scale(whole: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, ranks: usize) -> Scale {
+    let (part, places) = of_part(whole, &whole.model, ranks).unwrap_or_else(|| (whole.clone(), ranks));
+    let config = &part;
+    let neighbours = (neighbours(config, sharding, ranks) / config.tensor_ranks).max(1);
     let partition = Partition::new(&config.model, neighbours);
-    let rounds = (config.gradient_accumulation / ranks).max(1);
+    let rounds = (config.gradient_accumulation / places).max(1);
     let of_round = TrainConfig { gradient_accumulation: rounds, ..config.clone() };
-    let alone = timeline(config, gpu, links, Sharding::None, &Partition::new(&config.model, 1), 1).0;
-    let alone = config.tokens_per_step() as f64 / alone;
-    let (step_s, busy_s) = timeline(&of_round, gpu, links, sharding, &partition, ranks / neighbours);
-    let tokens_per_step = ranks as u64 * of_round.tokens_per_step();
+    let whole = TrainConfig { tensor_ranks: 1, ..whole.clone() };
+    let alone = timeline(&whole, gpu, links, Sharding::None, &Partition::new(&whole.model, 1), 1).0;
+    let alone = whole.tokens_per_step() as f64 / alone;
+    let (step_s, busy_s) = timeline(&of_round, gpu, links, sharding, &partition, places / neighbours);
+    let tokens_per_step = places as u64 * of_round.tokens_per_step();
     let tokens_per_s = tokens_per_step as f64 / step_s;
     Scale {
         tokens_per_step,
@@ -251,7 +282,7 @@ fn scale(config: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, ran
     }
 }
 
-/// Seconds of a step, and of its computing alone, where each of `copies` hosts or groups of them has one copy of what is
+/// Seconds of a step, and of its computing alone, of a rank's part of the model, where each of `copies` hosts or groups of them has one copy of what is
 /// sharded.
 fn timeline(
     config: &TrainConfig,
@@ -273,6 +304,9 @@ fn timeline(
         links.seconds(gradient * values(bucket), ranks) + 2.0 * links.between_hosts(piece, copies)
     };
     let full = sharding == Sharding::Full && ranks > 1;
+    // Two sums of the stream, each of which everything waits for.
+    let stream = weight * tokens * config.model.decoder_embed_dim as f64;
+    let joined = 4.0 * links.seconds(stream, config.tensor_ranks);
     // What is computed with which bucket, and whether its gradient is ready then.
     let forward = |layer: usize| (layer + 1, forward_cost(config, layer), false);
     let backward =
@@ -298,7 +332,8 @@ fn timeline(
                 here = link;
             }
             let seconds = cost.seconds(tokens, gpu);
-            (free, busy) = (begin + seconds, busy + seconds);
+            let waited = if *bucket == head { 0.0 } else { joined };
+            (free, busy) = (begin + seconds + waited, busy + seconds);
             if *ready && round + 1 == config.gradient_accumulation {
                 link = link.max(free) + reduce(*bucket);
             }
@@ -322,7 +357,7 @@ fn timeline(
     };
     let update = optimizer_seconds(config, updated, gpu);
     // The norm is one number of every rank.
-    (free.max(link) + links.seconds(8.0, ranks * copies) + update + after, busy + update)
+    (free.max(link) + links.seconds(8.0, ranks * copies * config.tensor_ranks) + update + after, busy + update)
 }
 
 #[cfg(test)]
@@ -356,6 +391,35 @@ mod tests {
             .map(|mode| ModelConfig::names().position(|name| Some(name) == mode.largest_model).unwrap())
             .collect();
         assert!(largest.is_sorted() && largest[0] < largest[3], "{:?}", told.modes);
+    }
+
+    #[test]
+    fn ranks_that_share_blocks_have_a_part_of_them_and_all_of_the_tables() {
+        let config = TrainConfig { gradient_accumulation: 8, ..config("7b") };
+        let shared = TrainConfig { tensor_ranks: 4, ..config.clone() };
+        let tables = 2.0 * 64000.0 * 4096.0;
+        let blocks = config.model.parameters() as f64 - tables;
+        let [one, four] = [&config, &shared].map(|config| estimate(config, &Gpu::h200(), 8));
+        assert_eq!((one.tensor_ranks, four.tensor_ranks), (1, 4));
+        // Without sharding each has 18 bytes of every value that it has.
+        let state = four.modes[0].state_bytes as f64;
+        assert!((state / (18.0 * (tables + blocks / 4.0)) - 1.0).abs() < 0.01, "{:?}", four.modes[0]);
+        // All of it sharded, the blocks take the same on each of eight ranks; the tables are there four times.
+        let more = four.modes[3].zero_bytes as f64 - one.modes[3].zero_bytes as f64;
+        assert!((more / (16.0 * tables * (4.0 - 1.0) / 8.0) - 1.0).abs() < 0.02, "{more}");
+        // Beside the gradients four sums in each of 30 blocks for each micro batch, each of them three quarters of it twice.
+        let joined = joined_bytes(&config.model, 8192, 0, 4, 2);
+        let stream = 2.0 * 8192.0 * 4096.0;
+        assert!((joined as f64 / (30.0 * 4.0 * 2.0 * 0.75 * stream) - 1.0).abs() < 1e-3, "{joined}");
+        assert_eq!(joined_bytes(&config.model, 8192, 0, 1, 2), 0);
+        let partition = Partition::new(&config.model.part(4).unwrap(), 2);
+        let want = 4 * joined + sent_bytes(&partition, 0, Sharding::Full, 4, [2, 4]);
+        assert_eq!(four.modes[3].sent_bytes, want);
+        // Who waits for sums and makes the whole head is slower.
+        assert!(four.scales[0].efficiency < one.scales[0].efficiency, "{:?} {:?}", four.scales[0], one.scales[0]);
+        // The paper's 3b has 20 heads.
+        let small = ModelConfig::named("3b").unwrap();
+        assert!(of_part(&TrainConfig { tensor_ranks: 8, ..config }, &small, 8).is_none());
     }
 
     #[test]

@@ -66,7 +66,14 @@ pub fn collectives(
         return Err(Error::Device { device: format!("{device:?}"), reason });
     }
     let near = cuda::of(Tensor::<1>::zeros([8], device));
-    let team = Team { all: group.clone(), inner: group.clone(), outer: Alone::shared(), sequence: Alone::shared() };
+    let team = Team {
+        all: group.clone(),
+        inner: group.clone(),
+        outer: Alone::shared(),
+        sequence: Alone::shared(),
+        tensor: Alone::shared(),
+        copy: group.clone(),
+    };
     let gpus = Gpus::join(&near, &team)?;
     for &bytes in sizes {
         for dtype in [DType::F32, DType::BF16] {

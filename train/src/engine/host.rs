@@ -1,7 +1,8 @@
 //! The step in float32 on the CPU, block by block, of one rank or of many.
 //!
-//! Every block has a tape of its own, which begins with the stream before it and ends with the one after; so weights
-//! are needed, and gradients ready, one block at a time. A rank that has only its part of the weights gathers those of
+//! Every half of a block has a tape of its own, which begins with the stream before it and ends with the one after; so weights
+//! are needed, and gradients ready, one block at a time, and between the tapes ranks that share the blocks make one
+//! stream of their parts ([`super::join`]). A rank that has only its part of the weights gathers those of
 //! a block when it is its turn, the next ones meanwhile, and makes the block again in the backward, where it gathers
 //! them once more, rather than keep them. Sums of gradients over micro batches and ranks are one [`Tree`], the norm is
 //! one sum over chunks: the same bits for every mode, and for every number of ranks that have the same power of two of
@@ -12,16 +13,17 @@ use std::ops::Range;
 use burn::backend::Flex;
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::join::{self, Joined, add_up};
 use super::{Engine, Outcome, Pending, Snapshot};
 use crate::batch::Rows;
 use crate::config::{Sharding, TrainConfig};
 use crate::generate::{ModelReader, Reader};
-use crate::model::{Block, Network, check_ids, gradient_of, read, views};
+use crate::model::{Before, Block, Mixture, Network, check_ids, gradient_of, read, views};
 use crate::ops::cpu;
 use crate::ops::embedding::gradient_on_cpu;
 use crate::optimizer::{Factors, square_sums};
 use crate::parallel::{Alone, CHUNK, Collective, Partition, Pending as Arriving, Relay, Team, Tree, share};
-use crate::parameters::Parameter;
+use crate::parameters::{Parameter, ParameterList};
 use crate::tensors::floats;
 use crate::{Batch, Error, Model};
 
@@ -60,19 +62,40 @@ enum Fetch {
 /// What the backward of a block begins with. There is one of each block.
 #[allow(clippy::large_enum_variant)]
 enum Kept {
-    /// A tape with its first and last value, and the weights.
-    Tape(Box<BlockTape>),
-    /// The stream before the block, and the state before its tokens.
-    Input(Tensor<2>, Option<Tensor<4>>),
+    Tapes(Box<Tapes>),
+    Input(Input),
 }
 
-struct BlockTape {
+/// What a block is made of, besides its weights.
+struct Input {
+    /// The stream before the block.
     x: Tensor<2>,
-    y: Tensor<2>,
+    /// The state before the tokens of this rank, where ranks share rows.
+    state: Option<Tensor<4>>,
+    /// What ranks that share the block have made together, where it is made once more: nothing is sent again.
+    joined: Option<Joined>,
+}
+
+/// What a block is made for.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    rows: &'a Rows,
+    /// Whether there will be a backward.
+    tracked: bool,
+    /// Whether the rows are parts of rows, with a state before and after.
+    parts: bool,
+}
+
+/// The forward of a block but for its last sum, on two tapes where it is tracked: from the stream before it to what its token
+/// mixer makes, and from the stream after that to what its channel mixer makes.
+struct Tapes {
     block: Block,
-    /// The states before and after the tokens of this rank, where ranks share rows.
+    x: Tensor<2>,
     before: Option<Tensor<4>>,
-    after: Option<Tensor<4>>,
+    mixture: Mixture,
+    joined: Joined,
+    middle: Tensor<2>,
+    out: Tensor<2>,
 }
 
 /// The gradient of a bucket on its way through a step.
@@ -91,7 +114,7 @@ impl Host {
         // One rank has everything whatever is shared.
         let sharding = if team.inner.world() == 1 { Sharding::None } else { config.sharding };
         let mut host = Self {
-            network: Network::new(&config.model),
+            network: Network::part(&config.model, team.tensor.rank(), team.tensor.world())?,
             config: config.clone(),
             team,
             sharding,
@@ -216,20 +239,11 @@ impl Host {
         Ok((!values.is_empty()).then(|| Tensor::from_data(TensorData::new(values, shape), &self.device)))
     }
 
-    /// A block, after a state where ranks share rows.
-    fn forward(
-        &self,
-        layer: usize,
-        block: &Block,
-        x: Tensor<2>,
-        rows: &Rows,
-        state: Option<Tensor<4>>,
-    ) -> (Tensor<2>, Option<Tensor<4>>) {
-        if !self.shares_rows() {
-            return (self.network.layer(layer, block, x, &rows.sequences), None);
-        }
-        let (x, state) = self.network.layer_after(layer, block, x, &rows.sequences, state);
-        (x, Some(state))
+    /// Goes along with the sums that others make of a block, in its forward or its backward, for rows that this rank does not
+    /// have.
+    fn pass_by(&self) -> Result<(), Error> {
+        join::nothing(self.team.tensor.as_ref())?;
+        join::nothing(self.team.tensor.as_ref())
     }
 
     /// Whether the backward gathers the weights of a block anew.
@@ -297,22 +311,22 @@ impl Host {
         for layer in 0..layers {
             let weights = gathers.next()?;
             let Relay { receive, send } = self.relay(layer, rows, false)?;
-            let (Some(rows), Some(before)) = (rows, x.take()) else { continue };
-            let state = self.state(layer, rows, receive)?;
-            let state = if self.gathers_again() {
-                kept.push(Kept::Input(before.clone(), state.clone()));
-                let block = self.block(layer, &weights, false);
-                let (after, state) = self.forward(layer, &block, before, rows, state);
-                x = Some(after);
-                state
-            } else {
-                let tape = self.tape(layer, &weights, before, rows, state);
-                x = Some(tape.y.clone().inner());
-                let state = tape.after.clone().map(Tensor::inner);
-                kept.push(Kept::Tape(Box::new(tape)));
-                state
+            let (Some(rows), Some(before)) = (rows, x.take()) else {
+                self.pass_by()?;
+                continue;
             };
-            send(state.map_or(Vec::new(), read));
+            let state = self.state(layer, rows, receive)?;
+            let pass = Pass { rows, tracked: !self.gathers_again(), parts: self.shares_rows() };
+            let input = Input { x: before.clone(), state: state.clone(), joined: None };
+            let tapes = self.tapes(layer, &weights, input, pass, send)?;
+            x = Some(self.after(&tapes)?);
+            kept.push(match pass.tracked {
+                true => Kept::Tapes(Box::new(tapes)),
+                false => {
+                    let joined = (self.team.tensor.world() > 1).then_some(tapes.joined);
+                    Kept::Input(Input { x: before, state, joined })
+                }
+            });
         }
 
         let weights = gathers.next()?;
@@ -333,15 +347,19 @@ impl Host {
             let Relay { receive, send } = self.relay(layer, rows, true)?;
             let mut of_block = None;
             if let (Some(rows), Some(dy), Some(kept)) = (rows, dx.take(), kept.pop()) {
-                let tape = match (kept, weights) {
-                    (Kept::Input(x, state), Some(weights)) => self.tape(layer, &weights, x, rows, state),
-                    (Kept::Tape(tape), _) => *tape,
-                    (Kept::Input(..), None) => unreachable!("what is made again has its weights"),
+                let tapes = match (kept, weights) {
+                    (Kept::Input(input), Some(weights)) => {
+                        let pass = Pass { rows, tracked: true, parts: self.shares_rows() };
+                        self.tapes(layer, &weights, input, pass, Box::new(drop))?
+                    }
+                    (Kept::Tapes(tapes), _) => *tapes,
+                    (Kept::Input(_), None) => unreachable!("what is made again has its weights"),
                 };
-                let state = self.state(layer, rows, receive)?;
-                let backward = tape.backward(dy, state);
-                send(backward.state.map_or(Vec::new(), read));
-                (dx, of_block) = (Some(backward.x), Some(backward.weights));
+                let d_after = || self.state(layer, rows, receive);
+                let (d_before, gradients) = self.backward(tapes, dy, d_after, send)?;
+                (dx, of_block) = (Some(d_before), Some(gradients));
+            } else {
+                self.pass_by()?;
             }
             self.add(layer + 1, of_block, last, sums)?;
         }
@@ -352,35 +370,91 @@ impl Host {
         Ok(loss)
     }
 
-    /// The forward of a block on a tape of its own.
-    fn tape(
+    /// The forward of a block; `send` gets the state after the tokens of this rank.
+    fn tapes(
         &self,
         layer: usize,
         weights: &Tensor<1>,
-        x: Tensor<2>,
-        rows: &Rows,
-        state: Option<Tensor<4>>,
-    ) -> BlockTape {
-        let (x, block) = (x.autodiff().require_grad(), self.block(layer, weights, true));
-        let before = state.map(|state| state.autodiff().require_grad());
-        let (y, after) = self.forward(layer, &block, x.clone(), rows, before.clone());
-        BlockTape { x, y, block, before, after }
+        input: Input,
+        pass: Pass<'_>,
+        send: Box<dyn FnOnce(Vec<f32>) + Send>,
+    ) -> Result<Tapes, Error> {
+        let Pass { rows, tracked, parts } = pass;
+        let block = self.block(layer, weights, tracked);
+        let x = leaf(input.x.clone(), tracked);
+        let before = input.state.map(|state| leaf(state, tracked));
+        let of_rows = if parts { Before::Tokens(before.clone()) } else { Before::Nothing };
+        let mixture = self.network.mixer(layer, &block, x.clone(), &rows.sequences, of_rows);
+        send(mixture.after.clone().map_or(Vec::new(), |state| read(plain(state))));
+        let joined = match input.joined {
+            Some(joined) => joined,
+            None => {
+                let (out, squares) = (plain(mixture.out.clone()), mixture.squares.clone().map(plain));
+                Joined::new(self.team.tensor.as_ref(), out, squares, self.config.model.hidden_dim)?
+            }
+        };
+        let middle = leaf(joined.added_to(input.x), tracked);
+        let out = self.network.channels(&block, middle.clone());
+        Ok(Tapes { block, x, before, mixture, joined, middle, out })
+    }
+
+    /// The stream after a block.
+    fn after(&self, tapes: &Tapes) -> Result<Tensor<2>, Error> {
+        join::sum(self.team.tensor.as_ref(), plain(tapes.middle.clone()), plain(tapes.out.clone()))
+    }
+
+    /// The gradients of the stream before a block and of its weights, from `dy` of the stream after it, and `d_after` of the
+    /// state where a rank after this one has used it; `send` gets that of the state before.
+    fn backward(
+        &self,
+        tapes: Tapes,
+        dy: Tensor<2>,
+        d_after: impl FnOnce() -> Result<Option<Tensor<4>>, Error>,
+        send: Box<dyn FnOnce(Vec<f32>) + Send>,
+    ) -> Result<(Tensor<2>, Vec<Tensor<2>>), Error> {
+        let Tapes { block, x, before, mixture, joined, middle, out } = tapes;
+        // The gradient of these sums with respect to what is multiplied by a gradient is just that.
+        let mut gradients = (out * dy.clone()).sum().backward();
+        let d_middle = gradient_of(&middle, &mut gradients);
+        let of_channels: Vec<_> = block.of_channels().map(|leaf| gradient_of(leaf, &mut gradients)).collect();
+        let dy = join::sum(self.team.tensor.as_ref(), dy, d_middle)?;
+
+        let (d_out, d_squares) = joined.backward(&dy);
+        let mut sum = (mixture.out * d_out).sum();
+        if let Some((squares, d_squares)) = mixture.squares.zip(d_squares) {
+            sum = sum + (squares * d_squares).sum();
+        }
+        if let Some((after, d_after)) = mixture.after.zip(d_after()?) {
+            sum = sum + (after * d_after).sum();
+        }
+        let mut gradients = sum.backward();
+        send(before.map_or(Vec::new(), |state| read(gradient_of(&state, &mut gradients))));
+        let d_x = gradient_of(&x, &mut gradients);
+        let of_mixer = block.of_mixer().map(|leaf| gradient_of(leaf, &mut gradients));
+        let weights = of_mixer.chain(of_channels).collect();
+        Ok((join::sum(self.team.tensor.as_ref(), dy, d_x)?, weights))
     }
 
     /// The norm of the gradient, of which this rank has `pieces`: the sums of squares of all chunks, added in the order of
-    /// the flat buffer.
+    /// the flat buffer, in a block part by part. What ranks that share blocks all have counts once.
     fn norm(&self, pieces: &[Vec<f32>]) -> Result<f64, Error> {
         let own = pieces.iter().flat_map(|piece| square_sums(piece));
         let own: Vec<u8> = own.flat_map(f64::to_le_bytes).collect();
-        let all = self.team.inner.exchange(&own)?;
+        let all = self.team.copy.exchange(&own)?;
+        let parts = self.team.tensor.world();
         let mut sums: Vec<_> =
             all.iter().map(|bytes| bytes.as_chunks::<8>().0.iter().map(|sum| f64::from_le_bytes(*sum))).collect();
         let mut total = 0.0;
-        // Bucket by bucket, in each rank by rank.
+        // Bucket by bucket, in each rank by rank of those that have the same part.
         for bucket in 0..pieces.len() {
-            for (rank, sums) in sums.iter_mut().enumerate() {
-                let count = self.partition.piece(bucket, rank).len().div_ceil(CHUNK);
-                sums.by_ref().take(count).for_each(|sum| total += sum);
+            for part in 0..parts {
+                let counts = part == 0 || self.partition.is_split(bucket);
+                for (rank, sums) in sums.iter_mut().skip(part).step_by(parts).enumerate() {
+                    let count = self.partition.piece(bucket, rank).len().div_ceil(CHUNK);
+                    let sum = sums.by_ref().take(count);
+                    // What does not count is passed over.
+                    sum.for_each(|sum| total += if counts { sum } else { 0.0 });
+                }
             }
         }
         Ok(total.sqrt())
@@ -389,8 +463,8 @@ impl Host {
     /// The losses of all micro batches of all ranks, in order, of which this rank has `own`.
     fn losses(&self, own: &[f32]) -> Result<Vec<f64>, Error> {
         let own: Vec<u8> = own.iter().flat_map(|loss| loss.to_le_bytes()).collect();
-        let all = self.team.all.exchange(&own)?.concat();
-        Ok(floats(&all).into_iter().map(f64::from).collect())
+        let all: Vec<Vec<u8>> = self.team.of_places(self.team.all.exchange(&own)?).collect();
+        Ok(floats(&all.concat()).into_iter().map(f64::from).collect())
     }
 
     /// Adds to the pieces of this rank those of the ranks that have the same shard.
@@ -399,13 +473,7 @@ impl Host {
         if outer.world() == 1 {
             return Ok(pieces);
         }
-        let cut =
-            |count| -> Vec<Range<usize>> { (0..outer.world()).map(|rank| share(count, rank, outer.world())).collect() };
-        pieces
-            .into_iter()
-            .map(|piece| (cut(piece.len()), piece))
-            .map(|(cut, piece)| outer.all_reduce(piece, &cut))
-            .collect()
+        pieces.into_iter().map(|piece| add_up(outer.as_ref(), piece)).collect()
     }
 
     /// Takes the step with the gradients of this rank's pieces.
@@ -492,28 +560,14 @@ fn flatten(matrices: Vec<Tensor<2>>, count: usize) -> Vec<f32> {
     flat
 }
 
-/// Gradients of what a block begins with.
-struct BlockGradients {
-    x: Tensor<2>,
-    state: Option<Tensor<4>>,
-    weights: Vec<Tensor<2>>,
+/// The first value of a tape, where there is one.
+fn leaf<const D: usize>(tensor: Tensor<D>, tracked: bool) -> Tensor<D> {
+    if tracked { tensor.autodiff().require_grad() } else { tensor }
 }
 
-impl BlockTape {
-    /// The gradients for that of the stream after the block, and of the state where a rank after this one has used it.
-    fn backward(self, dy: Tensor<2>, d_after: Option<Tensor<4>>) -> BlockGradients {
-        // The gradient of this sum with respect to y is dy.
-        let mut sum = (self.y * dy).sum();
-        if let Some((after, d_after)) = self.after.zip(d_after) {
-            sum = sum + (after * d_after).sum();
-        }
-        let mut gradients = sum.backward();
-        BlockGradients {
-            x: gradient_of(&self.x, &mut gradients),
-            state: self.before.map(|state| gradient_of(&state, &mut gradients)),
-            weights: self.block.in_order().map(|leaf| gradient_of(leaf, &mut gradients)).collect(),
-        }
-    }
+/// A value of a tape without it.
+fn plain<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.is_autodiff() { tensor.inner() } else { tensor }
 }
 
 /// Weights in the order they are needed; the next ones are on their way while the present ones are used.
@@ -535,13 +589,14 @@ impl Gathers<'_> {
 }
 
 /// The targets of all ranks that count, and the largest number of micro batches of a rank.
-fn agree(group: &dyn Collective, parts: &[Rows]) -> Result<(u64, usize), Error> {
+fn agree(team: &Team, parts: &[Rows]) -> Result<(u64, usize), Error> {
     let counted: usize = parts.iter().map(Rows::counted).sum();
     let own = [counted as u64, parts.len() as u64];
     let own: Vec<u8> = own.iter().flat_map(|number| number.to_le_bytes()).collect();
     let (mut total, mut most) = (0, 0);
-    for (rank, bytes) in group.exchange(&own)?.iter().enumerate() {
+    for (rank, bytes) in team.of_places(team.all.exchange(&own)?).enumerate() {
         let ([counted, parts], []) = bytes.as_chunks::<8>() else {
+            let rank = rank * team.tensor.world();
             return Err(Error::Rank { rank, reason: format!("sent {} bytes of counts", bytes.len()) });
         };
         total += u64::from_le_bytes(*counted);
@@ -553,7 +608,7 @@ fn agree(group: &dyn Collective, parts: &[Rows]) -> Result<(u64, usize), Error> 
 impl Engine for Host {
     fn step(&mut self, batch: &Batch, rate: f64) -> Result<(), Error> {
         let parts = self.own_tokens(self.parts(batch)?);
-        let (counted, most) = agree(self.team.all.as_ref(), &parts)?;
+        let (counted, most) = agree(&self.team, &parts)?;
         let (arriving, losses) = self.accumulate(&parts, counted, most)?;
         let gradients = arriving.into_iter().map(|gradient| gradient()).collect::<Result<Vec<_>, Error>>()?;
         let gradients = self.add_copies(gradients)?;
@@ -584,7 +639,7 @@ impl Engine for Host {
 
     fn loss(&self, batch: &Batch) -> Result<f64, Error> {
         let parts = self.parts(batch)?;
-        let (rank, world) = (self.team.all.rank(), self.team.all.world());
+        let (rank, world) = self.team.place();
         let own = share(parts.len(), rank, world);
         let most = (0..world).map(|rank| share(parts.len(), rank, world).len()).max().unwrap_or(0);
         let mut losses = Vec::with_capacity(own.len());
@@ -595,8 +650,17 @@ impl Engine for Host {
             let mut x = rows.map(|rows| self.network.embed(&self.matrix(0, &table, false), &rows.inputs));
             for layer in 0..self.layers() {
                 let weights = gathers.next()?;
-                let block = self.block(layer, &weights, false);
-                x = rows.zip(x).map(|(rows, x)| self.network.layer(layer, &block, x, &rows.sequences));
+                x = match rows.zip(x.take()) {
+                    Some((rows, x)) => {
+                        let pass = Pass { rows, tracked: false, parts: false };
+                        let input = Input { x, state: None, joined: None };
+                        Some(self.after(&self.tapes(layer, &weights, input, pass, Box::new(drop))?)?)
+                    }
+                    None => {
+                        self.pass_by()?;
+                        None
+                    }
+                };
             }
             let weights = gathers.next()?;
             if let (Some(rows), Some(x)) = (rows, x) {
@@ -631,9 +695,25 @@ impl Engine for Host {
 
     fn reader(&mut self) -> Result<Box<dyn Reader + '_>, Error> {
         let mut gathers = self.gathers((0..=self.last()).collect())?;
-        let mut values = Vec::with_capacity(self.partition.parameters().total());
-        for _ in 0..=self.last() {
-            values.extend(read(gathers.next()?));
+        let (tensor, model) = (&self.team.tensor, &self.config.model);
+        let parts = (0..tensor.world()).map(|rank| ParameterList::part(model, rank, tensor.world()));
+        let parts: Vec<ParameterList> = parts.collect();
+        let mut values = vec![0f32; model.parameters()];
+        for bucket in self.partition.buckets() {
+            let own = read(gathers.next()?);
+            let count = own.len();
+            let pieces: Vec<Range<usize>> = (0..parts.len()).map(|part| part * count..(part + 1) * count).collect();
+            let all = tensor.all_gather(own, &pieces)?()?;
+            for (part, values_of_part) in parts.iter().zip(all.chunks(count.max(1))) {
+                let mut rest = values_of_part;
+                for parameter in &part.iter().as_slice()[bucket.parameters.clone()] {
+                    for place in parameter.place.ranges(0..parameter.range().len()) {
+                        let (run, after) = rest.split_at(place.len());
+                        values[place].copy_from_slice(run);
+                        rest = after;
+                    }
+                }
+            }
         }
         let model = Model::from_values(&self.config.model, values, &self.device)?;
         Ok(Box::new(ModelReader::new(&model)))
@@ -642,10 +722,15 @@ impl Engine for Host {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::super::tape::Tape;
     use super::*;
     use crate::config::{ModelConfig, OptimizerConfig};
-    use crate::model::initial_values;
+    use crate::model::{initial_shard, initial_values};
+    use crate::parallel::{Launch, connect};
     use crate::rng::Rng;
 
     #[test]
@@ -693,5 +778,112 @@ mod tests {
         }
         let read = |engine: &mut dyn Engine| engine.reader().unwrap().read(&[1, 2, 3]).unwrap();
         assert_eq!(read(&mut host), read(&mut tape));
+    }
+
+    /// What `work` gives on each of `world` ranks, which are threads.
+    fn together<T: Send>(world: usize, work: impl Fn(Arc<dyn Collective>) -> T + Sync) -> Vec<T> {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let work = &work;
+        std::thread::scope(|scope| {
+            let rank = |rank| {
+                let launch = Launch { rank, world, local_rank: rank, master: ("127.0.0.1".to_owned(), free.port()) };
+                scope.spawn(move || work(connect(&launch, Duration::from_secs(60)).unwrap()))
+            };
+            let ranks: Vec<_> = (0..world).map(rank).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+
+    /// ‖got − want‖ / ‖want‖.
+    fn distance(got: &[f32], want: &[f32]) -> f64 {
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+        let apart = norm(&mut got.iter().zip(want).map(|(got, want)| f64::from(got - want)));
+        apart / norm(&mut want.iter().map(|want| f64::from(*want)))
+    }
+
+    #[test]
+    fn ranks_that_share_blocks_take_the_steps_of_one() {
+        let model = ModelConfig {
+            vocab_size: 50,
+            decoder_embed_dim: 24,
+            decoder_layers: 3,
+            decoder_attention_heads: 4,
+            hidden_dim: 32,
+            glu_dim: 40,
+            linear_use_lrpe_list: vec![1, 0, 1],
+            init_std: 0.2,
+            ..ModelConfig::default()
+        };
+        let config = TrainConfig {
+            sequence_length: 21,
+            batch: 2,
+            gradient_accumulation: 4,
+            z_loss: 1e-3,
+            model,
+            ..TrainConfig::default()
+        };
+        let mut rng = Rng::new(1, 0);
+        let tokens: Vec<u32> = (0..8 * 22).map(|_| (rng.next_u64() % 50) as u32).collect();
+        let starts = [vec![0, 7], vec![], vec![3], vec![0], vec![1, 2, 20], vec![], vec![], vec![11]];
+        // The rows of rank `rank` of `world`.
+        let rows = |rank: usize, world: usize| {
+            let rows = share(8, rank, world);
+            let tokens = tokens[rows.start * 22..rows.end * 22].to_vec();
+            Batch { tokens, starts: starts[rows].to_vec(), length: 21 }
+        };
+        let device = Device::flex();
+        // The state after a step, before it and after it the loss of other rows, and what is read.
+        let run = |group: &Arc<dyn Collective>, config: &TrainConfig| {
+            let team = Team::new(group, config).unwrap();
+            let places = team.partition(config).places(team.inner.rank());
+            let values = initial_shard(&config.model, 3, &places);
+            let (rank, world) = team.rows();
+            let mut host = Host::new(config, &device, team, Snapshot::fresh(values)).unwrap();
+            host.step(&rows(rank, world), 0.01).unwrap();
+            let snapshot = host.snapshot().unwrap()().unwrap();
+            let loss = host.loss(&rows(1, 3)).unwrap();
+            let read = host.reader().unwrap().read(&[1, 2, 3]).unwrap();
+            group.leave(None);
+            (places, host.outcome, snapshot, loss, read)
+        };
+        let one = run(&Alone::shared(), &config);
+        let list = ParameterList::of(&config.model);
+        for (world, tensor_ranks, sequence_ranks, sharding, hybrid) in [
+            (2, 2, 1, Sharding::None, 0),
+            (4, 4, 1, Sharding::Optimizer, 0),
+            (4, 2, 1, Sharding::Full, 0),
+            (4, 2, 2, Sharding::Gradients, 0),
+            (4, 2, 1, Sharding::Full, 2),
+            // Micro batches that not all ranks have.
+            (6, 2, 1, Sharding::Full, 0),
+        ] {
+            let config = TrainConfig { tensor_ranks, sequence_ranks, sharding, hybrid, ..config.clone() };
+            let what = format!("{world} {tensor_ranks} {sequence_ranks} {sharding:?}");
+            let ranks = together(world, |group| run(&group, &config));
+            let mut first = vec![f32::NAN; list.total()];
+            for (places, outcome, snapshot, loss, read) in &ranks {
+                assert_eq!((outcome, loss.to_bits(), read), (&ranks[0].1, ranks[0].3.to_bits(), &ranks[0].4), "{what}");
+                let mut rest = snapshot.first.as_slice();
+                for place in places {
+                    let (part, after) = rest.split_at(place.len());
+                    // What several ranks have is the same on all of them.
+                    for (own, other) in part.iter().zip(&mut first[place.clone()]) {
+                        assert!(other.is_nan() || own.to_bits() == other.to_bits(), "{what}");
+                        *other = *own;
+                    }
+                    rest = after;
+                }
+            }
+            let (outcome, want) = (ranks[0].1, one.1);
+            assert!((outcome.loss / want.loss - 1.0).abs() < 1e-6, "{what}: {} {}", outcome.loss, want.loss);
+            assert!((outcome.grad_norm / want.grad_norm - 1.0).abs() < 1e-5, "{what}: {outcome:?} {want:?}");
+            // After a step the first moment is the gradient, but for a factor.
+            for parameter in list.iter() {
+                let apart = distance(&first[parameter.range()], &one.2.first[parameter.range()]);
+                assert!(apart < 2e-5, "{what} {}: {apart:e}", parameter.name);
+            }
+            assert!((ranks[0].3 / one.3 - 1.0).abs() < 1e-5, "{what}: {} {}", ranks[0].3, one.3);
+            assert!(distance(&ranks[0].4, &one.4) < 1e-4, "{what}");
+        }
     }
 }

@@ -7,6 +7,7 @@
 mod block;
 pub(crate) mod decoder;
 mod host;
+mod join;
 mod mixed;
 mod shards;
 mod tape;
@@ -169,6 +170,9 @@ pub fn start(
     if mixed {
         if team.sequence.world() > 1 {
             return Err(Error::config("sequence_ranks", "GPUs do not have it; leave it out, or 1"));
+        }
+        if team.tensor.world() > 1 {
+            return Err(Error::config("tensor_ranks", "GPUs do not have it; leave it out, or 1"));
         }
         return Ok(Box::new(Mixed::new(config, device, team, snapshot)?));
     }

@@ -12,7 +12,7 @@ pub mod cross_entropy;
 pub mod embedding;
 mod exp;
 pub mod gate;
-mod lanes;
+pub(crate) mod lanes;
 pub mod linear;
 pub mod lrpe;
 pub(crate) mod operation;

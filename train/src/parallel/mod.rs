@@ -21,6 +21,7 @@ pub use sum::Tree;
 
 use crate::Error;
 use crate::config::{Sharding, TrainConfig};
+use crate::parameters::ParameterList;
 
 /// Values that are on their way; calling it waits for them.
 pub type Pending = Box<dyn FnOnce() -> Result<Vec<f32>, Error> + Send>;
@@ -129,8 +130,12 @@ pub struct Team {
     pub inner: Arc<dyn Collective>,
     /// Those that have the same shard, one in each such neighbourhood.
     pub outer: Arc<dyn Collective>,
-    /// The neighbours that share the tokens of every row.
+    /// The ranks that share the tokens of every row.
     pub sequence: Arc<dyn Collective>,
+    /// The neighbours that share each block. All other groups but `copy` are of ranks that have the same part of it.
+    pub tensor: Arc<dyn Collective>,
+    /// The neighbours that together have one copy of the model: of each place in `inner` those of all parts of the blocks.
+    pub copy: Arc<dyn Collective>,
 }
 
 impl Team {
@@ -140,6 +145,11 @@ impl Team {
     /// [`Error::Config`] when they cannot be divided so.
     pub fn new(all: &Arc<dyn Collective>, config: &TrainConfig) -> Result<Self, Error> {
         let (rank, world) = (all.rank(), all.world());
+        let tensor = config.tensor_ranks.clamp(1, world);
+        config.model.part(tensor)?;
+        if !world.is_multiple_of(tensor) {
+            return Err(Error::config("tensor_ranks", format!("{world} ranks are not a multiple of {tensor}")));
+        }
         let size = match (config.sharding, config.hybrid) {
             (Sharding::None, _) | (_, 0) => world,
             (_, size) => size.min(world),
@@ -147,30 +157,59 @@ impl Team {
         if !world.is_multiple_of(size) {
             return Err(Error::config("hybrid", format!("{world} ranks are not a multiple of {size}")));
         }
-        let parts = config.sequence_ranks.clamp(1, world);
-        if !world.is_multiple_of(parts) || config.sequence_length < parts {
-            let reason = format!("{world} ranks are not a multiple of {parts}, or a row has fewer tokens");
+        if !size.is_multiple_of(tensor) {
+            let reason =
+                format!("{size} ranks have one copy of the model, which is no multiple of tensor_ranks = {tensor}");
+            return Err(Error::config("hybrid", reason));
+        }
+        let parts = config.sequence_ranks.clamp(1, world / tensor);
+        let both = tensor * parts;
+        if !world.is_multiple_of(both) || config.sequence_length < parts {
+            let reason = format!("{world} ranks are not a multiple of {both}, or a row has fewer tokens");
             return Err(Error::config("sequence_ranks", reason));
         }
-        let neighbours = |size: usize| -> Vec<usize> { (rank / size * size..).take(size).collect() };
+        // Of the neighbourhood of `size` ranks those that are `step` apart.
+        let group = |size: usize, step: usize| -> Vec<usize> {
+            (rank / size * size + rank % step..).step_by(step).take(size / step).collect()
+        };
         let alike: Vec<usize> = (rank % size..world).step_by(size).collect();
         Ok(Self {
-            inner: all.among(&neighbours(size)),
+            inner: all.among(&group(size, tensor)),
             outer: all.among(&alike),
-            sequence: all.among(&neighbours(parts)),
+            sequence: all.among(&group(both, tensor)),
+            tensor: all.among(&group(tensor, 1)),
+            copy: all.among(&group(size, 1)),
             all: all.clone(),
         })
     }
 
-    /// The rows of the global batch that this rank has, all of them or a part of their tokens: as rank so and so of so many.
-    pub fn rows(&self) -> (usize, usize) {
-        let parts = self.sequence.world();
+    /// The place of this rank among those that see other tokens, and their number: ranks that share blocks count as one.
+    pub fn place(&self) -> (usize, usize) {
+        let parts = self.tensor.world();
         (self.all.rank() / parts, self.all.world() / parts)
     }
 
-    /// How the parameters are cut.
+    /// Of what all ranks have said that of one in each such place.
+    pub(crate) fn of_places<T>(&self, said: Vec<T>) -> impl Iterator<Item = T> {
+        said.into_iter().step_by(self.tensor.world())
+    }
+
+    /// The rows of the global batch that this rank has, all of them or a part of their tokens: as rank so and so of so many.
+    pub fn rows(&self) -> (usize, usize) {
+        let ((place, places), parts) = (self.place(), self.sequence.world());
+        (place / parts, places / parts)
+    }
+
+    /// How the parameters that this rank has a part of are cut.
     pub fn partition(&self, config: &TrainConfig) -> Partition {
-        Partition::new(&config.model, self.inner.world())
+        let list = ParameterList::part(&config.model, self.tensor.rank(), self.tensor.world());
+        Partition::of(list, self.inner.world())
+    }
+
+    /// The number of this rank's shard among those of one copy of the model, and their number.
+    pub(crate) fn shard(&self) -> (usize, usize) {
+        let (inner, tensor) = (&self.inner, &self.tensor);
+        (tensor.rank() * inner.world() + inner.rank(), tensor.world() * inner.world())
     }
 
     /// Whether this rank writes its shard, which others may have too.
