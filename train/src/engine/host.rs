@@ -7,6 +7,7 @@
 //! one sum over chunks: the same bits for every mode, and for every number of ranks that have the same power of two of
 //! micro batches each.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use burn::backend::Flex;
@@ -40,6 +41,8 @@ pub(super) struct Host {
     /// Steps taken.
     taken: u64,
     outcome: Outcome,
+    /// Bytes of weights, gradients and moments at the fullest moment of the last step that was looked at.
+    fullest: Cell<usize>,
 }
 
 /// The weights of one bucket. There are a few dozen of them.
@@ -79,8 +82,38 @@ struct BlockTape {
 enum Gradient {
     /// Of the micro batches so far.
     Sum(Tree),
-    /// Over the ranks, for the piece of this one.
-    Coming(Arriving),
+    /// Over the ranks, for the piece of this one, which has this many values.
+    Coming(Arriving, usize),
+    /// The same, arrived.
+    Here(Vec<f32>),
+}
+
+/// The gradients of all buckets.
+struct Gradients {
+    of: Vec<Gradient>,
+    /// The bucket that is on its way. What came of others is in memory until it is waited for, so there is one at a time.
+    coming: Option<usize>,
+}
+
+impl Gradients {
+    /// Waits for what is on its way.
+    fn land(&mut self) -> Result<(), Error> {
+        let Some(bucket) = self.coming.take() else { return Ok(()) };
+        match std::mem::replace(&mut self.of[bucket], Gradient::Here(Vec::new())) {
+            Gradient::Coming(coming, _) => self.of[bucket] = Gradient::Here(coming()?),
+            other => self.of[bucket] = other,
+        }
+        Ok(())
+    }
+
+    fn bytes(&self) -> usize {
+        let of = |gradient: &Gradient| match gradient {
+            Gradient::Sum(tree) => tree.bytes(),
+            Gradient::Coming(_, values) => 4 * values,
+            Gradient::Here(values) => 4 * values.capacity(),
+        };
+        self.of.iter().map(of).sum()
+    }
 }
 
 impl Host {
@@ -100,6 +133,7 @@ impl Host {
             moments: Vec::new(),
             taken,
             outcome: Outcome { loss: f64::NAN, grad_norm: f64::NAN, skipped, skipped_last: 0 },
+            fullest: Cell::new(0),
             partition,
         };
         let mut begin = 0;
@@ -131,6 +165,18 @@ impl Host {
     /// Puts the pieces of a bucket together, of which this rank has `own`.
     fn gather(&self, bucket: usize, own: Vec<f32>) -> Result<Arriving, Error> {
         self.team.inner.all_gather(own, &self.partition.pieces(bucket))
+    }
+
+    /// Looks at how many bytes of weights, gradients and moments there are, `more` of them in none of the buffers of this
+    /// engine; what other ranks have sent, or will be sent, counts.
+    fn look(&self, more: usize) {
+        let weights = self.weights.iter().map(|held| match held {
+            Held::Whole(weights) => 4 * weights.dims()[0],
+            Held::Piece(piece) => 4 * piece.capacity(),
+        });
+        let moments = self.moments.iter().flatten().map(|moments| 4 * moments.capacity());
+        let on_their_way = self.team.all.bytes_held() as usize;
+        self.fullest.set(self.fullest.get().max(weights.chain(moments).sum::<usize>() + on_their_way + more));
     }
 
     fn tensor(&self, values: Vec<f32>) -> Tensor<1> {
@@ -177,7 +223,7 @@ impl Host {
     fn gathers(&self, order: Vec<usize>) -> Result<Gathers<'_>, Error> {
         let mut order = order.into_iter();
         let ahead = order.next().map(|bucket| self.fetch(bucket)).transpose()?;
-        Ok(Gathers { host: self, order, ahead })
+        Ok(Gathers { host: self, order, ahead, sums: 0 })
     }
 
     fn parts(&self, batch: &Batch) -> Result<Vec<Rows>, Error> {
@@ -239,9 +285,10 @@ impl Host {
 
     /// The gradients of all buckets over all ranks, each for the piece of this one, and the losses of this rank's micro
     /// batches. Ranks with fewer micro batches than `most` go along with the others' gathering.
-    fn accumulate(&self, parts: &[Rows], counted: u64, most: usize) -> Result<(Vec<Arriving>, Vec<f32>), Error> {
-        let mut gradients: Vec<Gradient> =
-            self.partition.buckets().iter().map(|_| Gradient::Sum(Tree::default())).collect();
+    fn accumulate(&self, parts: &[Rows], counted: u64, most: usize) -> Result<(Vec<Vec<f32>>, Vec<f32>), Error> {
+        let buckets = self.partition.buckets().len();
+        let of = (0..buckets).map(|_| Gradient::Sum(Tree::default())).collect();
+        let mut gradients = Gradients { of, coming: None };
         let mut losses = Vec::with_capacity(parts.len());
         for index in 0..most {
             let last = index + 1 == most;
@@ -249,17 +296,29 @@ impl Host {
             let share = rows.map_or(0.0, |rows| rows.counted() as f64 / counted.max(1) as f64);
             losses.extend(self.part(rows, share, last, &mut gradients)?);
         }
-        let arriving = gradients.into_iter().enumerate().map(|(bucket, gradient)| match gradient {
-            Gradient::Coming(arriving) => Ok(arriving),
-            Gradient::Sum(tree) => self.reduce(bucket, tree),
+        for bucket in 0..buckets {
+            self.reduce(bucket, &mut gradients)?;
+        }
+        gradients.land()?;
+        let pieces = gradients.of.into_iter().map(|gradient| match gradient {
+            Gradient::Here(piece) => piece,
+            _ => unreachable!("all were reduced, and have landed"),
         });
-        Ok((arriving.collect::<Result<_, Error>>()?, losses))
+        Ok((pieces.collect(), losses))
     }
 
-    /// Puts the sum of a bucket over the ranks on its way.
-    fn reduce(&self, bucket: usize, tree: Tree) -> Result<Arriving, Error> {
-        let values = tree.finish().unwrap_or_else(|| vec![0.0; self.partition.buckets()[bucket].len()]);
-        self.team.inner.reduce_scatter(values, &self.partition.pieces(bucket))
+    /// Puts the sum of a bucket over the ranks on its way, where it is not, and waits for the one before.
+    fn reduce(&self, bucket: usize, gradients: &mut Gradients) -> Result<(), Error> {
+        let Gradient::Sum(tree) = &mut gradients.of[bucket] else { return Ok(()) };
+        let values = std::mem::take(tree).finish();
+        let values = values.unwrap_or_else(|| vec![0.0; self.partition.buckets()[bucket].len()]);
+        let pieces = self.partition.pieces(bucket);
+        let coming = self.team.inner.reduce_scatter(values, &pieces)?;
+        gradients.of[bucket] = Gradient::Coming(coming, self.piece(bucket).len());
+        self.look(gradients.bytes());
+        gradients.land()?;
+        gradients.coming = Some(bucket);
+        Ok(())
     }
 
     /// Adds gradients of a bucket, and sends the sum on its way where no more come and it need not be kept.
@@ -268,27 +327,27 @@ impl Host {
         bucket: usize,
         gradients: Option<Vec<Tensor<2>>>,
         last: bool,
-        sums: &mut [Gradient],
+        sums: &mut Gradients,
     ) -> Result<(), Error> {
-        let Gradient::Sum(tree) = &mut sums[bucket] else { unreachable!("no gradient comes after the last") };
         if let Some(gradients) = gradients {
-            tree.push(flatten(gradients, self.partition.buckets()[bucket].len()));
+            let count = self.partition.buckets()[bucket].len();
+            // As they were made, and once more one after the other.
+            self.look(sums.bytes() + 2 * 4 * count);
+            let Gradient::Sum(tree) = &mut sums.of[bucket] else { unreachable!("no gradient comes after the last") };
+            tree.push(flatten(gradients, count));
         }
-        if last && self.sharding != Sharding::Optimizer {
-            let tree = std::mem::take(tree);
-            sums[bucket] = Gradient::Coming(self.reduce(bucket, tree)?);
-        }
-        Ok(())
+        if last && self.sharding != Sharding::Optimizer { self.reduce(bucket, sums) } else { Ok(()) }
     }
 
     /// Forward and backward of one micro batch, whose loss counts `share`; without rows only what other ranks need.
-    fn part(&self, rows: Option<&Rows>, share: f64, last: bool, sums: &mut [Gradient]) -> Result<Option<f32>, Error> {
+    fn part(&self, rows: Option<&Rows>, share: f64, last: bool, sums: &mut Gradients) -> Result<Option<f32>, Error> {
         let (layers, head) = (self.layers(), self.last());
         let mut order: Vec<usize> = (0..=head).collect();
         if self.gathers_again() {
             order.extend((1..head).rev());
         }
         let mut gathers = self.gathers(order)?;
+        gathers.sums = sums.bytes();
 
         let table = gathers.next()?;
         let mut x = rows.map(|rows| self.network.embed(&self.matrix(0, &table, false), &rows.inputs));
@@ -329,6 +388,7 @@ impl Host {
         self.add(head, of_head, last, sums)?;
 
         for layer in (0..layers).rev() {
+            gathers.sums = sums.bytes();
             let weights = if self.gathers_again() { Some(gathers.next()?) } else { None };
             let Relay { receive, send } = self.relay(layer, rows, true)?;
             let mut of_block = None;
@@ -410,12 +470,22 @@ impl Host {
 
     /// Takes the step with the gradients of this rank's pieces.
     fn update(&mut self, gradients: Vec<Vec<f32>>, factors: &Factors) -> Result<(), Error> {
+        let mut left: usize = gradients.iter().map(|piece| 4 * piece.capacity()).sum();
+        let mut gradients = gradients.into_iter().enumerate();
         if self.sharding == Sharding::None {
-            // The rest of the sum, to take the whole step.
-            let whole = gradients.into_iter().enumerate().map(|(bucket, piece)| self.gather(bucket, piece));
-            let whole: Vec<Arriving> = whole.collect::<Result<_, Error>>()?;
-            for (bucket, gradient) in whole.into_iter().enumerate() {
+            // The rest of the sum, to take the whole step: the next bucket is on its way while one is updated.
+            let mut next = |host: &Self| {
+                gradients
+                    .next()
+                    .map(|(bucket, piece)| Ok::<_, Error>((bucket, host.gather(bucket, piece)?)))
+                    .transpose()
+            };
+            let mut ahead = next(self)?;
+            while let Some((bucket, gradient)) = ahead {
+                ahead = next(self)?;
                 let gradient = gradient()?;
+                left -= 4 * self.piece(bucket).len();
+                self.look(left + 4 * gradient.capacity());
                 let Held::Whole(weights) = &mut self.weights[bucket] else { unreachable!("nothing is sharded") };
                 let buffer = weights.extract().try_into_primitive::<Flex>();
                 let mut buffer = buffer.unwrap_or_else(|error| unreachable!("{error:?}"));
@@ -426,8 +496,9 @@ impl Host {
             }
             return Ok(());
         }
-        let mut arriving = Vec::new();
-        for (bucket, gradient) in gradients.into_iter().enumerate() {
+        // Old and new weights of one bucket are there at once, not of all.
+        let mut coming: Option<(usize, Arriving)> = None;
+        for (bucket, gradient) in gradients {
             let (begin, piece) = (self.partition.buckets()[bucket].range.start, self.piece(bucket));
             let range = begin + piece.start..begin + piece.end;
             let moments = &mut self.moments[bucket];
@@ -436,15 +507,33 @@ impl Host {
                 Held::Whole(weights) => {
                     let mut values = cut(weights, piece);
                     step(&self.partition, &range, &mut values, moments, &gradient, factors);
-                    arriving.push((bucket, self.gather(bucket, values)?));
+                    let next = (bucket, self.gather(bucket, values)?);
+                    self.arrive(coming.replace(next), left)?;
                 }
             }
+            left -= 4 * gradient.capacity();
         }
-        for (bucket, values) in arriving {
-            let values = self.tensor(values()?);
-            self.weights[bucket] = Held::Whole(values);
-        }
+        self.arrive(coming, left)
+    }
+
+    /// Takes over the weights of a bucket that are on their way, while `left` bytes of gradients are there.
+    fn arrive(&mut self, coming: Option<(usize, Arriving)>, left: usize) -> Result<(), Error> {
+        let Some((bucket, values)) = coming else { return Ok(()) };
+        let values = values()?;
+        self.look(left + 4 * values.capacity());
+        self.weights[bucket] = Held::Whole(self.tensor(values));
         Ok(())
+    }
+
+    /// The values of a bucket for rank 0 of all, of whose neighbours each has a `piece`; the others get nothing.
+    fn for_the_first(&self, bucket: usize, piece: &[f32]) -> Result<Arriving, Error> {
+        let all = &self.team.all;
+        let mut pieces = self.partition.pieces(bucket);
+        let (neighbours, end) = (pieces.len(), self.partition.buckets()[bucket].len());
+        // Copies elsewhere are not needed.
+        pieces.resize(all.world(), end..end);
+        let own = if all.rank() < neighbours { piece.to_vec() } else { Vec::new() };
+        all.gather(own, &pieces, 0)
     }
 
     /// The first or the second moments of this rank's shard.
@@ -521,6 +610,8 @@ struct Gathers<'a> {
     host: &'a Host,
     order: std::vec::IntoIter<usize>,
     ahead: Option<Fetch>,
+    /// Bytes of sums of gradients meanwhile.
+    sums: usize,
 }
 
 impl Gathers<'_> {
@@ -529,7 +620,11 @@ impl Gathers<'_> {
         self.ahead = self.order.next().map(|bucket| self.host.fetch(bucket)).transpose()?;
         match fetch {
             Fetch::Here(weights) => Ok(weights),
-            Fetch::Coming(values) => Ok(self.host.tensor(values()?)),
+            Fetch::Coming(values) => {
+                let values = values()?;
+                self.host.look(self.sums + 4 * values.capacity());
+                Ok(self.host.tensor(values))
+            }
         }
     }
 }
@@ -554,8 +649,8 @@ impl Engine for Host {
     fn step(&mut self, batch: &Batch, rate: f64) -> Result<(), Error> {
         let parts = self.own_tokens(self.parts(batch)?);
         let (counted, most) = agree(self.team.all.as_ref(), &parts)?;
-        let (arriving, losses) = self.accumulate(&parts, counted, most)?;
-        let gradients = arriving.into_iter().map(|gradient| gradient()).collect::<Result<Vec<_>, Error>>()?;
+        self.fullest.set(0);
+        let (gradients, losses) = self.accumulate(&parts, counted, most)?;
         let gradients = self.add_copies(gradients)?;
         let norm = self.norm(&gradients)?;
         self.outcome.loss = self.losses(&losses)?.iter().sum();
@@ -580,6 +675,10 @@ impl Engine for Host {
 
     fn is_synchronous(&self) -> bool {
         true
+    }
+
+    fn state_bytes(&self) -> Option<u64> {
+        Some(self.fullest.get() as u64)
     }
 
     fn loss(&self, batch: &Batch) -> Result<f64, Error> {
@@ -629,14 +728,21 @@ impl Engine for Host {
         Ok(Box::new(move || Ok(snapshot)))
     }
 
-    fn reader(&mut self) -> Result<Box<dyn Reader + '_>, Error> {
-        let mut gathers = self.gathers((0..=self.last()).collect())?;
-        let mut values = Vec::with_capacity(self.partition.parameters().total());
-        for _ in 0..=self.last() {
-            values.extend(read(gathers.next()?));
+    fn reader(&mut self) -> Result<Option<Box<dyn Reader + '_>>, Error> {
+        let leads = self.team.all.rank() == 0;
+        let mut values = Vec::with_capacity(if leads { self.partition.parameters().total() } else { 0 });
+        for (bucket, held) in self.weights.iter().enumerate() {
+            match held {
+                Held::Whole(weights) if leads => values.extend(read(weights.clone())),
+                Held::Whole(_) => {}
+                Held::Piece(piece) => values.extend(self.for_the_first(bucket, piece)?()?),
+            }
+        }
+        if !leads {
+            return Ok(None);
         }
         let model = Model::from_values(&self.config.model, values, &self.device)?;
-        Ok(Box::new(ModelReader::new(&model)))
+        Ok(Some(Box::new(ModelReader::new(&model))))
     }
 }
 
@@ -691,7 +797,7 @@ mod tests {
             assert!(host.snapshot().unwrap()().unwrap() == tape.snapshot().unwrap()().unwrap());
             assert_eq!(host.loss(&batch).unwrap().to_bits(), tape.loss(&batch).unwrap().to_bits());
         }
-        let read = |engine: &mut dyn Engine| engine.reader().unwrap().read(&[1, 2, 3]).unwrap();
+        let read = |engine: &mut dyn Engine| engine.reader().unwrap().unwrap().read(&[1, 2, 3]).unwrap();
         assert_eq!(read(&mut host), read(&mut tape));
     }
 }
