@@ -130,25 +130,26 @@ pub struct Scaling {
     pub ranks: usize,
     /// The links that times are for.
     pub links: Links,
-    /// Every kind of sharding.
+    /// Every kind of sharding that these ranks can have.
     pub modes: Vec<Mode>,
     /// Steps of 8, 64 and 1024 GPUs.
     pub scales: Vec<Scale>,
 }
 
-/// The estimate of `config` for `ranks` GPUs like `gpu`. Numbers of GPUs that training with these settings refuses are left
-/// out of the steps.
+/// The estimate of `config` for `ranks` GPUs like `gpu`. Of other kinds of sharding and other numbers of GPUs, those that
+/// training refuses are left out.
 ///
 /// # Errors
 /// [`Error::Config`] when training refuses `ranks`.
 pub fn estimate(config: &TrainConfig, gpu: &Gpu, ranks: usize) -> Result<Scaling, Error> {
+    config.neighbours(config.sharding, ranks)?;
     let links = Links::default();
-    let modes = Sharding::ALL.into_iter().map(|sharding| mode(config, gpu, sharding, ranks));
+    let modes = Sharding::ALL.into_iter().filter_map(|sharding| mode(config, gpu, sharding, ranks).ok());
     let scales = [8, 64, 1024].into_iter().flat_map(|ranks| {
         let links = &links;
         Sharding::ALL.into_iter().filter_map(move |sharding| scale(config, gpu, links, sharding, ranks).ok())
     });
-    Ok(Scaling { ranks, modes: modes.collect::<Result<_, _>>()?, scales: scales.collect(), links: links.clone() })
+    Ok(Scaling { ranks, modes: modes.collect(), scales: scales.collect(), links: links.clone() })
 }
 
 /// Bytes of a value of weights and of gradients on their way between GPUs.
@@ -509,6 +510,8 @@ mod tests {
         let config = TrainConfig { hybrid: 12, sharding: Sharding::Full, ..config("1b") };
         let error = estimate(&config, &Gpu::h200(), 18).unwrap_err().to_string();
         assert!(error.contains("hybrid") && error.contains("18 ranks are not a multiple of 12"), "{error}");
+        let unsharded = TrainConfig { sharding: Sharding::None, ..config.clone() };
+        assert_eq!(estimate(&unsharded, &Gpu::h200(), 18).unwrap().modes.len(), 1);
         // Of the steps those of 8 GPUs, one copy, and those without sharding are left.
         let told = estimate(&config, &Gpu::h200(), 24).unwrap();
         let left: Vec<usize> = told.scales.iter().map(|scale| scale.ranks).collect();
