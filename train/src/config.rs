@@ -144,6 +144,21 @@ impl ModelConfig {
         }
     }
 
+    /// The smallest with all parts: two blocks, the first with LRPE.
+    #[cfg(test)]
+    pub(crate) fn smallest() -> Self {
+        Self {
+            vocab_size: 30,
+            decoder_embed_dim: 8,
+            decoder_layers: 2,
+            decoder_attention_heads: 2,
+            hidden_dim: 8,
+            glu_dim: 12,
+            linear_use_lrpe_list: vec![1, 0],
+            ..Self::default()
+        }
+    }
+
     /// One of `tiny`, `small`, `385m`, `1b`, `3b`, `7b`, `13b`, `65b`, `175b`, in any case.
     pub fn named(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
@@ -372,6 +387,30 @@ impl TrainConfig {
         self.loader.validate().map_err(|error| Error::config("loader", error.to_string()))?;
         self.optimizer.validate()?;
         self.schedule.validate(self.steps)
+    }
+
+    /// Of `ranks` ranks how many together have one copy of what `sharding` cuts, those that share blocks among them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the ranks are no multiple of `hybrid` or `tensor_ranks`, or the one is none of the other.
+    pub fn neighbours(&self, sharding: Sharding, ranks: usize) -> Result<usize, Error> {
+        let size = match (sharding, self.hybrid) {
+            (Sharding::None, _) | (_, 0) => ranks,
+            (_, size) => size.min(ranks),
+        };
+        if !ranks.is_multiple_of(size) {
+            return Err(Error::config("hybrid", format!("{ranks} ranks are not a multiple of {size}")));
+        }
+        let tensor = self.tensor_ranks.clamp(1, ranks);
+        if !ranks.is_multiple_of(tensor) {
+            return Err(Error::config("tensor_ranks", format!("{ranks} ranks are not a multiple of {tensor}")));
+        }
+        if !size.is_multiple_of(tensor) {
+            let reason =
+                format!("{size} ranks have one copy of the model, which is no multiple of tensor_ranks = {tensor}");
+            return Err(Error::config("hybrid", reason));
+        }
+        Ok(size)
     }
 }
 

@@ -542,16 +542,7 @@ mod tests {
 
     #[test]
     fn a_shard_of_the_first_weights_is_cut_out_of_them() {
-        let config = ModelConfig {
-            vocab_size: 30,
-            decoder_embed_dim: 8,
-            decoder_layers: 2,
-            decoder_attention_heads: 2,
-            hidden_dim: 8,
-            glu_dim: 12,
-            linear_use_lrpe_list: vec![1, 0],
-            ..ModelConfig::default()
-        };
+        let config = ModelConfig::smallest();
         let whole = initial_values(&config, 3);
         // Also backwards, and in pieces of one parameter.
         let ranges = [0..0, 7..250, 250..251, 600..whole.len(), 300..310, 320..321, 340..360, 260..261];

@@ -8,6 +8,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -183,6 +184,34 @@ struct Shared {
     /// Why nothing can be asked of it any more.
     ended: Mutex<Option<String>>,
     ending: AtomicBool,
+    device: u32,
+    /// Collectives on the stream that were not seen done, the oldest first, and how many there were before; empty until
+    /// somebody watches.
+    flying: Mutex<(VecDeque<Flying>, u64)>,
+    watched: AtomicBool,
+    /// The driver is being asked about them.
+    asking: AtomicBool,
+}
+
+/// A collective on the stream.
+struct Flying {
+    number: u64,
+    what: String,
+    begin: Done,
+    end: Done,
+    has_begun: bool,
+}
+
+/// A collective that was put on the stream and has not been seen done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Its number among those of the communicator.
+    pub number: u64,
+    /// What it is, for people.
+    pub what: String,
+    /// Whether it has begun, which is when this rank's GPU has done all that was asked for before it; unknown while the
+    /// driver does not answer.
+    pub begun: Option<bool>,
 }
 
 // SAFETY: ids of the library and the driver; calls with them are made one at a time (`turn`), from any thread.
@@ -345,6 +374,10 @@ impl Communicator {
             turn: Mutex::new(()),
             ended: Mutex::new(None),
             ending: AtomicBool::new(false),
+            device: u32::from(device.index_id),
+            flying: Mutex::default(),
+            watched: AtomicBool::new(false),
+            asking: AtomicBool::new(false),
         };
         let communicator = Self(Arc::new(shared));
         let pause = Pause::new();
@@ -420,20 +453,13 @@ impl Communicator {
         loop {
             match &*lock(&reached) {
                 Some(Err(error)) => return Err(error.clone()),
-                Some(Ok(Done(at))) => {
-                    // SAFETY: an event that was recorded and is destroyed when it is reached.
-                    let asked = unsafe { event::query(*at) };
-                    match asked {
-                        Ok(()) => {
-                            // SAFETY: used no more.
-                            let _ = unsafe { event::destroy(*at) };
-                            return Ok(());
-                        }
-                        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => {}
-                        Err(error) => return Err(Error::call("the device", error)),
-                    }
+                // SAFETY: an event that was recorded and is destroyed when it is reached.
+                Some(Ok(Done(at))) if unsafe { is_reached(*at) }? => {
+                    // SAFETY: used no more.
+                    let _ = unsafe { event::destroy(*at) };
+                    return Ok(());
                 }
-                None => {}
+                Some(Ok(_)) | None => {}
             }
             if let Some(reason) = lock(&self.0.ended).clone() {
                 return Err(Error::call("collectives", reason));
@@ -466,6 +492,33 @@ impl Communicator {
             return Ok(());
         }
         self.0.is_settled("collective").map(|_| ())
+    }
+
+    /// Asks the driver which collectives have begun and ended, for [`Communicator::unfinished`]; from the first call on they
+    /// are noted. One thread alone calls it, and may be held up in it: the driver answers nobody while a queue of the device
+    /// is full.
+    ///
+    /// # Errors
+    /// [`Error::Call`] when the device has failed.
+    pub fn look(&self) -> Result<(), Error> {
+        let shared = &*self.0;
+        shared.watched.store(true, Ordering::Release);
+        enter(shared.device)?;
+        shared.asking.store(true, Ordering::Release);
+        let asked = shared.look();
+        shared.asking.store(false, Ordering::Release);
+        asked
+    }
+
+    /// The oldest collective that [`Communicator::look`] has not seen done. Does not wait.
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        let asking = self.0.asking.load(Ordering::Acquire);
+        let flying = lock(&self.0.flying);
+        flying.0.front().map(|oldest| Unfinished {
+            number: oldest.number,
+            what: oldest.what.clone(),
+            begun: if asking { None } else { Some(oldest.has_begun) },
+        })
     }
 
     /// Ends everything that is on its way, so that nothing waits for ranks that are gone, and refuses all that comes.
@@ -503,7 +556,43 @@ fn point(stream: sys::CUstream) -> Result<Done, Error> {
     Ok(Done(made))
 }
 
+/// Whether an event was reached.
+///
+/// # Safety
+/// It was recorded and is not destroyed meanwhile.
+unsafe fn is_reached(at: sys::CUevent) -> Result<bool, Error> {
+    // SAFETY: as the caller says.
+    match unsafe { event::query(at) } {
+        Ok(()) => Ok(true),
+        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+        Err(error) => Err(Error::call("the device", error)),
+    }
+}
+
 impl Shared {
+    /// Takes out what has ended. Asks without the lock: the device thread adds meanwhile.
+    fn look(&self) -> Result<(), Error> {
+        loop {
+            let oldest = lock(&self.flying).0.front().map(|oldest| (oldest.begin.0, oldest.end.0));
+            let Some((begin, end)) = oldest else { return Ok(()) };
+            // SAFETY: both were recorded, and are destroyed here alone.
+            let [has_begun, has_ended] = unsafe { [is_reached(begin)?, is_reached(end)?] };
+            let mut flying = lock(&self.flying);
+            if !has_ended {
+                if let Some(oldest) = flying.0.front_mut() {
+                    oldest.has_begun = has_begun;
+                }
+                return Ok(());
+            }
+            flying.0.pop_front();
+            drop(flying);
+            for at in [begin, end] {
+                // SAFETY: used no more.
+                let _ = unsafe { event::destroy(at) };
+            }
+        }
+    }
+
     /// A point behind all that was asked for on a stream, and behind all collectives. On the device thread.
     fn end(&self, server: &mut CudaServer, stream_id: StreamId) -> Result<Done, Error> {
         let refused = |error: ServerError| Error::call("the stream", error);
@@ -580,6 +669,7 @@ impl Call {
             return Err(Error::call(self.name(), reason));
         }
         wait_for(shared.stream, point(compute)?)?;
+        let began = if shared.watched.load(Ordering::Acquire) { Some(point(shared.stream)?) } else { None };
         let begin = if recorded { Some(profile::mark(shared.stream)?) } else { None };
         let (source, target) = (from as *const c_void, to as *mut c_void);
         let (functions, handle, stream) = (shared.functions, shared.handle, shared.stream);
@@ -613,6 +703,14 @@ impl Call {
             profile::keep(self.name(), COMMUNICATION, begin, profile::mark(shared.stream)?);
         }
         *lock(&self.ticket.0.done) = Some(point(shared.stream)?);
+        if let Some(begin) = began {
+            let end = point(shared.stream)?;
+            let mut flying = lock(&shared.flying);
+            let number = flying.1 + 1;
+            flying.1 = number;
+            let what = format!("{} number {number}, of {} values", self.name(), self.count);
+            flying.0.push_back(Flying { number, what, begin, end, has_begun: false });
+        }
         Ok(())
     }
 }

@@ -31,7 +31,7 @@ pub use buffer::{
     aligned_to, columns, contiguous, download, download_floats, empty, empty_like, flat_view, in_rows, is_contiguous,
     of, row_range, rows, to_tensor, upload, upload_bf16, upload_floats,
 };
-pub use communicator::{COMMUNICATION, Collective, Communicator, EXPOSED, ID_BYTES, Ticket, UniqueId};
+pub use communicator::{COMMUNICATION, Collective, Communicator, EXPOSED, ID_BYTES, Ticket, Unfinished, UniqueId};
 pub use compile::{Architecture, Source};
 pub use driver::{DeviceFacts, Memory, architecture, device_count, device_facts, facts_of, memory};
 pub use kernel::{Grid, Kernel, warm_up};

@@ -196,8 +196,12 @@ impl Mixed {
 
     /// A decoder of `rows` rows with the weights as they are; later steps may change them. All ranks make theirs together.
     pub fn decoder(&self, rows: usize) -> Decoder {
-        let all = self.working.gathered();
-        let bucket = |bucket| self.room.bucket(&all, bucket);
+        let all = self.working.gathered(true);
+        self.decoder_of(&all.unwrap_or_else(|| unreachable!("it is kept")), rows)
+    }
+
+    fn decoder_of(&self, all: &CubeTensor, rows: usize) -> Decoder {
+        let bucket = |bucket| self.room.bucket(all, bucket);
         let weights = ModelWeights::new(&self.plan, bucket, |parameter| self.angles.of(parameter));
         Decoder::of(&self.config.model, weights, rows, self.values.device.clone())
     }
@@ -510,11 +514,11 @@ impl Engine for Mixed {
         self.sum(sum)
     }
 
-    fn reader(&mut self) -> Result<Box<dyn Reader + '_>, Error> {
+    fn reader(&mut self) -> Result<Option<Box<dyn Reader + '_>>, Error> {
         profile::phase("sample");
-        let decoder = self.decoder(1);
+        let decoder = self.working.gathered(self.group.rank() == 0).map(|all| self.decoder_of(&all, 1));
         self.settle()?;
-        Ok(Box::new(decoder))
+        Ok(decoder.map(|decoder| -> Box<dyn Reader> { Box::new(decoder) }))
     }
 
     fn record(&mut self) {

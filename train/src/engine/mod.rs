@@ -101,11 +101,12 @@ pub trait Engine {
     /// When the device has failed.
     fn snapshot(&mut self) -> Result<Pending, Error>;
 
-    /// A reader with the weights after the last step, that has read nothing. Holds the weights of the whole model.
+    /// On rank 0 a reader with the weights after the last step, that has read nothing and holds those of the whole model; the
+    /// other ranks give it what it needs.
     ///
     /// # Errors
     /// When the device or another rank has failed.
-    fn reader(&mut self) -> Result<Box<dyn Reader + '_>, Error>;
+    fn reader(&mut self) -> Result<Option<Box<dyn Reader + '_>>, Error>;
 
     /// Records from now on what the device does, where that can be told.
     fn record(&mut self) {}
@@ -120,6 +121,12 @@ pub trait Engine {
 
     /// Bytes of the device's memory that are taken, by anyone, where that can be told.
     fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Bytes of weights, gradients and moments that this rank had at the fullest moment of the last step, counted over the
+    /// buffers that there were; where they are counted.
+    fn state_bytes(&self) -> Option<u64> {
         None
     }
 

@@ -12,6 +12,7 @@ mod sum;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use launch::Launch;
@@ -20,7 +21,7 @@ pub use partition::{Bucket, CHUNK, Partition};
 pub use sum::Tree;
 
 use crate::Error;
-use crate::config::{Sharding, TrainConfig};
+use crate::config::TrainConfig;
 use crate::parameters::ParameterList;
 
 /// Values that are on their way; calling it waits for them.
@@ -58,6 +59,12 @@ pub trait Collective: Debug + Send + Sync {
     /// # Errors
     /// See [`Collective`].
     fn all_gather(&self, own: Vec<f32>, pieces: &[Range<usize>]) -> Result<Pending, Error>;
+
+    /// [`Collective::all_gather`] for the rank `to` alone; the others get nothing.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn gather(&self, own: Vec<f32>, pieces: &[Range<usize>], to: usize) -> Result<Pending, Error>;
 
     /// Gives every rank the bytes of each, by rank. Few bytes: settings, counts, results.
     ///
@@ -108,16 +115,33 @@ pub trait Collective: Debug + Send + Sync {
 
     /// Bytes that this rank has sent to others, but for signs of life.
     fn bytes_sent(&self) -> u64;
+
+    /// Bytes in memory of what is on its way: not sent yet, or come and not yet waited for.
+    fn bytes_held(&self) -> u64 {
+        0
+    }
+}
+
+/// How ranks find each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Meeting<'a> {
+    /// What they run, the same for all: a process that runs something else, at the same address by mistake, is told so.
+    pub run: &'a str,
+    /// How long it may take, and afterwards how long a rank may give no sign of life, or be waited for, before it is given
+    /// up.
+    pub timeout: Duration,
+    /// Once true, nobody is waited for any longer.
+    pub stop: &'a AtomicBool,
 }
 
 /// The collective of the ranks that `launch` names: connected as [`Mesh::connect`] does, or alone.
 ///
 /// # Errors
 /// As [`Mesh::connect`].
-pub fn connect(launch: &Launch, timeout: Duration) -> Result<Arc<dyn Collective>, Error> {
+pub fn connect(launch: &Launch, meeting: &Meeting<'_>) -> Result<Arc<dyn Collective>, Error> {
     Ok(match launch.world {
         1 => Alone::shared(),
-        _ => Arc::new(Mesh::connect(launch, timeout)?),
+        _ => Arc::new(Mesh::connect(launch, meeting)?),
     })
 }
 
@@ -147,21 +171,7 @@ impl Team {
         let (rank, world) = (all.rank(), all.world());
         let tensor = config.tensor_ranks.clamp(1, world);
         config.model.part(tensor)?;
-        if !world.is_multiple_of(tensor) {
-            return Err(Error::config("tensor_ranks", format!("{world} ranks are not a multiple of {tensor}")));
-        }
-        let size = match (config.sharding, config.hybrid) {
-            (Sharding::None, _) | (_, 0) => world,
-            (_, size) => size.min(world),
-        };
-        if !world.is_multiple_of(size) {
-            return Err(Error::config("hybrid", format!("{world} ranks are not a multiple of {size}")));
-        }
-        if !size.is_multiple_of(tensor) {
-            let reason =
-                format!("{size} ranks have one copy of the model, which is no multiple of tensor_ranks = {tensor}");
-            return Err(Error::config("hybrid", reason));
-        }
+        let size = config.neighbours(config.sharding, world)?;
         let parts = config.sequence_ranks.clamp(1, world / tensor);
         let both = tensor * parts;
         if !world.is_multiple_of(both) || config.sequence_length < parts {
@@ -274,6 +284,10 @@ impl Collective for Alone {
     }
 
     fn all_gather(&self, own: Vec<f32>, _pieces: &[Range<usize>]) -> Result<Pending, Error> {
+        Ok(Box::new(move || Ok(own)))
+    }
+
+    fn gather(&self, own: Vec<f32>, _pieces: &[Range<usize>], _to: usize) -> Result<Pending, Error> {
         Ok(Box::new(move || Ok(own)))
     }
 

@@ -1,20 +1,22 @@
 //! The ranks' GPUs: NCCL between them, the host's collective beside it.
 //!
 //! NCCL does not know when a process dies on the same host, and its kernels wait for ever. So whoever waits for a GPU
-//! waits here: meanwhile the host's collective is asked whether all ranks are alive, and NCCL whether it met an error;
-//! when one is gone everything that is on its way is ended, and the error names the rank.
+//! waits here: meanwhile the host's collective is asked whether all ranks are alive, NCCL whether it met an error, and
+//! the driver whether collectives get on; when a rank is gone, or nothing gets on for the time of the group, everything
+//! that is on its way is ended, and the error names the rank, or what this one has waited for.
 
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{Collective, Team};
 use crate::Error;
-use crate::cuda::{self, Communicator, ID_BYTES, Ticket};
+use crate::cuda::{self, Communicator, ID_BYTES, Ticket, Unfinished};
 
 /// The GPU of this rank among those of all ranks.
 #[derive(Debug)]
@@ -43,27 +45,97 @@ impl Sum {
     }
 }
 
-/// A thread that ends what is on its way when a rank is lost: the thread that asks for the work may be held up by a queue
-/// that is full.
+/// Threads that end what is on its way when a rank is lost or nothing gets on: the thread that asks for the work may be held
+/// up by a queue that is full.
 #[derive(Debug)]
 struct Watch {
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    /// Closed when the thread that asks the driver has ended.
+    asked: Mutex<Receiver<()>>,
 }
 
-/// How often the ranks are looked at.
+/// How often the ranks and what is on its way are looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long this process may take to end after it was told why; a GPU that hangs may hold it up for ever.
+const LAST: Duration = Duration::from_secs(30);
+
+/// Notices when nothing gets on: the oldest of what is under way is the same for too long.
+#[derive(Debug)]
+struct Patience {
+    limit: Duration,
+    /// Its number, and when it became the oldest.
+    oldest: Option<(u64, Instant)>,
+}
+
+impl Patience {
+    fn new(limit: Duration) -> Self {
+        Self { limit, oldest: None }
+    }
+
+    /// How long `oldest` has been that, where it is longer than the limit.
+    fn over(&mut self, oldest: Option<u64>, now: Instant) -> Option<Duration> {
+        match (oldest, self.oldest) {
+            (Some(number), Some((same, since))) if number == same => {
+                Some(now.saturating_duration_since(since)).filter(|waited| *waited >= self.limit)
+            }
+            _ => {
+                self.oldest = oldest.map(|number| (number, now));
+                None
+            }
+        }
+    }
+}
+
+/// Of the oldest collectives of several communicators, which take turns on one stream, the one that does not get on, for
+/// people.
+fn stalled(unfinished: &[Option<Unfinished>], patience: &mut [Patience], now: Instant) -> Option<String> {
+    let over = patience.iter_mut().zip(unfinished).filter_map(|(patience, oldest)| {
+        let waited = patience.over(oldest.as_ref().map(|oldest| oldest.number), now)?;
+        oldest.as_ref().map(|oldest| (oldest, waited.as_secs_f64()))
+    });
+    let over: Vec<(&Unfinished, f64)> = over.collect();
+    // What has not begun may wait for the other communicator's.
+    let (oldest, seconds) = over.iter().find(|(oldest, _)| oldest.begun == Some(true)).or(over.first())?;
+    let what = &oldest.what;
+    Some(match oldest.begun {
+        Some(true) => format!(
+            "its {what}, has begun and did not end for {seconds:.1} s: the GPU of another rank, or the way to it, hangs"
+        ),
+        Some(false) => format!("its {what}, did not begin for {seconds:.1} s: its GPU hangs in what comes before"),
+        None => format!("its {what}, did not end for {seconds:.1} s, and the driver does not answer: its GPU may hang"),
+    })
+}
 
 impl Watch {
     fn new(communicators: Vec<Communicator>, group: Arc<dyn Collective>) -> std::io::Result<Self> {
         let done = Arc::new(AtomicBool::new(false));
+        // The driver is asked by a thread of its own: it answers nobody while a queue of the device is full.
+        let (ends, of_driver) = (done.clone(), communicators.clone());
+        let (closed, asked) = channel();
+        thread::Builder::new().name("collectives".to_owned()).spawn(move || {
+            while !ends.load(Ordering::Acquire) {
+                if let Some(error) = of_driver.iter().find_map(|communicator| communicator.look().err()) {
+                    // Whoever reads from the device gets the same; collectives that it keeps from ending are noticed.
+                    tracing::debug!(%error, "the driver was asked for collectives");
+                    break;
+                }
+                thread::park_timeout(LOOK);
+            }
+            drop(of_driver);
+            drop(closed);
+        })?;
         let ends = done.clone();
         let look = move || {
+            let mut patience: Vec<Patience> = communicators.iter().map(|_| Patience::new(group.timeout())).collect();
             while !ends.load(Ordering::Acquire) {
                 // The thread that asks for work waits in a queue while the device is behind, and looks at nothing.
                 let lost = group.check().err().map(|error| error.to_string());
                 let failed = || communicators.iter().find_map(|communicator| communicator.error().err());
-                if let Some(reason) = lost.or_else(|| failed().map(|error| error.to_string())) {
+                let unfinished: Vec<_> = communicators.iter().map(Communicator::unfinished).collect();
+                let stalled = stalled(&unfinished, &mut patience, Instant::now());
+                if let Some(reason) = lost.or_else(|| failed().map(|error| error.to_string())).or(stalled) {
+                    end_in_time(&ends, &group, &reason);
                     communicators.iter().for_each(|communicator| communicator.abort(&reason));
                     return;
                 }
@@ -71,7 +143,25 @@ impl Watch {
             }
         };
         let thread = thread::Builder::new().name("ranks".to_owned()).spawn(look)?;
-        Ok(Self { done, thread: Some(thread) })
+        Ok(Self { done, thread: Some(thread), asked: Mutex::new(asked) })
+    }
+}
+
+/// Ends the process where it has not come to its end by itself in a while: calls of the driver, and NCCL's own end, may wait
+/// for a GPU that hangs.
+fn end_in_time(ends: &Arc<AtomicBool>, group: &Arc<dyn Collective>, reason: &str) {
+    let (ends, group, reason) = (ends.clone(), group.clone(), reason.to_owned());
+    let last = move || {
+        thread::sleep(LAST);
+        if !ends.load(Ordering::Acquire) {
+            let error = Error::Rank { rank: group.rank(), reason: format!("cannot go on: {reason}") };
+            tracing::error!(%error, "the GPU does not come to an end either; this process is ended");
+            group.leave(Some(&error.to_string()));
+            std::process::abort();
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("last resort".to_owned()).spawn(last) {
+        tracing::error!(%error, "nothing ends this process if its GPU hangs");
     }
 }
 
@@ -83,6 +173,9 @@ impl Drop for Watch {
             // It has no result, and a panic of it says so itself.
             let _ = thread.join();
         }
+        // Nothing is sent: this ends when the thread does, unless the driver holds it up.
+        let asked = self.asked.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = asked.recv_timeout(Duration::from_secs(2));
     }
 }
 
@@ -173,5 +266,50 @@ impl Gpus {
         // The watch may have been the first to know.
         let own = || Error::Rank { rank: self.group.rank(), reason: format!("cannot go on: {error}") };
         Err(lost.or_else(|| self.group.check().err()).unwrap_or_else(own))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unfinished(number: u64, begun: Option<bool>) -> Option<Unfinished> {
+        Some(Unfinished { number, what: format!("all-gather number {number}, of 8 values"), begun })
+    }
+
+    #[test]
+    fn what_gets_on_is_waited_for_and_what_does_not_is_told_after_the_limit() {
+        let (begin, limit) = (Instant::now(), Duration::from_secs(10));
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut patience = [Patience::new(limit)];
+        let mut look = |oldest, seconds| stalled(&[oldest], &mut patience, at(seconds));
+        // Each takes long, but another is the oldest before the limit; nothing is under way for longer than that.
+        for (number, seconds) in [(1, 0), (1, 9), (2, 12), (2, 21)] {
+            assert_eq!(look(unfinished(number, Some(true)), seconds), None);
+        }
+        assert_eq!(look(None, 22), None);
+        assert_eq!(look(None, 90), None);
+        // The number that was the oldest before is counted anew.
+        assert_eq!(look(unfinished(3, Some(false)), 100), None);
+        assert_eq!(look(unfinished(3, Some(true)), 109), None);
+        let said = look(unfinished(3, Some(true)), 110).unwrap();
+        assert!(said.contains("all-gather number 3") && said.contains("10.0 s"), "{said}");
+    }
+
+    #[test]
+    fn whose_gpu_hangs_is_told_as_far_as_it_is_known() {
+        let begin = Instant::now();
+        let late = begin + Duration::from_secs(5);
+        let said = |first: Option<Unfinished>, second: Option<Unfinished>| {
+            let mut patience = [Patience::new(Duration::from_secs(5)), Patience::new(Duration::from_secs(5))];
+            let both = [first, second];
+            assert_eq!(stalled(&both, &mut patience, begin), None);
+            stalled(&both, &mut patience, late).unwrap()
+        };
+        assert!(said(unfinished(1, Some(false)), None).contains("its GPU hangs in what comes before"));
+        assert!(said(None, unfinished(1, None)).contains("the driver does not answer"));
+        // Both wait; the one that has begun is what the other waits for.
+        let of_two = said(unfinished(4, Some(false)), unfinished(9, Some(true)));
+        assert!(of_two.contains("number 9") && of_two.contains("another rank"), "{of_two}");
     }
 }
