@@ -8,6 +8,7 @@ mod block;
 pub(crate) mod decoder;
 mod host;
 mod mixed;
+mod relay;
 mod shards;
 mod tape;
 mod weights;
@@ -167,9 +168,8 @@ pub fn start(
         Precision::Auto => false,
     };
     if mixed {
-        if team.sequence.world() > 1 {
-            return Err(Error::config("sequence_ranks", "GPUs do not have it; leave it out, or 1"));
-        }
+        relay::check(config.sequence_length, team.sequence.world())
+            .map_err(|reason| Error::config("sequence_ranks", reason))?;
         return Ok(Box::new(Mixed::new(config, device, team, snapshot)?));
     }
     if config.optimizer.moments == Moments::Bf16 {
