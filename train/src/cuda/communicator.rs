@@ -665,6 +665,11 @@ impl Call {
                 }
             }
         };
+        // Of a single send or receive releases of the library say success before it is on the stream (NVIDIA/nccl issue 1495),
+        // where the point below would be too early; what they answer when asked is right.
+        if code == SUCCESS && !matches!(self.operation, Operation::Together(_)) {
+            code = IN_PROGRESS;
+        }
         let pause = Pause::new();
         while code == IN_PROGRESS {
             if shared.ending.load(Ordering::Acquire) {
