@@ -64,7 +64,7 @@ fn collectives(args: &BenchCollectives) -> Result<()> {
     left(group.as_ref(), done)?;
     printed?;
     if wrong > 0 {
-        bail!("rank {}: {wrong} values are not the sums that they have to be", group.rank());
+        bail!("rank {}: {wrong} values are not what they have to be", group.rank());
     }
     Ok(())
 }

@@ -294,7 +294,8 @@ pub struct TrainConfig {
     /// those of a host. 0 is all of them.
     pub hybrid: usize,
     /// Neighbouring ranks that share the tokens of every row, each of which has a part of it: for rows that are too long for
-    /// one. From one to the next goes the state of the attention, whose size does not depend on the length.
+    /// one. From one to the next goes the state of the attention, whose size does not depend on the length. GPUs cut rows at
+    /// multiples of 64 tokens.
     pub sequence_ranks: usize,
     /// Neighbouring ranks that share each block, of which each has some of the heads and of the channels inside the SGLU: for
     /// blocks that are too large for one. They see the same tokens.

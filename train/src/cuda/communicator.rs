@@ -1,4 +1,4 @@
-//! Collectives over GPUs by NCCL, on a stream of their own beside that of the products.
+//! Collectives over GPUs by NCCL, and values from one GPU to another, on a stream of their own beside that of the products.
 //!
 //! The library is loaded at run time and called through the few functions of `nccl.h` (2.18 on) that are declared
 //! here. A collective begins when all is done that was asked for before it on its tensors' device; it is followed by
@@ -81,6 +81,8 @@ const SUM: c_int = 0;
 
 type Reduction = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, sys::CUstream) -> c_int;
 type Gathering = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Handle, sys::CUstream) -> c_int;
+type Sending = unsafe extern "C" fn(*const c_void, usize, c_int, c_int, Handle, sys::CUstream) -> c_int;
+type Receiving = unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, Handle, sys::CUstream) -> c_int;
 
 /// The functions of `libnccl` that are used.
 struct Functions {
@@ -93,6 +95,8 @@ struct Functions {
     all_reduce: Reduction,
     reduce_scatter: Reduction,
     all_gather: Gathering,
+    send: Sending,
+    receive: Receiving,
 }
 
 impl Functions {
@@ -119,6 +123,8 @@ impl Functions {
                 all_reduce: *library.get(b"ncclAllReduce").map_err(refused)?,
                 reduce_scatter: *library.get(b"ncclReduceScatter").map_err(refused)?,
                 all_gather: *library.get(b"ncclAllGather").map_err(refused)?,
+                send: *library.get(b"ncclSend").map_err(refused)?,
+                receive: *library.get(b"ncclRecv").map_err(refused)?,
             };
             std::mem::forget(library);
             Ok(functions)
@@ -166,6 +172,26 @@ impl fmt::Display for Collective {
             Self::ReduceScatter => "reduce-scatter",
             Self::AllGather => "all-gather",
         })
+    }
+}
+
+/// What a call does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Together(Collective),
+    /// Gives this rank's values to the rank of that number.
+    Send(usize),
+    /// Takes those of the rank of that number.
+    Receive(usize),
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Together(collective) => collective.fmt(to),
+            Self::Send(_) => to.write_str("send"),
+            Self::Receive(_) => to.write_str("receive"),
+        }
     }
 }
 
@@ -424,11 +450,43 @@ impl Communicator {
             Collective::AllGather => (sent, sent * self.world() == received),
         };
         assert!(fits, "{collective} over {} ranks of {sent} values to {received}", self.world());
+        self.ask(Operation::Together(collective), each, from, to)
+    }
+
+    /// Puts the contiguous `values` on their way to the rank `to`, which has to receive as many of that type. Of two ranks each
+    /// sends and receives in the order in which the other does the opposite.
+    ///
+    /// # Panics
+    /// When they are not contiguous, their type has no number in NCCL, or there is no such other rank.
+    #[track_caller]
+    pub fn send(&self, values: &CubeTensor, to: usize) -> Ticket {
+        self.pass(Operation::Send(to), to, values)
+    }
+
+    /// Lets the contiguous `values` come from the rank `from`, see [`Communicator::send`].
+    ///
+    /// # Panics
+    /// As that.
+    #[track_caller]
+    pub fn receive(&self, values: &CubeTensor, from: usize) -> Ticket {
+        self.pass(Operation::Receive(from), from, values)
+    }
+
+    #[track_caller]
+    fn pass(&self, operation: Operation, other: usize, values: &CubeTensor) -> Ticket {
+        assert!(buffer::is_contiguous(values), "not contiguous: {values:?}");
+        let (rank, world) = (self.rank(), self.world());
+        assert!(other < world && other != rank, "rank {rank} of {world} has no other of number {other}");
+        self.ask(operation, values.meta.shape().num_elements(), values, values)
+    }
+
+    #[track_caller]
+    fn ask(&self, operation: Operation, count: usize, from: &CubeTensor, to: &CubeTensor) -> Ticket {
         let Some(dtype) = number(from.dtype).filter(|_| from.dtype == to.dtype) else {
-            panic!("{collective} from {:?} to {:?}", from.dtype, to.dtype)
+            panic!("{operation} from {:?} to {:?}", from.dtype, to.dtype)
         };
         let ticket = Ticket(Arc::default());
-        let call = Call { communicator: self.clone(), collective, count: each, dtype, ticket: ticket.clone() };
+        let call = Call { communicator: self.clone(), operation, count, dtype, ticket: ticket.clone() };
         let mut work = Work::near(from);
         work.collective(call, from, to);
         work.submit();
@@ -638,7 +696,7 @@ fn wait_for(stream: sys::CUstream, Done(at): Done) -> Result<(), Error> {
 #[derive(Debug)]
 pub(super) struct Call {
     communicator: Communicator,
-    collective: Collective,
+    operation: Operation,
     /// Values of the smaller side.
     count: usize,
     dtype: c_int,
@@ -652,7 +710,12 @@ pub const EXPOSED: &str = "exposed";
 
 impl Call {
     pub(super) fn name(&self) -> String {
-        self.collective.to_string()
+        self.operation.to_string()
+    }
+
+    /// Whether it writes anything on this rank.
+    pub(super) fn writes(&self) -> bool {
+        !matches!(self.operation, Operation::Send(_))
     }
 
     /// Puts it on its way behind what `compute` has so far, recorded or not. On the device thread.
@@ -676,16 +739,27 @@ impl Call {
         // SAFETY: the sizes were checked against the tensors, whose memory is held until the ticket has landed, and the
         // handle is not aborted while it is this thread's turn.
         let mut code = unsafe {
-            match self.collective {
-                Collective::AllReduce => {
+            match self.operation {
+                Operation::Together(Collective::AllReduce) => {
                     (functions.all_reduce)(source, target, self.count, self.dtype, SUM, handle, stream)
                 }
-                Collective::ReduceScatter => {
+                Operation::Together(Collective::ReduceScatter) => {
                     (functions.reduce_scatter)(source, target, self.count, self.dtype, SUM, handle, stream)
                 }
-                Collective::AllGather => (functions.all_gather)(source, target, self.count, self.dtype, handle, stream),
+                Operation::Together(Collective::AllGather) => {
+                    (functions.all_gather)(source, target, self.count, self.dtype, handle, stream)
+                }
+                Operation::Send(to) => (functions.send)(source, self.count, self.dtype, to as c_int, handle, stream),
+                Operation::Receive(from) => {
+                    (functions.receive)(target, self.count, self.dtype, from as c_int, handle, stream)
+                }
             }
         };
+        // Of a single send or receive releases of the library say success before it is on the stream (NVIDIA/nccl issue 1495),
+        // where the point below would be too early; what they answer when asked is right.
+        if code == SUCCESS && !matches!(self.operation, Operation::Together(_)) {
+            code = IN_PROGRESS;
+        }
         let pause = Pause::new();
         while code == IN_PROGRESS {
             if shared.ending.load(Ordering::Acquire) {

@@ -37,7 +37,7 @@ pub use driver::{DeviceFacts, Memory, architecture, device_count, device_facts, 
 pub use kernel::{Grid, Kernel, warm_up};
 pub use product::Product;
 pub(crate) use tune::SOURCE as COMPARE;
-pub use work::{Work, flush, together};
+pub use work::{Work, flush, give_back, together};
 
 /// Why CUDA work cannot be done.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -9,6 +9,7 @@ pub(crate) mod decoder;
 mod host;
 mod join;
 mod mixed;
+mod relay;
 mod shards;
 mod tape;
 mod weights;
@@ -175,9 +176,8 @@ pub fn start(
         Precision::Auto => false,
     };
     if mixed {
-        if team.sequence.world() > 1 {
-            return Err(Error::config("sequence_ranks", "GPUs do not have it; leave it out, or 1"));
-        }
+        relay::check(config.sequence_length, team.sequence.world())
+            .map_err(|reason| Error::config("sequence_ranks", reason))?;
         if team.tensor.world() > 1 {
             return Err(Error::config("tensor_ranks", "GPUs do not have it; leave it out, or 1"));
         }

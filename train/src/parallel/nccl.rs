@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{Collective, Team};
 use crate::Error;
-use crate::cuda::{self, Communicator, ID_BYTES, Ticket, Unfinished};
+use crate::cuda::{self, Communicator, ID_BYTES, Ticket, Unfinished, Work};
 
 /// The GPU of this rank among those of all ranks.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Gpus {
     inner: Communicator,
     /// Those that have the same shard, where there are others.
     outer: Option<Communicator>,
+    /// Those that share the tokens of every row, where there are others.
+    sequence: Option<Communicator>,
     group: Arc<dyn Collective>,
     _watch: Option<Watch>,
 }
@@ -42,6 +45,33 @@ impl Sum {
         if let Some(outer) = outer {
             outer.wait(near);
         }
+    }
+}
+
+/// A rank beside this one among those that share the tokens of rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Neighbour<'a> {
+    communicator: &'a Communicator,
+    rank: usize,
+}
+
+impl Neighbour<'_> {
+    /// Puts `values` on their way to it, see [`Communicator::send`].
+    ///
+    /// # Panics
+    /// As that.
+    #[track_caller]
+    pub fn send(&self, values: &CubeTensor) -> Ticket {
+        self.communicator.send(values, self.rank)
+    }
+
+    /// Lets `values` come from it, see [`Communicator::receive`].
+    ///
+    /// # Panics
+    /// As that.
+    #[track_caller]
+    pub fn receive(&self, values: &CubeTensor) -> Ticket {
+        self.communicator.receive(values, self.rank)
     }
 }
 
@@ -216,13 +246,42 @@ impl Gpus {
             1 => None,
             _ => Some(join(near, team.outer.as_ref(), Some(&inner))?),
         };
+        let sequence = match team.sequence.world() {
+            1 => None,
+            _ => Some(join(near, team.sequence.as_ref(), Some(&inner))?),
+        };
         let group = team.all.clone();
-        let communicators = [&inner].into_iter().chain(&outer).cloned().collect();
+        let communicators = [&inner].into_iter().chain(&outer).chain(&sequence).cloned().collect();
         let watch = match group.world() {
             1 => None,
             _ => Some(Watch::new(communicators, group.clone()).map_err(device_error)?),
         };
-        Ok(Self { inner, outer, group, _watch: watch })
+        let gpus = Self { inner, outer, sequence, group, _watch: watch };
+        gpus.greet(near);
+        Ok(gpus)
+    }
+
+    /// Lets neighbours connect, which NCCL does when they first send something, and for which it holds up the thread that asks
+    /// until the other asks too: now, where no other work waits behind it.
+    fn greet(&self, near: &CubeTensor) {
+        for backwards in [false, true] {
+            let [from, to] = self.neighbours(backwards);
+            let values = cuda::empty(near, [8], DType::F32);
+            let mut work = Work::near(near);
+            work.zero(&values);
+            work.submit();
+            if let Some(from) = from {
+                from.receive(&values).wait(near);
+            }
+            if let Some(to) = to {
+                to.send(&values).wait(near);
+            }
+        }
+    }
+
+    /// The communicators besides the first.
+    fn beside(&self) -> impl Iterator<Item = &Communicator> {
+        self.outer.iter().chain(&self.sequence)
     }
 
     /// Puts a collective of the ranks that share one copy on its way, see [`Communicator::start`].
@@ -245,6 +304,16 @@ impl Gpus {
         Sum(inner, self.outer.as_ref().map(|outer| outer.start(cuda::Collective::AllReduce, to, to)))
     }
 
+    /// The rank that states come from among those that share the tokens of rows, and the one that they go to; the other way round
+    /// where `backwards`.
+    pub fn neighbours(&self, backwards: bool) -> [Option<Neighbour<'_>>; 2] {
+        let Some(communicator) = &self.sequence else { return [None, None] };
+        let (rank, world) = (communicator.rank(), communicator.world());
+        let ranks = [rank.checked_sub(1), Some(rank + 1).filter(|&next| next < world)];
+        let [before, after] = ranks.map(|rank| rank.map(|rank| Neighbour { communicator, rank }));
+        if backwards { [after, before] } else { [before, after] }
+    }
+
     /// Waits until the device of `near` has done all that this thread has asked for, as long as all ranks are alive.
     ///
     /// # Errors
@@ -255,14 +324,12 @@ impl Gpus {
         let settled = {
             let mut go_on = || {
                 let alive = self.group.check().map_err(|error| lost = Some(error)).is_ok();
-                alive && self.outer.as_ref().is_none_or(|outer| outer.error().is_ok())
+                alive && self.beside().all(|communicator| communicator.error().is_ok())
             };
             self.inner.settle(near, self.group.timeout(), &mut go_on)
         };
         let Err(error) = settled else { return Ok(()) };
-        if let Some(outer) = &self.outer {
-            outer.abort(&error.to_string());
-        }
+        self.beside().for_each(|communicator| communicator.abort(&error.to_string()));
         // The watch may have been the first to know.
         let own = || Error::Rank { rank: self.group.rank(), reason: format!("cannot go on: {error}") };
         Err(lost.or_else(|| self.group.check().err()).unwrap_or_else(own))
