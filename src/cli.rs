@@ -494,7 +494,7 @@ pub enum Bench {
     Train(BenchTrain),
     /// Generation by a fresh model: tokens per second after contexts of different lengths
     Generate(BenchGenerate),
-    /// All-reduce, reduce-scatter and all-gather between GPUs: right sums, and bandwidth by size
+    /// All-reduce, reduce-scatter, all-gather and a relay between GPUs: right sums, and bandwidth by size
     Collectives(BenchCollectives),
 }
 

@@ -29,17 +29,33 @@ pub struct RankFailed {
     pub code: u8,
 }
 
+/// The place of this process: with `--nproc 1` it is alone, in a batch script of SLURM, too, whose variables are those of a
+/// rank; else it is what the environment says.
+///
+/// # Errors
+/// [`Usage`] when a variable is wrong, or a launcher has started this process and `--nproc` asks for another one.
+pub fn place(nproc: Option<usize>) -> Result<Launch> {
+    if nproc.is_some() {
+        refuse_rank()?;
+        return Ok(Launch::alone());
+    }
+    Ok(Launch::from_env().map_err(|e| Usage(e.to_string()))?)
+}
+
+fn refuse_rank() -> Result<(), Usage> {
+    match std::env::var_os("RANK") {
+        Some(_) => Err(Usage("--nproc starts ranks, but RANK is set: a launcher has started this one already".into())),
+        None => Ok(()),
+    }
+}
+
 /// Starts `nproc` ranks with the present command line, without its `--nproc`, and waits for them. Signals to stop are
 /// passed on. Where one fails, the others are given a little time.
 ///
 /// # Errors
-/// [`RankFailed`] with the first rank that failed.
+/// [`RankFailed`] with the first rank that failed, [`pipeline::Error::Interrupted`] when they were told to stop and did.
 pub fn ranks(nproc: usize) -> Result<()> {
-    if std::env::var_os("RANK").is_some() {
-        return Err(
-            Usage("--nproc starts ranks, but RANK is set: a launcher has started this one already".into()).into()
-        );
-    }
+    refuse_rank()?;
     let stop = stop::on_signal()?;
     let program = std::env::current_exe().context("the path of this program")?;
     let port = match std::env::var("MASTER_PORT") {
@@ -49,7 +65,7 @@ pub fn ranks(nproc: usize) -> Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut ranks = Vec::with_capacity(nproc);
     for rank in 0..nproc {
-        let launch = Launch { rank, world: nproc, local_rank: rank, master: (LOOPBACK.to_owned(), port) };
+        let launch = Launch { rank, world: nproc, local_rank: rank, master: (LOOPBACK.to_owned(), port), job: None };
         let mut command = Command::new(&program);
         command.args(arguments(std::env::args_os().skip(1))).envs(launch.variables()).env(stop::LAUNCHED, "1");
         for (name, value) in [
@@ -74,22 +90,26 @@ pub fn ranks(nproc: usize) -> Result<()> {
             }
         }
     }
-    let mut told = false;
+    let mut told = None;
+    let mut stopped = false;
     let mut failed: Option<(usize, ExitStatus, Instant)> = None;
     let mut hung: Vec<String> = Vec::new();
     loop {
         for (number, rank) in ranks.iter_mut().enumerate() {
             let ended = rank.look().with_context(|| format!("waiting for rank {number}"))?;
-            if let Some(status) = ended.filter(|status| !status.success() && failed.is_none()) {
-                failed = Some((number, status, Instant::now()));
+            match ended.map(|status| (outcome(status, told), status)) {
+                Some((Outcome::Stopped, _)) => stopped = true,
+                Some((Outcome::Failed, status)) if failed.is_none() => failed = Some((number, status, Instant::now())),
+                _ => {}
             }
         }
         if ranks.iter().all(|rank| rank.ended.is_some()) {
             break;
         }
-        if stop.load(Ordering::Relaxed) && !told {
-            told = true;
-            ranks.iter_mut().for_each(Rank::stop);
+        if stop.load(Ordering::Relaxed) && told.is_none() {
+            let signal = stop::signal();
+            told = Some(signal);
+            ranks.iter_mut().for_each(|rank| rank.stop(signal));
         }
         if failed.is_some_and(|(.., at)| at.elapsed() >= GRACE) {
             if hung.is_empty() {
@@ -101,6 +121,7 @@ pub fn ranks(nproc: usize) -> Result<()> {
         std::thread::sleep(LOOK_EVERY);
     }
     match failed {
+        None if stopped => Err(pipeline::Error::Interrupted.into()),
         None => Ok(()),
         Some((rank, status, _)) => {
             let how = match (status.code(), status.signal()) {
@@ -115,6 +136,25 @@ pub fn ranks(nproc: usize) -> Result<()> {
             }
             Err(RankFailed { message, code }.into())
         }
+    }
+}
+
+/// What the end of a rank means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    /// It did what it was told to: the others may take their time to do the same.
+    Stopped,
+    Failed,
+}
+
+/// The outcome of a rank that was `told` to stop, with that signal, or not.
+fn outcome(status: ExitStatus, told: Option<usize>) -> Outcome {
+    let code = status.code().and_then(|code| usize::try_from(code).ok());
+    match told {
+        _ if status.success() => Outcome::Done,
+        Some(signal) if code == Some(128 + signal) => Outcome::Stopped,
+        _ => Outcome::Failed,
     }
 }
 
@@ -147,10 +187,10 @@ impl Rank {
     }
 
     /// Asks it to save and stop.
-    fn stop(&mut self) {
+    fn stop(&mut self, signal: usize) {
         if let Some(stdin) = &mut self.child.stdin {
             // One that has ended does not listen.
-            let _ = writeln!(stdin, "{}", stop::signal()).and_then(|()| stdin.flush());
+            let _ = writeln!(stdin, "{signal}").and_then(|()| stdin.flush());
         }
     }
 
@@ -170,5 +210,17 @@ mod tests {
         let of = |line: &str| arguments(line.split(' ').map(OsString::from));
         assert_eq!(of("train a.toml --nproc 4 --json"), ["train", "a.toml", "--json"]);
         assert_eq!(of("train --nproc=4 a.toml"), ["train", "a.toml"]);
+    }
+    #[test]
+    fn a_rank_that_was_told_to_stop_and_does_has_not_failed() {
+        let ended = |code: i32| ExitStatus::from_raw(code << 8);
+        assert_eq!(outcome(ended(0), None), Outcome::Done);
+        assert_eq!(outcome(ended(0), Some(2)), Outcome::Done);
+        assert_eq!(outcome(ended(130), Some(2)), Outcome::Stopped);
+        for (status, told) in
+            [(ended(130), None), (ended(1), Some(2)), (ended(130), Some(15)), (ExitStatus::from_raw(9), Some(9))]
+        {
+            assert_eq!(outcome(status, told), Outcome::Failed, "{status:?} {told:?}");
+        }
     }
 }

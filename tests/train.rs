@@ -4,70 +4,27 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use support::{fulgurite, root, small_recipe, succeed};
+use support::{fulgurite, job, json_lines as lines, refused, root, said, small_job, small_tokens, succeed};
 
 /// A run with token shards, and the settings of a job on them that takes a second.
 fn prepared(dir: &Path) -> (PathBuf, PathBuf) {
-    let run = dir.join("run");
-    let recipe = small_recipe(dir);
-    succeed(fulgurite().arg("run").arg(recipe).arg("--run-dir").arg(&run).args(["--until", "token_statistics"]));
-    let settings = dir.join("job.toml");
-    let text = format!(
-        r#"
-name = "job"
-tokens = {run:?}
-
-[train]
-sequence_length = 32
-batch = 2
+    let run = small_tokens(dir, &[]);
+    let keys = r#"batch = 2
 steps = 40
 log_every_steps = 1
 checkpoint_every_steps = 4
 keep_checkpoints = 1
-keep_checkpoint_every_steps = 20
-
-[train.model]
-decoder_layers = 2
-decoder_embed_dim = 32
-decoder_attention_heads = 2
-
-[train.evaluation]
+keep_checkpoint_every_steps = 20"#;
+    let evaluation = r#"[train.evaluation]
 every_steps = 20
 sequences = 4
 prompts = ["The sea", ""]
-sample_tokens = 4
-"#
-    );
-    std::fs::write(&settings, text).unwrap();
+sample_tokens = 4"#;
+    let settings = small_job(dir, &run, keys, evaluation);
     (run, settings)
-}
-
-fn job(settings: &Path, directory: &Path, set: &[&str]) -> Command {
-    let mut command = fulgurite();
-    command.arg("train").arg(settings).args(["--device", "cpu", "--run-dir"]).arg(directory);
-    for set in set {
-        command.args(["--set", set]);
-    }
-    command
-}
-
-fn refused(command: &mut Command, code: i32) -> String {
-    let output = command.output().unwrap();
-    let text = said(&output);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    text
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn lines(path: &Path) -> Vec<serde_json::Value> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
 /// Step, loss and held-out loss of every line.
@@ -174,21 +131,9 @@ fn what_a_job_cannot_start_with_is_refused() {
 #[test]
 fn a_run_without_held_out_documents_trains() {
     let dir = tempfile::tempdir().unwrap();
-    let recipe = small_recipe(dir.path());
-    let run = dir.path().join("run");
-    succeed(fulgurite().arg("run").arg(&recipe).arg("--run-dir").arg(&run).args([
-        "--until",
-        "token_statistics",
-        "--set",
-        "tokenize.validation_fraction=0.0",
-    ]));
-    let settings = dir.path().join("job.toml");
-    std::fs::write(
-        &settings,
-        "name = \"job\"\ntokens = \"tokens\"\n[train]\nsequence_length = 32\nbatch = 2\nsteps = 12\n[train.model]\n\
-         decoder_layers = 1\ndecoder_embed_dim = 32\ndecoder_attention_heads = 2\n[train.evaluation]\nevery_steps = 4\n",
-    )
-    .unwrap();
+    let run = small_tokens(dir.path(), &["tokenize.validation_fraction=0.0"]);
+    let settings =
+        small_job(dir.path(), Path::new("tokens"), "batch = 2\nsteps = 12", "[train.evaluation]\nevery_steps = 4");
     // From inside of the run, the stage by its bare name.
     let output = succeed(job(&settings, &dir.path().join("a"), &[]).args(["--profile", "1"]).current_dir(&run));
     let text = said(&output);

@@ -1,12 +1,13 @@
 //! `fulgurite bench`
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use train::bench::{AttentionShape, AttentionTime, CollectiveTime};
 use train::device::{Device, DeviceChoice};
-use train::parallel::{self, Collective, Launch};
+use train::parallel::{self, Collective, Meeting};
 
 use crate::cli::{Bench, BenchAttention, BenchCollectives, BenchGenerate, BenchTrain};
 use crate::exit::Usage;
@@ -26,13 +27,14 @@ pub fn bench(what: &Bench) -> Result<()> {
 /// Seconds that a rank waits for another.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What this process is a rank of, and its device.
-fn rank(device: &str) -> Result<(Arc<dyn Collective>, Device)> {
+/// What this process is a rank of, and its device, for the bench named `run`.
+fn rank(run: &str, nproc: Option<usize>, device: &str) -> Result<(Arc<dyn Collective>, Device)> {
     let choice: DeviceChoice = device.parse().map_err(|e| Usage(format!("{e}")))?;
-    let launch = Launch::from_env()?;
+    let launch = launch::place(nproc)?;
     let choice = if launch.world > 1 { choice.for_rank(launch.local_rank) } else { choice };
     let device = choice.select()?;
-    Ok((parallel::connect(&launch, PATIENCE)?, device))
+    let meeting = Meeting { run, timeout: PATIENCE, stop: &AtomicBool::new(false) };
+    Ok((parallel::connect(&launch, &meeting)?, device))
 }
 
 /// Tells the other ranks how it ended here.
@@ -45,7 +47,7 @@ fn collectives(args: &BenchCollectives) -> Result<()> {
     if let Some(count) = args.nproc.filter(|&count| count > 1) {
         return launch::ranks(count);
     }
-    let (group, device) = rank(&args.device)?;
+    let (group, device) = rank("bench collectives", args.nproc, &args.device)?;
     let speaks = group.rank() == 0;
     if speaks && !args.json {
         output::line("collective      values  ranks        bytes   time ms      GB/s  bus GB/s   checked  wrong")?;
@@ -62,7 +64,7 @@ fn collectives(args: &BenchCollectives) -> Result<()> {
     left(group.as_ref(), done)?;
     printed?;
     if wrong > 0 {
-        bail!("rank {}: {wrong} values are not the sums that they have to be", group.rank());
+        bail!("rank {}: {wrong} values are not what they have to be", group.rank());
     }
     Ok(())
 }
@@ -123,7 +125,7 @@ fn training(args: &BenchTrain) -> Result<()> {
         // The small sizes take theirs from a tokenizer.
         config.model.vocab_size = 2048;
     }
-    let (group, device) = rank(&args.device)?;
+    let (group, device) = rank("bench train", args.nproc, &args.device)?;
     let time = left(group.as_ref(), train::bench::training(&device, &config, &group, args.steps))?;
     if group.rank() > 0 {
         return Ok(());

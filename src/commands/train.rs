@@ -9,7 +9,7 @@ use train::config::Precision;
 use train::device::DeviceChoice;
 use train::estimate::{Estimate, Gpu, estimate};
 use train::job::{Job, Options};
-use train::parallel::{self, Launch};
+use train::parallel::{self, Launch, Meeting};
 use train::run::Outcome;
 use train::scaling::{self, Scaling};
 
@@ -31,10 +31,11 @@ pub fn train(args: &Train, logging: &Logging) -> Result<()> {
         let ranks = args.nproc.map(|ranks| ranks as usize);
         return tell(&job, choice, ranks, args.json).map_err(|e| explain(&source, e));
     }
-    if let Some(ranks) = args.nproc.filter(|ranks| *ranks > 1) {
-        return launch::ranks(ranks as usize);
+    let nproc = args.nproc.map(|ranks| ranks as usize);
+    if let Some(ranks) = nproc.filter(|ranks| *ranks > 1) {
+        return launch::ranks(ranks);
     }
-    let place = Launch::from_env().map_err(|e| Usage(e.to_string()))?;
+    let place = launch::place(nproc)?;
     let trained = rank(args, &source, &job, choice, &place, logging);
     match place.world {
         1 => trained,
@@ -57,7 +58,15 @@ fn rank(
     let leads = place.rank == 0;
     let _lock = leads.then(|| claim(&directory, job)).transpose()?;
     let stop = stop::on_signal()?;
-    let group = parallel::connect(place, Duration::from_secs(args.rank_timeout_s))?;
+    let run = std::path::absolute(&directory).with_context(|| directory.display().to_string())?.display().to_string();
+    let timeout = Duration::from_secs(args.rank_timeout_s);
+    let group = match parallel::connect(place, &Meeting { run: &run, timeout, stop: stop.as_ref() }) {
+        Err(train::Error::Interrupted) => {
+            tracing::info!("{}: nothing was begun", train::Error::Interrupted);
+            return ended();
+        }
+        met => met?,
+    };
     let mut live = if leads { Live::new(job.train.steps, logging) } else { Live::quiet(job.train.steps) };
     let options = Options {
         directory: &directory,
@@ -77,8 +86,12 @@ fn rank(
     } else if leads {
         output::line(path.display().to_string())?;
     }
-    // What a scheduler stops is saved and goes on later: no failure.
-    if finished || !stop::by_person() { Ok(()) } else { Err(pipeline::Error::Interrupted.into()) }
+    if finished { Ok(()) } else { ended() }
+}
+
+/// The end of a run that was stopped. What a scheduler stops is saved and goes on later: no failure.
+fn ended() -> Result<()> {
+    if stop::by_person() { Err(pipeline::Error::Interrupted.into()) } else { Ok(()) }
 }
 
 /// Makes the directory of a run its own, as long as the file is open, and writes its settings there.
@@ -117,7 +130,7 @@ fn tell(job: &Job, choice: DeviceChoice, ranks: Option<usize>, json: bool) -> st
         });
     }
     let told = estimate(&config, gpu(choice)?);
-    let scaling = ranks.map(|ranks| scaling::estimate(&config, &told.gpu, ranks));
+    let scaling = ranks.map(|ranks| scaling::estimate(&config, &told.gpu, ranks)).transpose()?;
     let printed = match (json, &scaling) {
         (false, _) => print(&told).and_then(|()| scaling.as_ref().map_or(Ok(()), print_scaling)),
         (true, None) => output::json(&told),
@@ -187,7 +200,11 @@ fn print(told: &Estimate) -> Result<()> {
 fn print_scaling(scaling: &Scaling) -> Result<()> {
     let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_string();
-    output::line(format!("\nof each of {} ranks:", scaling.ranks))?;
+    let shared = match scaling.tensor_ranks {
+        1 => String::new(),
+        ranks => format!(", where {ranks} share each block (on CPUs so far)"),
+    };
+    output::line(format!("\nof each of {} ranks{shared}:", scaling.ranks))?;
     let head = [
         "sharding",
         "weights, gradients, moments",
@@ -212,12 +229,17 @@ fn print_scaling(scaling: &Scaling) -> Result<()> {
     output::line(output::table(&rows))?;
     let links = &scaling.links;
     output::line(format!(
-        "\nwith {:.0} GB/s between {} GPUs of a host and {:.0} GB/s a GPU between hosts, {:.0} % of it reached (a model of the \
-         step, not a measurement):",
+        "\nwith {:.0} GB/s between {} GPUs of a host, {:.0} % of it reached, and {:.0} GB/s a GPU between hosts, {:.0} % of it \
+         reached (a model of the step, not a measurement; that a collective costs {:.0} µs and takes {:.0} % of the speed of what \
+         is computed beside it, and that GPUs are {:.1} % apart, is fitted to steps of two and four H200 of one host):",
         links.host_bandwidth / 1e9,
         links.gpus_per_host,
+        100.0 * links.host_reached,
         links.network_bandwidth / 1e9,
-        100.0 * links.reached
+        100.0 * links.network_reached,
+        1e6 * links.call_s,
+        100.0 * links.slowed,
+        100.0 * links.uneven
     ))?;
     let head = ["GPUs", "sharding", "fits", "tokens a step", "ms a step", "ms waiting", "tokens/s", "of one GPU's"];
     let mut rows = vec![head.map(String::from).to_vec()];

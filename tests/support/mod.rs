@@ -85,6 +85,72 @@ decoder_attention_heads = 2
     path
 }
 
+/// Settings of a training job on the token shards `tokens`, with a model that takes milliseconds a step; `keys` are more of the
+/// table `[train]`, `tables` what follows it.
+pub fn small_job(dir: &Path, tokens: &Path, keys: &str, tables: &str) -> PathBuf {
+    let text = format!(
+        r#"
+name = "job"
+tokens = {tokens:?}
+
+[train]
+sequence_length = 32
+{keys}
+
+[train.model]
+decoder_layers = 2
+decoder_embed_dim = 32
+decoder_attention_heads = 2
+
+{tables}
+"#
+    );
+    let path = dir.join("job.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// The small recipe as far as its token shards: the directory of the run.
+pub fn small_tokens(dir: &Path, set: &[&str]) -> PathBuf {
+    let run = dir.join("run");
+    let mut command = fulgurite();
+    command.arg("run").arg(small_recipe(dir)).arg("--run-dir").arg(&run).args(["--until", "token_statistics"]);
+    for set in set {
+        command.args(["--set", set]);
+    }
+    succeed(&mut command);
+    run
+}
+
+/// A training job in `directory`, on the CPU.
+pub fn job(settings: &Path, directory: &Path, set: &[&str]) -> Command {
+    let mut command = fulgurite();
+    command.arg("train").arg(settings).args(["--device", "cpu", "--run-dir"]).arg(directory);
+    for set in set {
+        command.args(["--set", set]);
+    }
+    command
+}
+
+/// The whole lines of a file of JSON lines; none where there is no file.
+pub fn json_lines(path: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// What a command said to people.
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Run to the end and insist on this code; what was said.
+pub fn refused(command: &mut Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    text
+}
+
 /// Run to the end and insist on success.
 pub fn succeed(command: &mut Command) -> Output {
     let output = command.output().unwrap();

@@ -5,12 +5,12 @@
 //! `state.json`, and the XXH3 of each file in `checksums.json`. Of several ranks each writes its shard of weights and
 //! moments, `weights-00003-of-00008.safetensors` and `optimizer-00003-of-00008.safetensors`, whose tensors say what
 //! part of which parameter they are: any number of ranks continues from it. It is written under another name,
-//! made durable and renamed. No random numbers are drawn while training runs: the first weights
+//! made durable and renamed; one that was damaged later is named `step-000123.damaged`, and left to people. No random numbers are drawn while training runs: the first weights
 //! follow from the seed and the order of the data from the loader's state.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -64,8 +64,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Weights and moments in `ranges` of the flat buffer: a shard, of whatever ranks wrote the checkpoint. Nothing else is
-    /// read.
+    /// Weights and moments in `ranges` of the flat buffer of the whole model: a shard, of whatever ranks wrote the checkpoint.
+    /// Nothing else is read.
     ///
     /// # Errors
     /// [`Error::Io`] with the file that cannot be read.
@@ -85,7 +85,7 @@ pub fn save(directory: &Path, snapshot: &Snapshot, state: &State, tokenizer: Opt
     let model = &state.config.model;
     published::write(model, &snapshot.values, &partial, tokenizer)?;
     let list = ParameterList::of(model);
-    write_moments(&partial.join(OPTIMIZER), &list, &[list.range()], snapshot)?;
+    write_moments(&partial.join(OPTIMIZER), &list, &[list.range()], &[list.range()], snapshot)?;
     write_json(&partial.join(STATE), state)?;
     let sums = checksums(&partial)?;
     commit(directory, &partial, &path, &sums)?;
@@ -132,12 +132,15 @@ fn write_shard(
     snapshot: &Snapshot,
     state: &State,
 ) -> Result<BTreeMap<String, String>, Error> {
-    let (partition, rank, world) = (team.partition(&state.config), team.inner.rank(), team.inner.world());
-    let (list, ranges) = (partition.parameters(), partition.shard(rank));
-    let [weights, moments] = [published::WEIGHTS, MOMENTS_OF].map(|kind| published::shard_name(kind, rank, world));
-    let values = Shard { ranges: &ranges, values: &snapshot.values };
+    let (partition, (number, count)) = (team.partition(&state.config), team.shard());
+    let (list, held) = (partition.parameters(), partition.shard(team.inner.rank()));
+    // What all ranks have that share a block is written by the first of them.
+    let written = held.iter().enumerate().filter(|(bucket, _)| team.tensor.rank() == 0 || partition.is_split(*bucket));
+    let ranges: Vec<Range<usize>> = written.map(|(_, range)| range.clone()).collect();
+    let [weights, moments] = [published::WEIGHTS, MOMENTS_OF].map(|kind| published::shard_name(kind, number, count));
+    let values = Shard { ranges: &held, values: &snapshot.values };
     files::replace(&partial.join(&weights), |path| tensors::write(path, list, &ranges, &[("", &values)]))?;
-    write_moments(&partial.join(&moments), list, &ranges, snapshot)?;
+    write_moments(&partial.join(&moments), list, &ranges, &held, snapshot)?;
     let sum = |name: String| checksum(&partial.join(&name)).map(|sum| (name, sum));
     [weights, moments].into_iter().map(sum).collect()
 }
@@ -181,8 +184,15 @@ fn begin(directory: &Path, state: &State) -> Result<(PathBuf, PathBuf), Error> {
     Ok((path, partial))
 }
 
-fn write_moments(path: &Path, list: &ParameterList, ranges: &[Range<usize>], snapshot: &Snapshot) -> Result<(), Error> {
-    let [first, second] = [&snapshot.first, &snapshot.second].map(|values| Shard { ranges, values });
+/// Writes the moments in `ranges` of a snapshot that has those in `held`.
+fn write_moments(
+    path: &Path,
+    list: &ParameterList,
+    ranges: &[Range<usize>],
+    held: &[Range<usize>],
+    snapshot: &Snapshot,
+) -> Result<(), Error> {
+    let [first, second] = [&snapshot.first, &snapshot.second].map(|values| Shard { ranges: held, values });
     let buffers: [(&str, &dyn Values); 2] = [(MOMENTS[0], &first), (MOMENTS[1], &second)];
     files::replace(path, |path| tensors::write(path, list, ranges, &buffers))
 }
@@ -190,9 +200,9 @@ fn write_moments(path: &Path, list: &ParameterList, ranges: &[Range<usize>], sna
 /// Gives a checkpoint that is written its checksums and its name.
 fn commit(directory: &Path, partial: &Path, path: &Path, sums: &BTreeMap<String, String>) -> Result<(), Error> {
     write_json(&partial.join(CHECKSUMS), sums)?;
-    if path.exists() {
-        // Only a checkpoint that does not verify is written again.
-        fs::remove_dir_all(path).map_err(Error::io(path))?;
+    if path.try_exists().map_err(Error::io(path))? {
+        // Nobody has gone on from it; but what was trained is not removed.
+        set_aside(path)?;
     }
     fs::rename(partial, path).map_err(Error::io(path))?;
     files::sync(directory)
@@ -367,55 +377,119 @@ fn open(path: &Path) -> Result<Checkpoint, Error> {
     Ok(Checkpoint { path: path.to_owned(), model, state, weights, moments })
 }
 
-/// The checkpoints in `directory` by step, the oldest first; none when it does not exist.
+/// The checkpoints in `directory` by step, the oldest first; none when it does not exist. Those that were found damaged have
+/// other names, and are none.
 ///
 /// # Errors
 /// [`Error::Io`] when the directory cannot be read.
 pub fn list(directory: &Path) -> Result<Vec<(u64, PathBuf)>, Error> {
-    if !directory.exists() {
-        return Ok(Vec::new());
-    }
-    let mut checkpoints = Vec::new();
-    for entry in fs::read_dir(directory).map_err(Error::io(directory))? {
-        let entry = entry.map_err(Error::io(directory))?;
-        let name = entry.file_name();
-        let step = name.to_str().and_then(|name| name.strip_prefix("step-"));
-        if let Some(step) = step.and_then(|step| step.parse().ok()) {
-            checkpoints.push((step, entry.path()));
-        }
-    }
+    let of = |path: PathBuf| Some((path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?, path));
+    let mut checkpoints: Vec<(u64, PathBuf)> = entries(directory)?.into_iter().filter_map(of).collect();
     checkpoints.sort();
     Ok(checkpoints)
 }
 
-/// Loads the newest checkpoint in `directory` that verifies, the same on all ranks of `group`, which share the reading.
-/// Each newer one that does not is reported as a warning.
+/// What is in a directory; nothing when it does not exist.
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let found = match fs::read_dir(directory) {
+        Ok(found) => found,
+        // Only that: a directory that cannot be read for the moment is not empty.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(directory)(error)),
+    };
+    found.map(|entry| entry.map(|entry| entry.path()).map_err(Error::io(directory))).collect()
+}
+
+/// Why a checkpoint is damaged, nothing where it is whole: a file is not what was written, so nobody can go on from it, now
+/// or later.
 ///
 /// # Errors
-/// [`Error::Io`] when the directory cannot be read, [`Error::Rank`] when another rank fails.
+/// [`Error::Io`] where that cannot be told: the file system does not give what it has.
+fn damage(verified: Result<(), Error>) -> Result<String, Error> {
+    use io::ErrorKind::{NotFound, UnexpectedEof};
+    match verified {
+        Ok(()) => Ok(String::new()),
+        Err(Error::Io { path, source }) if !matches!(source.kind(), NotFound | UnexpectedEof) => {
+            Err(Error::Io { path, source })
+        }
+        Err(error) => Ok(error.to_string()),
+    }
+}
+
+/// An error that keeps the run from going on from a checkpoint, with what to do about it.
+fn advise(error: Error, checkpoint: &Path) -> Error {
+    let advice = format!(
+        "no checkpoint was changed: start again when this is mended, or move {} away to go on from the one before",
+        checkpoint.display()
+    );
+    match error {
+        Error::Io { path, source } => {
+            Error::Io { path, source: io::Error::new(source.kind(), format!("{source}; {advice}")) }
+        }
+        Error::Format { path, reason } => Error::Format { path, reason: format!("{reason}; {advice}") },
+        other => other,
+    }
+}
+
+/// Gives a checkpoint that is not used the name `step-N.damaged`, or one with a number where that is taken: what was trained
+/// is removed by people alone.
+fn set_aside(path: &Path) -> Result<PathBuf, Error> {
+    let mut number = 1;
+    loop {
+        let mut name = path.as_os_str().to_owned();
+        name.push(if number == 1 { ".damaged".to_owned() } else { format!(".damaged-{number}") });
+        let aside = PathBuf::from(name);
+        if !aside.try_exists().map_err(Error::io(&aside))? {
+            fs::rename(path, &aside).map_err(Error::io(path))?;
+            return Ok(aside);
+        }
+        number += 1;
+    }
+}
+
+/// Loads the newest checkpoint in `directory` that verifies, the same on all ranks of `group`, which share the reading.
+/// Each newer one with a file that is missing or not as it was written is named `step-N.damaged`, and told as a warning.
+///
+/// # Errors
+/// [`Error::Io`] when the directory or a file of a checkpoint cannot be read, which is no damage: a file system may be away
+/// for a moment. [`Error::Format`] for a checkpoint that is as it was written, but not by this version of the program.
+/// [`Error::Rank`] when that is so on another rank.
 pub fn load_newest(directory: &Path, group: &dyn Collective) -> Result<Option<Checkpoint>, Error> {
+    let leads = group.rank() == 0;
     // Rank 0 says which there are.
-    let steps = match group.rank() {
-        0 => list(directory)?.into_iter().map(|(step, _)| format!("{step:06}")).collect(),
-        _ => Vec::new(),
-    };
-    let steps = all_of(group, Ok(steps.join("\n")))?.swap_remove(0);
+    let steps = if leads { list(directory) } else { Ok(Vec::new()) };
+    let steps = steps.map(|steps| steps.iter().map(|(step, _)| format!("{step:06}\n")).collect::<String>());
+    let steps = all_of(group, steps)?.swap_remove(0);
     for step in steps.lines().rev() {
         let path = directory.join(format!("step-{step}"));
-        let opened = verify_share(&path, group.rank(), group.world()).and_then(|()| open(&path));
-        let (checkpoint, said) = match opened {
-            Ok(checkpoint) => (Some(checkpoint), String::new()),
-            Err(error) => (None, error.to_string()),
-        };
-        let faults = all_of(group, Ok(said))?;
-        match faults.iter().find(|fault| !fault.is_empty()) {
-            None => return Ok(checkpoint),
-            Some(error) => tracing::warn!(
-                checkpoint = %path.display(),
-                %error,
-                "a checkpoint cannot be used; trying the one before"
-            ),
+        // A directory that rank 0 has seen is there for all, or it is not the same on all hosts.
+        let seen = names(&path).map(|names| names.join(", ")).map_err(|error| advise(error, &path));
+        let seen = all_of(group, seen)?;
+        if let Some(rank) = seen.iter().position(|names| *names != seen[0]) {
+            let (first, other) = (&seen[0], &seen[rank]);
+            let reason = format!("sees in {} {other}, where rank 0 sees {first}", path.display());
+            return Err(Error::Rank { rank, reason });
         }
+        // What one rank cannot read no rank goes on from, and none falls back for that.
+        let found = damage(verify_share(&path, group.rank(), group.world())).map_err(|error| advise(error, &path));
+        let found = all_of(group, found)?.into_iter().find(|reason| !reason.is_empty());
+        let Some(reason) = found else {
+            // As it was written: what this program cannot make of it is no damage.
+            let (checkpoint, said) = match open(&path) {
+                Ok(checkpoint) => (Some(checkpoint), Ok(String::new())),
+                Err(error) => (None, Err(advise(error, &path))),
+            };
+            all_of(group, said)?;
+            return Ok(checkpoint);
+        };
+        let aside = if leads { set_aside(&path).map(|aside| aside.display().to_string()) } else { Ok(String::new()) };
+        let aside = all_of(group, aside)?.swap_remove(0);
+        tracing::warn!(
+            checkpoint = %path.display(),
+            %aside,
+            error = %reason,
+            "a checkpoint is damaged and set aside; the run goes on from the one before. Remove it when you do not need it"
+        );
     }
     Ok(None)
 }
@@ -436,15 +510,85 @@ pub fn prune(directory: &Path, keep: Keep) -> Result<(), Error> {
             fs::rename(path, files::partial(path)).map_err(Error::io(path))?;
         }
     }
-    if !directory.exists() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(directory).map_err(Error::io(directory))? {
-        let path = entry.map_err(Error::io(directory))?.path();
+    for path in entries(directory)? {
         let name = path.file_name().and_then(|name| name.to_str());
         if name.is_some_and(|name| name.starts_with("step-") && name.ends_with(".partial")) {
             fs::remove_dir_all(&path).map_err(Error::io(&path))?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::Alone;
+
+    /// A checkpoint of a tiny model after `step` steps.
+    fn saved(directory: &Path, step: u64) -> PathBuf {
+        let config = TrainConfig { model: ModelConfig::smallest(), ..TrainConfig::default() };
+        let values = crate::model::initial_values(&config.model, step);
+        let state = State { step, tokens: 8 * step, skipped: 0, loader: Value::Null, config };
+        save(directory, &Snapshot::fresh(values), &state, None).unwrap()
+    }
+
+    fn newest(directory: &Path) -> Result<Option<PathBuf>, Error> {
+        load_newest(directory, &Alone).map(|found| found.map(|checkpoint| checkpoint.path))
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_set_aside_and_does_not_count_as_one_that_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        assert!(newest(directory).unwrap().is_none() && newest(&directory.join("none")).unwrap().is_none());
+        let (good, flipped, missing) = (saved(directory, 3), saved(directory, 6), saved(directory, 9));
+        let path = flipped.join(OPTIMIZER);
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        fs::remove_file(missing.join(published::MODEL)).unwrap();
+        assert_eq!(newest(directory).unwrap(), Some(good.clone()));
+        assert_eq!(fs::read(directory.join("step-000006.damaged").join(OPTIMIZER)).unwrap(), bytes);
+        assert!(directory.join("step-000009.damaged").is_dir());
+        // The newest of those that are left stays, whatever lies beside it.
+        prune(directory, Keep { newest: 1, every_steps: 0 }).unwrap();
+        assert_eq!(newest(directory).unwrap(), Some(good));
+        // The same step again, and damaged again, through a file that does not belong to it.
+        fs::write(saved(directory, 6).join("more"), "x").unwrap();
+        assert_eq!(newest(directory).unwrap(), Some(directory.join("step-000003")));
+        assert!(directory.join("step-000006.damaged-2").is_dir());
+    }
+
+    #[test]
+    fn what_cannot_be_read_for_the_moment_is_no_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        saved(directory, 3);
+        let newer = saved(directory, 6);
+        // A directory in the place of a file gives an error of its own kind to whoever reads it, root or not.
+        let (path, away) = (newer.join(published::MODEL), directory.join("away"));
+        fs::rename(&path, &away).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = newest(directory).unwrap_err();
+        assert!(matches!(error, Error::Io { .. }), "{error}");
+        let error = error.to_string();
+        assert!(
+            error.contains("model.safetensors") && error.contains("move") && error.contains("step-000006"),
+            "{error}"
+        );
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&away, &path).unwrap();
+        assert_eq!(newest(directory).unwrap(), Some(newer.clone()));
+        // A list of checkpoints that cannot be read is not an empty one.
+        let file = directory.join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(newest(&file), Err(Error::Io { .. })));
+        // As it was written, but by a program that knows more: no damage either.
+        let text = fs::read_to_string(newer.join(STATE)).unwrap();
+        fs::write(newer.join(STATE), text.replacen('{', "{\"of_tomorrow\": 1,", 1)).unwrap();
+        write_json(&newer.join(CHECKSUMS), &checksums(&newer).unwrap()).unwrap();
+        let error = newest(directory).unwrap_err().to_string();
+        assert!(error.contains("of_tomorrow") && newer.is_dir(), "{error}");
+    }
 }

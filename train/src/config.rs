@@ -144,6 +144,21 @@ impl ModelConfig {
         }
     }
 
+    /// The smallest with all parts: two blocks, the first with LRPE.
+    #[cfg(test)]
+    pub(crate) fn smallest() -> Self {
+        Self {
+            vocab_size: 30,
+            decoder_embed_dim: 8,
+            decoder_layers: 2,
+            decoder_attention_heads: 2,
+            hidden_dim: 8,
+            glu_dim: 12,
+            linear_use_lrpe_list: vec![1, 0],
+            ..Self::default()
+        }
+    }
+
     /// One of `tiny`, `small`, `385m`, `1b`, `3b`, `7b`, `13b`, `65b`, `175b`, in any case.
     pub fn named(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
@@ -163,6 +178,30 @@ impl ModelConfig {
     /// Whether layer `layer` rotates its queries and keys.
     pub fn uses_lrpe(&self, layer: usize) -> bool {
         self.linear_use_lrpe_list[layer] != 0
+    }
+
+    /// What each of `ranks` ranks has of a block that they share, as the sizes of a smaller model: some of the heads, and of
+    /// the channels inside the SGLU.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when they cannot be divided so, with the numbers of ranks that would do.
+    pub fn part(&self, ranks: usize) -> Result<Self, Error> {
+        let (heads, channels) = (self.decoder_attention_heads, self.glu_dim);
+        let divides = |ranks: &usize| heads.is_multiple_of(*ranks) && channels.is_multiple_of(*ranks);
+        if ranks == 0 || !divides(&ranks) {
+            let fitting: Vec<String> = (1..=heads).filter(divides).map(|ranks| ranks.to_string()).collect();
+            let reason = format!(
+                "{ranks} ranks cannot share the {heads} heads and glu_dim = {channels} of a block; {} can",
+                fitting.join(", ")
+            );
+            return Err(Error::config("tensor_ranks", reason));
+        }
+        Ok(Self {
+            decoder_attention_heads: heads / ranks,
+            hidden_dim: self.hidden_dim / ranks,
+            glu_dim: channels / ranks,
+            ..self.clone()
+        })
     }
 
     /// Number of trained values.
@@ -255,8 +294,12 @@ pub struct TrainConfig {
     /// those of a host. 0 is all of them.
     pub hybrid: usize,
     /// Neighbouring ranks that share the tokens of every row, each of which has a part of it: for rows that are too long for
-    /// one. From one to the next goes the state of the attention, whose size does not depend on the length.
+    /// one. From one to the next goes the state of the attention, whose size does not depend on the length. GPUs cut rows at
+    /// multiples of 64 tokens.
     pub sequence_ranks: usize,
+    /// Neighbouring ranks that share each block, of which each has some of the heads and of the channels inside the SGLU: for
+    /// blocks that are too large for one. They see the same tokens.
+    pub tensor_ranks: usize,
     /// What GPUs add up each other's gradients in.
     pub gradient_reduction: GradientReduction,
     /// Weight of the squared logarithm of the softmax's denominator in the loss (PaLM, arXiv 2204.02311,
@@ -296,6 +339,7 @@ impl Default for TrainConfig {
             sharding: Sharding::None,
             hybrid: 0,
             sequence_ranks: 1,
+            tensor_ranks: 1,
             gradient_reduction: GradientReduction::Float32,
             z_loss: 0.0,
             max_skipped_steps: 10,
@@ -327,11 +371,13 @@ impl TrainConfig {
             ("gradient_accumulation", self.gradient_accumulation as u64),
             ("log_every_steps", self.log_every_steps),
             ("sequence_ranks", self.sequence_ranks as u64),
+            ("tensor_ranks", self.tensor_ranks as u64),
         ] {
             if value == 0 {
                 return Err(Error::config(key, "has to be positive"));
             }
         }
+        self.model.part(self.tensor_ranks)?;
         if !(0.0..=1.0).contains(&self.z_loss) {
             return Err(Error::config("z_loss", format!("{} is not between 0 and 1", self.z_loss)));
         }
@@ -342,6 +388,30 @@ impl TrainConfig {
         self.loader.validate().map_err(|error| Error::config("loader", error.to_string()))?;
         self.optimizer.validate()?;
         self.schedule.validate(self.steps)
+    }
+
+    /// Of `ranks` ranks how many together have one copy of what `sharding` cuts, those that share blocks among them.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the ranks are no multiple of `hybrid` or `tensor_ranks`, or the one is none of the other.
+    pub fn neighbours(&self, sharding: Sharding, ranks: usize) -> Result<usize, Error> {
+        let size = match (sharding, self.hybrid) {
+            (Sharding::None, _) | (_, 0) => ranks,
+            (_, size) => size.min(ranks),
+        };
+        if !ranks.is_multiple_of(size) {
+            return Err(Error::config("hybrid", format!("{ranks} ranks are not a multiple of {size}")));
+        }
+        let tensor = self.tensor_ranks.clamp(1, ranks);
+        if !ranks.is_multiple_of(tensor) {
+            return Err(Error::config("tensor_ranks", format!("{ranks} ranks are not a multiple of {tensor}")));
+        }
+        if !size.is_multiple_of(tensor) {
+            let reason =
+                format!("{size} ranks have one copy of the model, which is no multiple of tensor_ranks = {tensor}");
+            return Err(Error::config("hybrid", reason));
+        }
+        Ok(size)
     }
 }
 
@@ -747,6 +817,10 @@ mod tests {
         config.schedule = ScheduleConfig::Cosine(CosineConfig { warmup_steps: Some(4), minimum_ratio: 0.1 });
         let error = config.validate().unwrap_err().to_string();
         assert!(error.starts_with("schedule.warmup_steps: warm-up"), "{error}");
+        let shared: TrainConfig =
+            toml::from_str("tensor_ranks = 3\n[model]\nvocab_size = 300\nglu_dim = 390\n").unwrap();
+        let error = shared.validate().unwrap_err().to_string();
+        assert!(error.starts_with("tensor_ranks: 3 ranks") && error.ends_with("; 1, 2 can"), "{error}");
         let config: TrainConfig =
             toml::from_str("[model]\nvocab_size = 300\n[loader]\nprefetch_batches = 0\n").unwrap();
         let error = config.validate().unwrap_err().to_string();

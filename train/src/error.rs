@@ -74,6 +74,9 @@ pub enum Error {
         /// Who is missing, or what went wrong.
         reason: String,
     },
+    /// The stop flag was set before the ranks had found each other: nothing was begun.
+    #[error("stopped while it waited for the other ranks")]
+    Interrupted,
     /// A rank died, hangs, left or is not doing what this one does.
     #[error("rank {rank} {reason}")]
     Rank {

@@ -193,7 +193,8 @@ pub(crate) fn activation_bytes(config: &TrainConfig, setting: Recompute) -> (u64
     let model = &config.model;
     let (d, e, g) = (model.decoder_embed_dim, model.hidden_dim, model.glu_dim);
     let again: Vec<bool> = (0..model.decoder_layers).map(|layer| setting.again(layer)).collect();
-    let tokens = config.batch * config.sequence_length;
+    // Of one rank, where several share rows.
+    let tokens = config.batch * config.sequence_length.div_ceil(config.sequence_ranks.max(1));
     // Bytes per token, two a value.
     let products = 4 * d + 10 * e + 4 * g;
     let kept: usize = again.iter().map(|&again| if again { 2 * d } else { products }).sum();

@@ -33,9 +33,12 @@ pub struct Model {
 /// The passes through a model of given sizes, with weights that come from anywhere.
 #[derive(Clone, Debug)]
 pub(crate) struct Network {
+    /// The sizes: of the part of a rank where ranks share the blocks.
     config: ModelConfig,
     /// λ of every head of every layer.
     decay: Vec<Arc<[f64]>>,
+    /// Whether other ranks have other heads.
+    shared: bool,
 }
 
 /// The matrices of one block, `[out, in]`.
@@ -58,8 +61,37 @@ impl Block {
 
     /// The matrices in the order of the parameter list.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = &Tensor<2>> {
-        [&self.qkvu, &self.out].into_iter().chain(&self.theta).chain([&self.l1, &self.l2, &self.l3])
+        self.of_mixer().chain(self.of_channels())
     }
+
+    /// Those of the token mixer.
+    pub(crate) fn of_mixer(&self) -> impl Iterator<Item = &Tensor<2>> {
+        [&self.qkvu, &self.out].into_iter().chain(&self.theta)
+    }
+
+    /// Those of the channel mixer, which come after.
+    pub(crate) fn of_channels(&self) -> impl Iterator<Item = &Tensor<2>> {
+        [&self.l1, &self.l2, &self.l3].into_iter()
+    }
+}
+
+/// What is before the tokens of a pass. There is one at a time.
+#[allow(clippy::large_enum_variant)]
+pub(crate) enum Before {
+    /// Nothing: they are whole documents.
+    Nothing,
+    /// Other tokens of the same rows, which have left this state; none for the first tokens.
+    Tokens(Option<Tensor<4>>),
+}
+
+/// What the token mixer of a block makes.
+pub(crate) struct Mixture {
+    /// The stream after it, `[N, D]`. Of some of the heads a term of what all of them add to the stream, before the norm.
+    pub(crate) out: Tensor<2>,
+    /// Σ o² of every token over these heads, `[N, 1]`, where they are not all.
+    pub(crate) squares: Option<Tensor<2>>,
+    /// The state after the tokens, where one before them was given.
+    pub(crate) after: Option<Tensor<4>>,
 }
 
 /// Views of `parameters` in `buffer`, which begins with value `begin` of the flat buffer; leaves of a tape where
@@ -130,7 +162,18 @@ impl Network {
     pub(crate) fn new(config: &ModelConfig) -> Self {
         let decay = (0..config.decoder_layers)
             .map(|layer| decay_rates(config.decoder_attention_heads, layer, config.decoder_layers).into());
-        Self { decay: decay.collect(), config: config.clone() }
+        Self { decay: decay.collect(), config: config.clone(), shared: false }
+    }
+
+    /// What rank `rank` of `world` has that share the blocks of a model of these sizes.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::part`].
+    pub(crate) fn part(config: &ModelConfig, rank: usize, world: usize) -> Result<Self, Error> {
+        let (whole, config) = (Self::new(config), config.part(world)?);
+        let heads = config.decoder_attention_heads;
+        let decay = whole.decay.iter().map(|rates| rates[rank * heads..(rank + 1) * heads].into());
+        Ok(Self { decay: decay.collect(), config, shared: world > 1 })
     }
 
     /// The sizes.
@@ -154,10 +197,20 @@ impl Network {
     /// One block: `mix` is the token mixer between its projections.
     fn block(&self, block: &Block, x: Tensor<2>, mix: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
         let qkvu = linear(srms_norm(x.clone()), &block.qkvu);
-        let x = x + linear(mix(qkvu), &block.out);
+        self.channels(block, x + linear(mix(qkvu), &block.out))
+    }
+
+    /// The stream after the channel mixer of `block` and `x` before it; of some of its channels a term of what all of them
+    /// add to it.
+    pub(crate) fn channels(&self, block: &Block, x: Tensor<2>) -> Tensor<2> {
         let normed = srms_norm(x.clone());
         let gate = linear(normed.clone(), &block.l1) * linear(normed, &block.l2);
-        x + linear(gate, &block.l3)
+        self.added(x, linear(gate, &block.l3))
+    }
+
+    /// `x` with what a half of a block adds to it, where this is all of that.
+    fn added(&self, x: Tensor<2>, out: Tensor<2>) -> Tensor<2> {
+        if self.shared { out } else { x + out }
     }
 
     /// The stream after block `layer`, with the weights `block`, for whole documents.
@@ -166,24 +219,35 @@ impl Network {
         self.block(block, x, |qkvu| gated::gated_attention(qkvu, block.theta.clone(), decay, sequences))
     }
 
-    /// [`Network::layer`] for a part of every row, after `state: [B, H, K, V]` (2K with LRPE) of the tokens before it; gives
-    /// the state after it, too.
-    pub(crate) fn layer_after(
+    /// What the token mixer of block `layer`, with the weights `block`, makes of the stream `x`. A state is `[B, H, K, V]`, 2K in
+    /// place of K with LRPE.
+    pub(crate) fn mixer(
         &self,
         layer: usize,
         block: &Block,
         x: Tensor<2>,
-        sequences: &Sequences,
-        state: Option<Tensor<4>>,
-    ) -> (Tensor<2>, Tensor<4>) {
-        let mut after = None;
-        let x = self.block(block, x, |qkvu| {
-            let (theta, decay) = (block.theta.clone(), &self.decay[layer]);
-            let (mixed, state) = gated::stateful(chunked::attention, qkvu, theta, decay, sequences, state);
-            after = Some(state);
-            mixed
-        });
-        (x, after.unwrap_or_else(|| unreachable!("the mixer ran")))
+        sequences: &Arc<Sequences>,
+        before: Before,
+    ) -> Mixture {
+        let (theta, decay) = (block.theta.clone(), &self.decay[layer]);
+        let qkvu = linear(srms_norm(x.clone()), &block.qkvu);
+        let form = chunked::attention;
+        let (mixed, squares, after) = match (before, self.shared) {
+            (Before::Nothing, false) => (gated::gated_attention(qkvu, theta, decay, sequences), None, None),
+            (Before::Nothing, true) => {
+                let [mixed, squares] = gated::gated_part(qkvu, theta, decay, sequences);
+                (mixed, Some(squares), None)
+            }
+            (Before::Tokens(state), false) => {
+                let (mixed, after) = gated::stateful(form, qkvu, theta, decay, sequences, state);
+                (mixed, None, Some(after))
+            }
+            (Before::Tokens(state), true) => {
+                let ([mixed, squares], after) = gated::stateful_part(form, qkvu, theta, decay, sequences, state);
+                (mixed, Some(squares), Some(after))
+            }
+        };
+        Mixture { out: self.added(x, linear(mixed, &block.out)), squares, after }
     }
 
     /// The shape of the state of block `layer` for `rows` rows.
@@ -404,35 +468,51 @@ pub(crate) fn initial_values(config: &ModelConfig, seed: u64) -> Vec<f32> {
     initial_shard(config, seed, &[ParameterList::of(config).range()])
 }
 
+/// Values of a parameter, by their place in it, and where they go.
+type Run<'a> = (Range<usize>, &'a mut [f32]);
+
 /// Those of [`initial_values`] that are in `ranges`, one after the other: no more is in memory at once.
 pub(crate) fn initial_shard(config: &ModelConfig, seed: u64, ranges: &[Range<usize>]) -> Vec<f32> {
     let list = ParameterList::of(config);
+    let parameters = list.iter().as_slice();
     let mut values = vec![0f32; ranges.iter().map(Range::len).sum()];
     let mut rest = values.as_mut_slice();
-    let mut parts = Vec::new();
+    // By parameter, its ranges in ascending order.
+    let mut parts: Vec<(usize, Vec<Run<'_>>)> = Vec::new();
     for range in ranges {
-        for (index, parameter) in list.iter().enumerate() {
-            let whole = parameter.range();
-            let (begin, end) = (whole.start.max(range.start), whole.end.min(range.end));
-            if begin < end {
-                let (part, after) = std::mem::take(&mut rest).split_at_mut(end - begin);
-                rest = after;
-                parts.push((index, parameter, begin - whole.start, part));
+        let mut begin = range.start;
+        while begin < range.end {
+            let index = parameters.partition_point(|parameter| parameter.range().end <= begin);
+            let whole = parameters[index].range();
+            let end = whole.end.min(range.end);
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(end - begin);
+            rest = after;
+            let place = begin - whole.start..end - whole.start;
+            match parts.last_mut() {
+                Some((last, runs)) if *last == index && runs.last().is_some_and(|(run, _)| run.end <= place.start) => {
+                    runs.push((place, part));
+                }
+                _ => parts.push((index, vec![(place, part)])),
             }
+            begin = end;
         }
     }
     // Every parameter draws from a stream of its own: threads do not change a value.
-    parts.into_par_iter().for_each(|(index, parameter, begin, values)| {
-        if parameter.decays() {
-            let mut rng = Rng::new(seed, index as u64);
-            for _ in 0..begin {
-                rng.normal();
-            }
-            values.fill_with(|| (rng.normal() * config.init_std) as f32);
-        } else {
-            let channels = parameter.range().len() as f64;
-            for (c, theta) in (begin..).zip(values) {
-                *theta = 10000f64.powf(-2.0 * c as f64 / channels) as f32;
+    parts.into_par_iter().for_each(|(index, runs)| {
+        let parameter = &parameters[index];
+        let (mut rng, mut next) = (Rng::new(seed, index as u64), 0);
+        for (place, values) in runs {
+            if parameter.decays() {
+                for _ in next..place.start {
+                    rng.normal();
+                }
+                next = place.end;
+                values.fill_with(|| (rng.normal() * config.init_std) as f32);
+            } else {
+                let channels = parameter.range().len() as f64;
+                for (c, theta) in place.zip(values) {
+                    *theta = 10000f64.powf(-2.0 * c as f64 / channels) as f32;
+                }
             }
         }
     });
@@ -462,18 +542,10 @@ mod tests {
 
     #[test]
     fn a_shard_of_the_first_weights_is_cut_out_of_them() {
-        let config = ModelConfig {
-            vocab_size: 30,
-            decoder_embed_dim: 8,
-            decoder_layers: 2,
-            decoder_attention_heads: 2,
-            hidden_dim: 8,
-            glu_dim: 12,
-            linear_use_lrpe_list: vec![1, 0],
-            ..ModelConfig::default()
-        };
+        let config = ModelConfig::smallest();
         let whole = initial_values(&config, 3);
-        let ranges = [0..0, 7..250, 250..251, 600..whole.len()];
+        // Also backwards, and in pieces of one parameter.
+        let ranges = [0..0, 7..250, 250..251, 600..whole.len(), 300..310, 320..321, 340..360, 260..261];
         let want: Vec<f32> = ranges.iter().flat_map(|range| whole[range.clone()].to_vec()).collect();
         assert_eq!(initial_shard(&config, 3, &ranges), want);
     }

@@ -222,17 +222,7 @@ mod tests {
     use crate::ops::testing::{assert_close, random};
 
     fn model() -> Model {
-        let config = ModelConfig {
-            vocab_size: 30,
-            decoder_embed_dim: 8,
-            decoder_layers: 2,
-            decoder_attention_heads: 2,
-            hidden_dim: 8,
-            glu_dim: 12,
-            linear_use_lrpe_list: vec![1, 0],
-            ..ModelConfig::default()
-        };
-        Model::new(&config, 3, &Device::flex()).unwrap()
+        Model::new(&ModelConfig::smallest(), 3, &Device::flex()).unwrap()
     }
 
     fn gradients(model: &Model, step: u64) -> Vec<Tensor<2>> {

@@ -10,6 +10,7 @@ use std::time::Instant;
 use burn::tensor::Device;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::checkpoint::{self, Keep, State, Writer};
 use crate::config::TrainConfig;
@@ -97,6 +98,9 @@ pub struct Metrics {
     /// Bytes that rank 0 sent to each step to other ranks through the host, the mean since the line before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_bytes: Option<f64>,
+    /// Bytes of weights, gradients and moments that rank 0 had at the fullest moment of the step, on CPUs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_bytes: Option<u64>,
     /// Steps so far that changed nothing, since the gradient was no number.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
@@ -245,11 +249,11 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         fs::create_dir_all(&directory).map_err(Error::io(&directory))?;
         checkpoint::prune(&directory, Keep::default())?;
     }
-    agree_on_settings(config, source, group)?;
+    agree_on_settings(run, source)?;
 
     let mut saved = None;
     let team = Team::new(run.group, config)?;
-    let ranges = team.partition(config).shard(team.inner.rank());
+    let ranges = team.partition(config).places(team.inner.rank());
     let (snapshot, mut step, mut tokens) = match checkpoint::load_newest(&directory, group)? {
         Some(checkpoint) => {
             let (path, state) = (&checkpoint.path, &checkpoint.state);
@@ -341,8 +345,9 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
         let held_out_loss = evaluated.map(|rows| engine.loss(rows)).transpose()?;
         if sampled {
             // All ranks, for the one that writes: it may need what they hold.
-            let mut reader = engine.reader()?;
-            samples.as_ref().map(|samples| samples.write(step, reader.as_mut())).transpose()?;
+            if let Some((samples, mut reader)) = samples.as_ref().zip(engine.reader()?) {
+                samples.write(step, reader.as_mut())?;
+            }
         }
         let (elapsed_s, steps) = (since.time.elapsed().as_secs_f64(), (step - since.step).max(1) as f64);
         let tokens_per_s = (tokens - since.tokens) as f64 / elapsed_s;
@@ -358,6 +363,7 @@ pub fn train(run: &Run<'_>, source: &mut dyn BatchSource, on_step: &mut dyn FnMu
             mfu: peak_flops.map(|peak| tokens_per_s * flops_per_token / peak),
             memory_bytes: if written { engine.memory_bytes() } else { None },
             sent_bytes: (group.world() > 1).then(|| (group.bytes_sent() - since.sent_bytes) as f64 / steps),
+            state_bytes: engine.state_bytes(),
             skipped: outcome.skipped,
             time: Some(TimeSplit {
                 step_ms: 1e3 * elapsed_s / steps,
@@ -385,13 +391,20 @@ fn within_limit(config: &TrainConfig, step: u64, outcome: &engine::Outcome) -> R
 }
 
 /// Refuses to go on where ranks were started with settings, programs or data that differ.
-fn agree_on_settings(config: &TrainConfig, source: &dyn BatchSource, group: &dyn Collective) -> Result<(), Error> {
+fn agree_on_settings(run: &Run<'_>, source: &dyn BatchSource) -> Result<(), Error> {
+    // All ranks evaluate and sample together, or none does.
+    let held_out = run.held_out.map(|rows| {
+        let bytes: Vec<u8> = rows.tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        serde_json::json!({ "rows": rows.rows(), "xxh3": format!("{:016x}", xxh3_64(&bytes)) })
+    });
     let own = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "settings": serde_json::to_value(config).unwrap_or_default(),
+        "settings": serde_json::to_value(run.config).unwrap_or_default(),
         "tokens": source.state(),
+        "held-out rows": held_out,
+        "writing of samples": Samples::are_wanted(run.config, run.tokenizer),
     });
-    let all = all_of(group, Ok(own.to_string()))?;
+    let all = all_of(run.group.as_ref(), Ok(own.to_string()))?;
     let read = |text: &String| serde_json::from_str::<Value>(text).unwrap_or_default();
     let first = all.first().map(read).unwrap_or_default();
     for (rank, text) in all.iter().enumerate().skip(1) {

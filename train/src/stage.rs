@@ -166,6 +166,7 @@ impl Stage for TrainStage {
                 "sharding",
                 "hybrid",
                 "sequence_ranks",
+                "tensor_ranks",
                 "evaluation",
                 "loader",
             ] {

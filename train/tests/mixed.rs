@@ -310,7 +310,7 @@ fn a_world_of_one_has_the_same_bits_with_every_sharding() {
             }
             let outcome = engine.outcome().unwrap();
             let held_out = engine.loss(&batch(&config, 9)).unwrap();
-            let logits = engine.reader().unwrap().read(&[1, 2, 3]).unwrap();
+            let logits = engine.reader().unwrap().unwrap().read(&[1, 2, 3]).unwrap();
             (outcome, held_out, logits, snapshot(engine.as_mut()))
         };
         let want = run(Sharding::None, GradientReduction::Float32, false);

@@ -17,7 +17,7 @@ use crate::parallel::{Alone, Collective, Team};
 /// One collective at one size.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CollectiveTime {
-    /// `all-reduce`, `reduce-scatter` or `all-gather`.
+    /// `all-reduce`, `reduce-scatter`, `all-gather` or `relay`, in which the first rank's values go from rank to rank.
     pub collective: String,
     /// `float32` or `bf16`.
     pub values: &'static str,
@@ -30,7 +30,7 @@ pub struct CollectiveTime {
     /// Those bytes per second.
     pub gb_per_s: f64,
     /// Bytes that every link moves per second where each rank has one, as nccl-tests count them: the above times
-    /// (N - 1) / N, twice for an all-reduce.
+    /// (N - 1) / N, twice for an all-reduce, and once for a relay.
     pub bus_gb_per_s: f64,
     /// Values of this rank's result, all of which were compared with what they have to be.
     pub checked: usize,
@@ -50,7 +50,7 @@ fn value(rank: usize, at: usize, world: usize) -> f32 {
 }
 
 /// Runs each collective in float32 and bf16 at each of the sizes (bytes of the larger side, rounded up to what all ranks
-/// can share). Results are poisoned before and compared with sums taken on the host. All ranks call it together; `told` gets
+/// can share), and between several ranks a relay in float32, as that of states. Results are poisoned before and compared with sums taken on the host. All ranks call it together; `told` gets
 /// what this rank sees.
 ///
 /// # Errors
@@ -66,7 +66,14 @@ pub fn collectives(
         return Err(Error::Device { device: format!("{device:?}"), reason });
     }
     let near = cuda::of(Tensor::<1>::zeros([8], device));
-    let team = Team { all: group.clone(), inner: group.clone(), outer: Alone::shared(), sequence: Alone::shared() };
+    let team = Team {
+        all: group.clone(),
+        inner: group.clone(),
+        outer: Alone::shared(),
+        sequence: group.clone(),
+        tensor: Alone::shared(),
+        copy: group.clone(),
+    };
     let gpus = Gpus::join(&near, &team)?;
     for &bytes in sizes {
         for dtype in [DType::F32, DType::BF16] {
@@ -74,6 +81,9 @@ pub fn collectives(
             for collective in [AllReduce, ReduceScatter, AllGather] {
                 told(&one(&gpus, group.as_ref(), &near, collective, dtype, bytes)?);
             }
+        }
+        if group.world() > 1 {
+            told(&relay(&gpus, group.as_ref(), &near, bytes)?);
         }
     }
     // None leaves while another is at work.
@@ -111,24 +121,10 @@ fn one(
     };
     let from = place(&near.device, &sent, dtype);
     let to = place(&near.device, &vec![f32::NAN; want.len()], dtype);
-    gpus.start(collective, &from, &to).wait(&to);
-    gpus.settle(near)?;
-    let failed = |error: cuda::Error| Error::Device { device: "cuda".to_owned(), reason: error.to_string() };
-    let got = cuda::download_floats(&to).map_err(failed)?;
-    let wrong = got.iter().zip(&want).filter(|(got, want)| got != want).count();
-
-    let mut times = Vec::with_capacity(BATCHES);
-    for _ in 0..BATCHES {
-        group.barrier()?;
-        let begin = Instant::now();
-        for _ in 0..BATCH {
-            gpus.start(collective, &from, &to).wait(&to);
-        }
-        gpus.settle(near)?;
-        times.push(begin.elapsed().as_secs_f64() / BATCH as f64);
-    }
-    times.sort_by(f64::total_cmp);
-    let time_s = times[BATCHES / 2];
+    let start = || gpus.start(collective, &from, &to).wait(&to);
+    start();
+    let wrong = wrong(gpus, &to, &want)?;
+    let time_s = median(gpus, group, near, start)?;
     let bytes = (all * dtype.size()) as u64;
     let rate = bytes as f64 / time_s / 1e9;
     let passes = if collective == cuda::Collective::AllReduce { 2.0 } else { 1.0 };
@@ -143,6 +139,63 @@ fn one(
         checked: want.len(),
         wrong,
     })
+}
+
+/// The first rank's values from rank to rank, each of which hands on what came.
+fn relay(gpus: &Gpus, group: &dyn Collective, near: &CubeTensor, bytes: u64) -> Result<CollectiveTime, Error> {
+    let (rank, world) = (group.rank(), group.world());
+    let want: Vec<f32> = (0..(bytes as usize / 4).next_multiple_of(8)).map(|at| value(0, at, world)).collect();
+    let own = if rank == 0 { want.clone() } else { vec![f32::NAN; want.len()] };
+    let values = place(&near.device, &own, DType::F32);
+    let [before, after] = gpus.neighbours(false);
+    let pass = || {
+        if let Some(before) = before {
+            before.receive(&values).wait(&values);
+        }
+        if let Some(after) = after {
+            after.send(&values).wait(&values);
+        }
+    };
+    pass();
+    let wrong = wrong(gpus, &values, &want)?;
+    let time_s = median(gpus, group, near, pass)?;
+    let bytes = 4 * want.len() as u64;
+    let rate = bytes as f64 / time_s / 1e9;
+    Ok(CollectiveTime {
+        collective: "relay".to_owned(),
+        values: "float32",
+        world,
+        bytes,
+        time_ms: 1e3 * time_s,
+        gb_per_s: rate,
+        bus_gb_per_s: rate,
+        checked: want.len(),
+        wrong,
+    })
+}
+
+/// How many values differ from what they have to be.
+fn wrong(gpus: &Gpus, got: &CubeTensor, want: &[f32]) -> Result<usize, Error> {
+    gpus.settle(got)?;
+    let failed = |error: cuda::Error| Error::Device { device: "cuda".to_owned(), reason: error.to_string() };
+    let got = cuda::download_floats(got).map_err(failed)?;
+    Ok(got.iter().zip(want).filter(|(got, want)| got != want).count())
+}
+
+/// Seconds that `start` takes, of many that are asked for together: the median of several times.
+fn median(gpus: &Gpus, group: &dyn Collective, near: &CubeTensor, start: impl Fn()) -> Result<f64, Error> {
+    let mut times = Vec::with_capacity(BATCHES);
+    for _ in 0..BATCHES {
+        group.barrier()?;
+        let begin = Instant::now();
+        for _ in 0..BATCH {
+            start();
+        }
+        gpus.settle(near)?;
+        times.push(begin.elapsed().as_secs_f64() / BATCH as f64);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[BATCHES / 2])
 }
 
 #[cfg(test)]

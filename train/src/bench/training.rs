@@ -85,13 +85,13 @@ pub fn training(
     steps: usize,
 ) -> Result<StepTime, Error> {
     config.validate()?;
-    let (rank, world) = (group.rank(), group.world());
+    let world = group.world();
     let team = Team::new(group, config)?;
     let shard = team.partition(config).shard(team.inner.rank());
     let snapshot = Snapshot::fresh(model::initial_shard(&config.model, config.seed, &shard));
     let mut engine = engine::start(config, device, group, snapshot)?;
     let memory_before_bytes = engine.memory_bytes();
-    let batches: Vec<Batch> = (0..GROUP as u64).map(|seed| random(config, seed, rank, world)).collect();
+    let batches: Vec<Batch> = (0..GROUP as u64).map(|seed| random(config, seed, team.rows())).collect();
     let rate = config.optimizer.peak_learning_rate;
     let together = |engine: &mut dyn Engine| -> Result<f64, Error> {
         group.barrier()?;
@@ -136,8 +136,8 @@ pub fn training(
     })
 }
 
-/// The rows of `rank` of a batch that is the same for any number of ranks.
-fn random(config: &TrainConfig, seed: u64, rank: usize, world: usize) -> Batch {
+/// The rows of rank so and so of so many, of a batch that is the same for any number of ranks.
+fn random(config: &TrainConfig, seed: u64, (rank, world): (usize, usize)) -> Batch {
     let (rows, width) = (config.batch * config.gradient_accumulation, config.sequence_length + 1);
     let mut rng = Rng::new(seed, 0);
     let vocabulary = config.model.vocab_size as u64;

@@ -1,4 +1,4 @@
-//! Collectives over GPUs by NCCL, on a stream of their own beside that of the products.
+//! Collectives over GPUs by NCCL, and values from one GPU to another, on a stream of their own beside that of the products.
 //!
 //! The library is loaded at run time and called through the few functions of `nccl.h` (2.18 on) that are declared
 //! here. A collective begins when all is done that was asked for before it on its tensors' device; it is followed by
@@ -8,6 +8,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,6 +81,8 @@ const SUM: c_int = 0;
 
 type Reduction = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Handle, sys::CUstream) -> c_int;
 type Gathering = unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Handle, sys::CUstream) -> c_int;
+type Sending = unsafe extern "C" fn(*const c_void, usize, c_int, c_int, Handle, sys::CUstream) -> c_int;
+type Receiving = unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, Handle, sys::CUstream) -> c_int;
 
 /// The functions of `libnccl` that are used.
 struct Functions {
@@ -92,6 +95,8 @@ struct Functions {
     all_reduce: Reduction,
     reduce_scatter: Reduction,
     all_gather: Gathering,
+    send: Sending,
+    receive: Receiving,
 }
 
 impl Functions {
@@ -118,6 +123,8 @@ impl Functions {
                 all_reduce: *library.get(b"ncclAllReduce").map_err(refused)?,
                 reduce_scatter: *library.get(b"ncclReduceScatter").map_err(refused)?,
                 all_gather: *library.get(b"ncclAllGather").map_err(refused)?,
+                send: *library.get(b"ncclSend").map_err(refused)?,
+                receive: *library.get(b"ncclRecv").map_err(refused)?,
             };
             std::mem::forget(library);
             Ok(functions)
@@ -168,6 +175,26 @@ impl fmt::Display for Collective {
     }
 }
 
+/// What a call does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Together(Collective),
+    /// Gives this rank's values to the rank of that number.
+    Send(usize),
+    /// Takes those of the rank of that number.
+    Receive(usize),
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Together(collective) => collective.fmt(to),
+            Self::Send(_) => to.write_str("send"),
+            Self::Receive(_) => to.write_str("receive"),
+        }
+    }
+}
+
 /// One rank's place among the GPUs that work together. Clones are the same.
 #[derive(Clone)]
 pub struct Communicator(Arc<Shared>);
@@ -183,6 +210,34 @@ struct Shared {
     /// Why nothing can be asked of it any more.
     ended: Mutex<Option<String>>,
     ending: AtomicBool,
+    device: u32,
+    /// Collectives on the stream that were not seen done, the oldest first, and how many there were before; empty until
+    /// somebody watches.
+    flying: Mutex<(VecDeque<Flying>, u64)>,
+    watched: AtomicBool,
+    /// The driver is being asked about them.
+    asking: AtomicBool,
+}
+
+/// A collective on the stream.
+struct Flying {
+    number: u64,
+    what: String,
+    begin: Done,
+    end: Done,
+    has_begun: bool,
+}
+
+/// A collective that was put on the stream and has not been seen done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Its number among those of the communicator.
+    pub number: u64,
+    /// What it is, for people.
+    pub what: String,
+    /// Whether it has begun, which is when this rank's GPU has done all that was asked for before it; unknown while the
+    /// driver does not answer.
+    pub begun: Option<bool>,
 }
 
 // SAFETY: ids of the library and the driver; calls with them are made one at a time (`turn`), from any thread.
@@ -345,6 +400,10 @@ impl Communicator {
             turn: Mutex::new(()),
             ended: Mutex::new(None),
             ending: AtomicBool::new(false),
+            device: u32::from(device.index_id),
+            flying: Mutex::default(),
+            watched: AtomicBool::new(false),
+            asking: AtomicBool::new(false),
         };
         let communicator = Self(Arc::new(shared));
         let pause = Pause::new();
@@ -391,11 +450,43 @@ impl Communicator {
             Collective::AllGather => (sent, sent * self.world() == received),
         };
         assert!(fits, "{collective} over {} ranks of {sent} values to {received}", self.world());
+        self.ask(Operation::Together(collective), each, from, to)
+    }
+
+    /// Puts the contiguous `values` on their way to the rank `to`, which has to receive as many of that type. Of two ranks each
+    /// sends and receives in the order in which the other does the opposite.
+    ///
+    /// # Panics
+    /// When they are not contiguous, their type has no number in NCCL, or there is no such other rank.
+    #[track_caller]
+    pub fn send(&self, values: &CubeTensor, to: usize) -> Ticket {
+        self.pass(Operation::Send(to), to, values)
+    }
+
+    /// Lets the contiguous `values` come from the rank `from`, see [`Communicator::send`].
+    ///
+    /// # Panics
+    /// As that.
+    #[track_caller]
+    pub fn receive(&self, values: &CubeTensor, from: usize) -> Ticket {
+        self.pass(Operation::Receive(from), from, values)
+    }
+
+    #[track_caller]
+    fn pass(&self, operation: Operation, other: usize, values: &CubeTensor) -> Ticket {
+        assert!(buffer::is_contiguous(values), "not contiguous: {values:?}");
+        let (rank, world) = (self.rank(), self.world());
+        assert!(other < world && other != rank, "rank {rank} of {world} has no other of number {other}");
+        self.ask(operation, values.meta.shape().num_elements(), values, values)
+    }
+
+    #[track_caller]
+    fn ask(&self, operation: Operation, count: usize, from: &CubeTensor, to: &CubeTensor) -> Ticket {
         let Some(dtype) = number(from.dtype).filter(|_| from.dtype == to.dtype) else {
-            panic!("{collective} from {:?} to {:?}", from.dtype, to.dtype)
+            panic!("{operation} from {:?} to {:?}", from.dtype, to.dtype)
         };
         let ticket = Ticket(Arc::default());
-        let call = Call { communicator: self.clone(), collective, count: each, dtype, ticket: ticket.clone() };
+        let call = Call { communicator: self.clone(), operation, count, dtype, ticket: ticket.clone() };
         let mut work = Work::near(from);
         work.collective(call, from, to);
         work.submit();
@@ -420,20 +511,13 @@ impl Communicator {
         loop {
             match &*lock(&reached) {
                 Some(Err(error)) => return Err(error.clone()),
-                Some(Ok(Done(at))) => {
-                    // SAFETY: an event that was recorded and is destroyed when it is reached.
-                    let asked = unsafe { event::query(*at) };
-                    match asked {
-                        Ok(()) => {
-                            // SAFETY: used no more.
-                            let _ = unsafe { event::destroy(*at) };
-                            return Ok(());
-                        }
-                        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => {}
-                        Err(error) => return Err(Error::call("the device", error)),
-                    }
+                // SAFETY: an event that was recorded and is destroyed when it is reached.
+                Some(Ok(Done(at))) if unsafe { is_reached(*at) }? => {
+                    // SAFETY: used no more.
+                    let _ = unsafe { event::destroy(*at) };
+                    return Ok(());
                 }
-                None => {}
+                Some(Ok(_)) | None => {}
             }
             if let Some(reason) = lock(&self.0.ended).clone() {
                 return Err(Error::call("collectives", reason));
@@ -466,6 +550,33 @@ impl Communicator {
             return Ok(());
         }
         self.0.is_settled("collective").map(|_| ())
+    }
+
+    /// Asks the driver which collectives have begun and ended, for [`Communicator::unfinished`]; from the first call on they
+    /// are noted. One thread alone calls it, and may be held up in it: the driver answers nobody while a queue of the device
+    /// is full.
+    ///
+    /// # Errors
+    /// [`Error::Call`] when the device has failed.
+    pub fn look(&self) -> Result<(), Error> {
+        let shared = &*self.0;
+        shared.watched.store(true, Ordering::Release);
+        enter(shared.device)?;
+        shared.asking.store(true, Ordering::Release);
+        let asked = shared.look();
+        shared.asking.store(false, Ordering::Release);
+        asked
+    }
+
+    /// The oldest collective that [`Communicator::look`] has not seen done. Does not wait.
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        let asking = self.0.asking.load(Ordering::Acquire);
+        let flying = lock(&self.0.flying);
+        flying.0.front().map(|oldest| Unfinished {
+            number: oldest.number,
+            what: oldest.what.clone(),
+            begun: if asking { None } else { Some(oldest.has_begun) },
+        })
     }
 
     /// Ends everything that is on its way, so that nothing waits for ranks that are gone, and refuses all that comes.
@@ -503,7 +614,43 @@ fn point(stream: sys::CUstream) -> Result<Done, Error> {
     Ok(Done(made))
 }
 
+/// Whether an event was reached.
+///
+/// # Safety
+/// It was recorded and is not destroyed meanwhile.
+unsafe fn is_reached(at: sys::CUevent) -> Result<bool, Error> {
+    // SAFETY: as the caller says.
+    match unsafe { event::query(at) } {
+        Ok(()) => Ok(true),
+        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+        Err(error) => Err(Error::call("the device", error)),
+    }
+}
+
 impl Shared {
+    /// Takes out what has ended. Asks without the lock: the device thread adds meanwhile.
+    fn look(&self) -> Result<(), Error> {
+        loop {
+            let oldest = lock(&self.flying).0.front().map(|oldest| (oldest.begin.0, oldest.end.0));
+            let Some((begin, end)) = oldest else { return Ok(()) };
+            // SAFETY: both were recorded, and are destroyed here alone.
+            let [has_begun, has_ended] = unsafe { [is_reached(begin)?, is_reached(end)?] };
+            let mut flying = lock(&self.flying);
+            if !has_ended {
+                if let Some(oldest) = flying.0.front_mut() {
+                    oldest.has_begun = has_begun;
+                }
+                return Ok(());
+            }
+            flying.0.pop_front();
+            drop(flying);
+            for at in [begin, end] {
+                // SAFETY: used no more.
+                let _ = unsafe { event::destroy(at) };
+            }
+        }
+    }
+
     /// A point behind all that was asked for on a stream, and behind all collectives. On the device thread.
     fn end(&self, server: &mut CudaServer, stream_id: StreamId) -> Result<Done, Error> {
         let refused = |error: ServerError| Error::call("the stream", error);
@@ -549,7 +696,7 @@ fn wait_for(stream: sys::CUstream, Done(at): Done) -> Result<(), Error> {
 #[derive(Debug)]
 pub(super) struct Call {
     communicator: Communicator,
-    collective: Collective,
+    operation: Operation,
     /// Values of the smaller side.
     count: usize,
     dtype: c_int,
@@ -563,7 +710,12 @@ pub const EXPOSED: &str = "exposed";
 
 impl Call {
     pub(super) fn name(&self) -> String {
-        self.collective.to_string()
+        self.operation.to_string()
+    }
+
+    /// Whether it writes anything on this rank.
+    pub(super) fn writes(&self) -> bool {
+        !matches!(self.operation, Operation::Send(_))
     }
 
     /// Puts it on its way behind what `compute` has so far, recorded or not. On the device thread.
@@ -580,22 +732,34 @@ impl Call {
             return Err(Error::call(self.name(), reason));
         }
         wait_for(shared.stream, point(compute)?)?;
+        let began = if shared.watched.load(Ordering::Acquire) { Some(point(shared.stream)?) } else { None };
         let begin = if recorded { Some(profile::mark(shared.stream)?) } else { None };
         let (source, target) = (from as *const c_void, to as *mut c_void);
         let (functions, handle, stream) = (shared.functions, shared.handle, shared.stream);
         // SAFETY: the sizes were checked against the tensors, whose memory is held until the ticket has landed, and the
         // handle is not aborted while it is this thread's turn.
         let mut code = unsafe {
-            match self.collective {
-                Collective::AllReduce => {
+            match self.operation {
+                Operation::Together(Collective::AllReduce) => {
                     (functions.all_reduce)(source, target, self.count, self.dtype, SUM, handle, stream)
                 }
-                Collective::ReduceScatter => {
+                Operation::Together(Collective::ReduceScatter) => {
                     (functions.reduce_scatter)(source, target, self.count, self.dtype, SUM, handle, stream)
                 }
-                Collective::AllGather => (functions.all_gather)(source, target, self.count, self.dtype, handle, stream),
+                Operation::Together(Collective::AllGather) => {
+                    (functions.all_gather)(source, target, self.count, self.dtype, handle, stream)
+                }
+                Operation::Send(to) => (functions.send)(source, self.count, self.dtype, to as c_int, handle, stream),
+                Operation::Receive(from) => {
+                    (functions.receive)(target, self.count, self.dtype, from as c_int, handle, stream)
+                }
             }
         };
+        // Of a single send or receive releases of the library say success before it is on the stream (NVIDIA/nccl issue 1495),
+        // where the point below would be too early; what they answer when asked is right.
+        if code == SUCCESS && !matches!(self.operation, Operation::Together(_)) {
+            code = IN_PROGRESS;
+        }
         let pause = Pause::new();
         while code == IN_PROGRESS {
             if shared.ending.load(Ordering::Acquire) {
@@ -613,6 +777,14 @@ impl Call {
             profile::keep(self.name(), COMMUNICATION, begin, profile::mark(shared.stream)?);
         }
         *lock(&self.ticket.0.done) = Some(point(shared.stream)?);
+        if let Some(begin) = began {
+            let end = point(shared.stream)?;
+            let mut flying = lock(&shared.flying);
+            let number = flying.1 + 1;
+            flying.1 = number;
+            let what = format!("{} number {number}, of {} values", self.name(), self.count);
+            flying.0.push_back(Flying { number, what, begin, end, has_begun: false });
+        }
         Ok(())
     }
 }

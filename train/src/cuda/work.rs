@@ -65,6 +65,16 @@ pub fn flush(near: &CubeTensor) {
     DeviceHandle::<CudaServer>::new(near.client.service_id().device).flush_queue();
 }
 
+/// Gives memory back to the driver that nothing is in any more and nothing new goes into: pages of a size that a larger
+/// allocation has outgrown. CubeCL takes them out, but gives them back only when memory is short, or where it is asked to.
+/// Waits for the device, so that it is for those who have waited for it anyway.
+///
+/// # Errors
+/// When the device has failed.
+pub fn give_back(near: &CubeTensor) -> Result<(), Error> {
+    near.client.flush().map_err(|error| Error::call("giving memory back", error))
+}
+
 /// Pieces of work of this process that failed.
 static FAILURES: AtomicUsize = AtomicUsize::new(0);
 /// The first of them, which are told to everybody.
@@ -201,7 +211,7 @@ impl Work {
     /// Adds a collective, which goes on beside what comes later.
     pub(super) fn collective(&mut self, call: communicator::Call, from: &CubeTensor, to: &CubeTensor) {
         let from = self.slot(from, Access::Read);
-        let to = self.slot(to, Access::Write);
+        let to = self.slot(to, if call.writes() { Access::Write } else { Access::Read });
         self.steps.push(Step::Collective { call, from, to });
     }
 

@@ -8,8 +8,10 @@
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::relay::{Line, Relay};
 use crate::cuda;
 use crate::ops::attention::gated_cuda::{Documents, Mixer};
+use crate::ops::attention::lightning::States;
 use crate::ops::weight::GradientSum;
 use crate::ops::{gate, linear, sglu, srms_norm};
 
@@ -52,8 +54,8 @@ fn add(sum: &GradientSum, dy: &CubeTensor, x: &CubeTensor) {
 pub(super) enum Kept {
     /// All that is not cheap to make again.
     Products(Box<Products>),
-    /// What it began with; the forward is made again.
-    Input(Box<CubeTensor>),
+    /// What it began with, the stream and the state; the forward is made again.
+    Input(Box<(CubeTensor, Option<CubeTensor>)>),
 }
 
 /// Tensors `[N, ..]` in bf16.
@@ -63,6 +65,8 @@ pub(super) struct Products {
     x: CubeTensor,
     /// 4E.
     projected: CubeTensor,
+    /// The state that the attention began with, where ranks share rows.
+    before: Option<CubeTensor>,
     /// The attention's output: E.
     attended: CubeTensor,
     /// The stream between the mixers: D.
@@ -76,22 +80,48 @@ impl Weights {
         Mixer { decay: self.decay.clone(), heads: self.heads, documents: documents.clone() }
     }
 
+    /// Makes ready for the state of this block's attention, or its gradient, to come and go.
+    pub(super) fn relay<'a>(&self, line: Option<&'a dyn Line>, documents: &Documents, backwards: bool) -> Relay<'a> {
+        let room = || {
+            let ([_, inner], _) = cuda::rows(&self.out);
+            self.mixer(documents).state(&self.out, inner, self.theta.is_some())
+        };
+        line.map_or_else(Relay::default, |line| line.relay(&room, backwards))
+    }
+
     /// As far as the factors of SGLU.
-    fn products(&self, x: CubeTensor, documents: &Documents) -> Products {
-        let mixer = self.mixer(documents);
+    fn products(&self, x: CubeTensor, documents: &Documents, relay: Relay<'_>) -> Products {
+        let (mixer, theta) = (self.mixer(documents), self.theta.as_ref());
         let projected = linear::forward(&srms_norm::forward_on_cuda(&x), &self.qkvu, None);
-        let attended = mixer.attend(&projected, self.theta.as_ref(), None, None);
+        let before = relay.receive.map(|receive| receive());
+        let attended = match relay.send {
+            None => mixer.attend(&projected, theta, before.as_ref(), None),
+            Some(send) => {
+                let (attended, after) = mixer.attend_and_leave(&projected, theta, before.as_ref());
+                send(after);
+                attended
+            }
+        };
         let middle = linear::forward(&mixer.gate(&projected, &attended), &self.out, Some(&x));
         let factors = linear::forward(&srms_norm::forward_on_cuda(&middle), &self.up, None);
-        Products { x, projected, attended, middle, factors }
+        Products { x, projected, before, attended, middle, factors }
     }
 
     /// The stream after the block for the stream `x: [N, D]` before it, and what the backward needs;
-    /// only `x` where `again`.
-    pub(super) fn forward(&self, x: CubeTensor, documents: &Documents, again: bool) -> (CubeTensor, Kept) {
-        let products = self.products(x, documents);
+    /// only what the block begins with where `again`.
+    pub(super) fn forward(
+        &self,
+        x: CubeTensor,
+        documents: &Documents,
+        again: bool,
+        relay: Relay<'_>,
+    ) -> (CubeTensor, Kept) {
+        let products = self.products(x, documents, relay);
         let y = linear::forward(&sglu::forward(&products.factors), &self.down, Some(&products.middle));
-        let kept = if again { Kept::Input(Box::new(products.x)) } else { Kept::Products(Box::new(products)) };
+        let kept = match again {
+            true => Kept::Input(Box::new((products.x, products.before))),
+            false => Kept::Products(Box::new(products)),
+        };
         (y, kept)
     }
 
@@ -108,12 +138,22 @@ impl Weights {
 
     /// The gradient of the stream before the block from that after it; those of the weights are added
     /// to their sums.
-    pub(super) fn backward(&self, sums: &Gradients, kept: Kept, dy: CubeTensor, documents: &Documents) -> CubeTensor {
+    pub(super) fn backward(
+        &self,
+        sums: &Gradients,
+        kept: Kept,
+        dy: CubeTensor,
+        documents: &Documents,
+        relay: Relay<'_>,
+    ) -> CubeTensor {
         let products = match kept {
             Kept::Products(products) => *products,
-            Kept::Input(x) => self.products(*x, documents),
+            Kept::Input(began) => {
+                let (x, before) = *began;
+                self.products(x, documents, Relay::again(before))
+            }
         };
-        let Products { x, projected, attended, middle, factors } = products;
+        let Products { x, projected, before, attended, middle, factors } = products;
         let ([tokens, width], _) = cuda::rows(&middle);
 
         // The channel mixer.
@@ -134,9 +174,19 @@ impl Weights {
         let d_gated = linear::backward_input(&d_middle, &self.out);
         let ([_, inner], _) = cuda::rows(&attended);
         let gated = cuda::empty(&attended, [tokens, inner], DType::BF16);
-        let theta = self.theta.as_ref().zip(sums.theta.as_ref());
-        let d_projected = self.mixer(documents).backward(&projected, theta, &attended, &d_gated, Some(&gated));
-        drop((projected, attended, d_gated));
+        let (mixer, theta) = (self.mixer(documents), self.theta.as_ref().zip(sums.theta.as_ref()));
+        let d_after = relay.receive.map(|receive| receive());
+        let leaving = relay.send.map(|send| (send, mixer.state(&attended, inner, theta.is_some())));
+        let states = States {
+            before: before.as_ref(),
+            d_after: d_after.as_ref(),
+            d_before: leaving.as_ref().map(|(_, d_before)| d_before),
+        };
+        let d_projected = mixer.backward(&projected, theta, &attended, &d_gated, Some(&gated), states);
+        if let Some((send, d_before)) = leaving {
+            send(d_before);
+        }
+        drop((projected, before, d_after, attended, d_gated));
         add(&sums.out, &d_middle, &gated);
         drop(gated);
         let d_normed = linear::backward_input(&d_projected, &self.qkvu);

@@ -7,7 +7,9 @@
 mod block;
 pub(crate) mod decoder;
 mod host;
+mod join;
 mod mixed;
+mod relay;
 mod shards;
 mod tape;
 mod weights;
@@ -100,11 +102,12 @@ pub trait Engine {
     /// When the device has failed.
     fn snapshot(&mut self) -> Result<Pending, Error>;
 
-    /// A reader with the weights after the last step, that has read nothing. Holds the weights of the whole model.
+    /// On rank 0 a reader with the weights after the last step, that has read nothing and holds those of the whole model; the
+    /// other ranks give it what it needs.
     ///
     /// # Errors
     /// When the device or another rank has failed.
-    fn reader(&mut self) -> Result<Box<dyn Reader + '_>, Error>;
+    fn reader(&mut self) -> Result<Option<Box<dyn Reader + '_>>, Error>;
 
     /// Records from now on what the device does, where that can be told.
     fn record(&mut self) {}
@@ -119,6 +122,12 @@ pub trait Engine {
 
     /// Bytes of the device's memory that are taken, by anyone, where that can be told.
     fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Bytes of weights, gradients and moments that this rank had at the fullest moment of the last step, counted over the
+    /// buffers that there were; where they are counted.
+    fn state_bytes(&self) -> Option<u64> {
         None
     }
 
@@ -167,8 +176,10 @@ pub fn start(
         Precision::Auto => false,
     };
     if mixed {
-        if team.sequence.world() > 1 {
-            return Err(Error::config("sequence_ranks", "GPUs do not have it; leave it out, or 1"));
+        relay::check(config.sequence_length, team.sequence.world())
+            .map_err(|reason| Error::config("sequence_ranks", reason))?;
+        if team.tensor.world() > 1 {
+            return Err(Error::config("tensor_ranks", "GPUs do not have it; leave it out, or 1"));
         }
         return Ok(Box::new(Mixed::new(config, device, team, snapshot)?));
     }

@@ -263,21 +263,26 @@ impl Working {
         }
     }
 
-    /// All weights, gathered for this where they are not there.
-    pub(super) fn gathered(&self) -> CubeTensor {
-        let (own, all) = match &self.held {
+    /// All weights, gathered for this bucket by bucket where they are not there. All ranks call it; without `keep` a rank only
+    /// gives the others what they need.
+    pub(super) fn gathered(&self, keep: bool) -> Option<CubeTensor> {
+        let buckets = self.room.buckets();
+        let own = match &self.held {
             Held::All { all, .. } => {
-                (0..self.room.buckets()).for_each(|bucket| drop(self.bucket(bucket, None)));
-                return all.clone();
+                (0..buckets).for_each(|bucket| drop(self.bucket(bucket, None)));
+                return keep.then(|| all.clone());
             }
-            Held::Own { own, .. } => (own, cuda::empty(own, [self.room.all_len()], DType::BF16)),
+            Held::Own { own, .. } => own,
         };
-        let gather = |bucket| {
-            let to = self.room.bucket(&all, bucket);
-            self.gpus().start(Collective::AllGather, &self.room.own(own, bucket), &to)
-        };
-        let tickets: Vec<Ticket> = (0..self.room.buckets()).map(gather).collect();
-        tickets.into_iter().for_each(|ticket| ticket.wait(own));
+        let all = keep.then(|| cuda::empty(own, [self.room.all_len()], DType::BF16));
+        for bucket in 0..buckets {
+            let values = self.bucket(bucket, Some(bucket + 1).filter(|next| *next < buckets));
+            if let Some(all) = &all {
+                let mut work = Work::near(own);
+                work.copy(&values, &self.room.bucket(all, bucket));
+                work.submit();
+            }
+        }
         all
     }
 }

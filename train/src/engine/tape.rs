@@ -72,7 +72,7 @@ impl Engine for Tape {
         Ok(Box::new(move || Ok(snapshot)))
     }
 
-    fn reader(&mut self) -> Result<Box<dyn Reader + '_>, Error> {
-        Ok(Box::new(ModelReader::new(&self.model)))
+    fn reader(&mut self) -> Result<Option<Box<dyn Reader + '_>>, Error> {
+        Ok(Some(Box::new(ModelReader::new(&self.model))))
     }
 }

@@ -21,7 +21,7 @@
 // HALF = float16 in place of bf16, XB = ceil(X / 64), NW = warpgroups (64 columns of z each) of a block,
 // DOCS = whether documents end inside rows, SILU = some of x, y, z are taken through SiLU as they arrive
 // (and dq, dk are multiplied with its slope as they leave), THETA = the gradient of LRPE's angles is taken
-// from dq and dk before they are rounded, STATE_ONLY = only the state after a segment.
+// from dq and dk before they are rounded, STATES = that between states, STATE_ONLY = only the state after a segment.
 //
 // THETA. With a = theta (t_i - t_j), a score's derivative by theta is (t_i - t_j) times what is
 // antisymmetric in i and j: the queries' sum of position times g, g = d_sin q_cos - d_cos q_sin, and
@@ -31,7 +31,8 @@
 // bf16 numbers, z + z_rest, and so do the weights of the state, which differ between the walks. That is
 // not enough where a head forgets fast and a row is long. But there only neighbouring chunks meet, and
 // t_i - t_j is i - j within a chunk, c + i - j between two: so both sides count tokens from the chunk's
-// beginning, and keys take c times what the state gave them off. Nothing is multiplied with more than c.
+// beginning, and keys take c times what the state gave them off. Nothing is multiplied with more than c. That holds between
+// states too, where what comes after is tokens behind whole chunks.
 
 #include "common.cuh"
 
@@ -52,6 +53,9 @@
 #endif
 #ifndef THETA
 #define THETA 0
+#endif
+#ifndef STATES
+#define STATES 0
 #endif
 #ifndef SILU
 #define SILU 0
@@ -1031,7 +1035,25 @@ __device__ __forceinline__ void walk(const Walk& pass, const Launch& a) {
 
 #define BLOCK __launch_bounds__(NW * 128 + 128, 1)
 
-#if THETA
+#if THETA && STATES
+// lightning_backward_theta between states (walks 0 and 1; `walks` of them from `first_walk` on): that of dk begins with the
+// gradient of the state after the last token and leaves that of the state before the first, that of dq begins with the state
+// before the first and leaves the one after the last. Both leave what features in two parts give.
+extern "C" __global__ void BLOCK lightning_backward_theta_states(
+    const __grid_constant__ TensorMap q, const __grid_constant__ TensorMap k, const __grid_constant__ TensorMap v,
+    const __grid_constant__ TensorMap q_rest, const __grid_constant__ TensorMap k_rest,
+    const __grid_constant__ TensorMap d_o, const __grid_constant__ TensorMap d_q, const __grid_constant__ TensorMap d_k,
+    const float* decay, const u32* positions, float* segments, double* theta,
+    const float* state_in, float* state_out, const float* d_state_out, float* d_state_in, int key_width, int value_width,
+    int tokens, int heads, int z_groups, int segment_chunks, int segment_count, int first_walk, int walks
+) {
+    const int index = blockIdx.x % walks, which = first_walk + index;
+    Walk w;
+    if (which == 0) w = {&v, &d_o, &q, &d_k, &k, 0, 1, 1, value_width, key_width, d_state_out, d_state_in, &q_rest, &k_rest};
+    else w = {&d_o, &v, &k, &d_q, &q, 0, 0, 1, value_width, key_width, state_in, state_out, &k_rest, &q_rest};
+    walk(w, {decay, (const int*)positions, segments, tokens, heads, z_groups, segment_chunks, segment_count, index, walks, theta});
+}
+#elif THETA
 // The gradients dk and dq (walks 0 and 1) of an attention between features of LRPE, in groups of eight cosines and
 // their eight sines, and the sums that the gradient of theta is of, from the gradient of o. q_rest and k_rest are what
 // q and k lack of the features. The states before and after are zero.

@@ -305,16 +305,7 @@ mod tests {
     fn cuda_form_equals_the_optimizer_of_the_cpu() {
         let Some(device) = cuda_device("adamw") else { return };
         // Sizes with angles of LRPE in the middle, which do not decay.
-        let config = ModelConfig {
-            vocab_size: 30,
-            decoder_embed_dim: 8,
-            decoder_layers: 2,
-            decoder_attention_heads: 2,
-            hidden_dim: 8,
-            glu_dim: 12,
-            linear_use_lrpe_list: vec![1, 1],
-            ..ModelConfig::default()
-        };
+        let config = ModelConfig { linear_use_lrpe_list: vec![1, 1], ..ModelConfig::smallest() };
         let mut model = Model::new(&config, 3, &Device::flex()).unwrap();
         let list = model.parameters().clone();
         let kept: Vec<Range<usize>> = list.iter().filter(|p| !p.decays()).map(|p| p.range()).collect();

@@ -12,7 +12,7 @@ pub mod cross_entropy;
 pub mod embedding;
 mod exp;
 pub mod gate;
-mod lanes;
+pub(crate) mod lanes;
 pub mod linear;
 pub mod lrpe;
 pub(crate) mod operation;
@@ -70,7 +70,7 @@ pub fn kernels() -> Vec<Kernel> {
 }
 
 /// The forms of `lightning.cu` that training takes on an architecture, one with every mask, one in float16, and those that
-/// take the gradient of LRPE's angles.
+/// take the gradient of LRPE's angles, between states too.
 pub fn attention_kernels(architecture: Architecture) -> Vec<Kernel> {
     let hopper = architecture == Architecture::new(9, 0);
     let form = |entry, documents: bool, states_only: bool| {
@@ -83,6 +83,10 @@ pub fn attention_kernels(architecture: Architecture) -> Vec<Kernel> {
     };
     let plain = |documents, states_only| form("lightning_backward", documents, states_only);
     let theta = |states_only| form("lightning_backward_theta", true, states_only).define("THETA", true);
+    let between = |documents, states_only| {
+        let form = form("lightning_backward_theta_states", documents, states_only);
+        form.define("THETA", true).define("STATES", true)
+    };
     vec![
         plain(false, false),
         plain(true, false).define("SILU", true),
@@ -90,6 +94,8 @@ pub fn attention_kernels(architecture: Architecture) -> Vec<Kernel> {
         plain(true, false).define("HALF", true),
         theta(false),
         theta(true),
+        between(false, false),
+        between(true, true),
     ]
 }
 

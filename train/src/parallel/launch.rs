@@ -18,13 +18,16 @@ pub struct Launch {
     pub local_rank: usize,
     /// Host and port where rank 0 waits for the others.
     pub master: (String, u16),
+    /// What the launcher calls the job, where it gives it a name.
+    pub job: Option<String>,
 }
 
 impl Launch {
     /// What the environment says; one process where it says nothing.
     ///
     /// RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT count first. Without RANK those of SLURM do: SLURM_PROCID,
-    /// SLURM_STEP_NUM_TASKS or SLURM_NTASKS, SLURM_LOCALID, and the first host of SLURM_JOB_NODELIST.
+    /// SLURM_STEP_NUM_TASKS or SLURM_NTASKS, SLURM_LOCALID, and the first host of SLURM_JOB_NODELIST. The job is
+    /// TORCHELASTIC_RUN_ID, or SLURM_JOB_ID, with SLURM_STEP_ID where SLURM has numbered the ranks.
     ///
     /// # Errors
     /// [`Error::Config`] with the variable that is missing or no number.
@@ -70,12 +73,15 @@ impl Launch {
             None if slurm => SLURM_PORTS + (number("SLURM_JOB_ID")?.unwrap_or(0) % 20_000) as u16,
             None => PORT,
         };
-        Ok(Self { rank, world, local_rank, master: (host, port) })
+        let step = variable("SLURM_STEP_ID").filter(|_| slurm).map_or(String::new(), |step| format!(".{step}"));
+        let of_slurm = || variable("SLURM_JOB_ID").map(|job| format!("{job}{step}"));
+        let job = variable("TORCHELASTIC_RUN_ID").filter(|_| !slurm).or_else(of_slurm);
+        Ok(Self { rank, world, local_rank, master: (host, port), job })
     }
 
     /// One process.
     pub fn alone() -> Self {
-        Self { rank: 0, world: 1, local_rank: 0, master: ("127.0.0.1".to_owned(), PORT) }
+        Self { rank: 0, world: 1, local_rank: 0, master: ("127.0.0.1".to_owned(), PORT), job: None }
     }
 
     /// The variables that say so, torchrun's.
@@ -121,10 +127,14 @@ mod tests {
     #[test]
     fn torchruns_variables_are_read_and_written() {
         assert_eq!(of(&[]).unwrap(), Launch::alone());
-        let launch = Launch { rank: 5, world: 8, local_rank: 1, master: ("host".into(), 1234) };
+        let launch = Launch { rank: 5, world: 8, local_rank: 1, master: ("host".into(), 1234), job: None };
         let variables = launch.variables();
         let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
         assert_eq!(of(&variables).unwrap(), launch);
+        // Steps of one job may be what starts the ranks, each one of them.
+        let job = |more: &[(&str, &str)]| of(&[&variables[..], more].concat()).unwrap().job;
+        assert_eq!(job(&[("SLURM_JOB_ID", "7"), ("SLURM_STEP_ID", "2")]).unwrap(), "7");
+        assert_eq!(job(&[("SLURM_JOB_ID", "7"), ("TORCHELASTIC_RUN_ID", "a")]).unwrap(), "a");
         let error = of(&[("RANK", "0")]).unwrap_err();
         assert!(error.contains("WORLD_SIZE"), "{error}");
         let error = of(&[("RANK", "8"), ("WORLD_SIZE", "8")]).unwrap_err();
@@ -142,9 +152,11 @@ mod tests {
             ("SLURM_NTASKS", "16"),
             ("SLURM_LOCALID", "1"),
             ("SLURM_JOB_ID", "120007"),
+            ("SLURM_STEP_ID", "3"),
             ("SLURM_JOB_NODELIST", "gpu[007-012,20],login1"),
         ];
-        let want = Launch { rank: 9, world: 16, local_rank: 1, master: ("gpu007".into(), 20_007) };
+        let job = Some("120007.3".into());
+        let want = Launch { rank: 9, world: 16, local_rank: 1, master: ("gpu007".into(), 20_007), job };
         assert_eq!(of(&step).unwrap(), want);
         // A job of one task is one process.
         assert_eq!(of(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")]).unwrap(), Launch::alone());

@@ -15,18 +15,23 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::launch::Launch;
-use super::{Collective, Pending, Relay, Tree};
+use super::{Collective, Meeting, Pending, Relay, Tree};
 use crate::Error;
 use crate::tensors::{bytes, floats};
 
 /// First bytes of a greeting: who connects by mistake is told apart.
-const MAGIC: &str = "fulgurite mesh 1";
-/// Longest text of the rendezvous.
+const MAGIC: &str = "fulgurite mesh 2";
+/// Longest text of the rendezvous, and the longest greeting.
 const MOST_TEXT: usize = 1 << 24;
+const MOST_HELLO: usize = 1 << 14;
+/// How long a greeting may take.
+const HELLO: Duration = Duration::from_secs(5);
 /// Bytes that are read at once.
 const PIECE: usize = 1 << 20;
 /// Between two attempts to connect, and two looks at a listener.
 const RETRY: Duration = Duration::from_millis(20);
+/// Longest wait without a look at the stop flag.
+const LOOK: Duration = Duration::from_millis(500);
 /// How long a rank that fails tries to tell the others.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Waits for nobody.
@@ -39,11 +44,12 @@ enum Operation {
     AllGather,
     Exchange,
     Relay,
+    Gather,
 }
 
 impl Operation {
     fn of(code: u8) -> Option<Self> {
-        [Self::ReduceScatter, Self::AllGather, Self::Exchange, Self::Relay]
+        [Self::ReduceScatter, Self::AllGather, Self::Exchange, Self::Relay, Self::Gather]
             .into_iter()
             .find(|operation| *operation as u8 == code)
     }
@@ -56,6 +62,7 @@ impl fmt::Display for Operation {
             Self::AllGather => "all-gather",
             Self::Exchange => "exchange",
             Self::Relay => "relay",
+            Self::Gather => "gather",
         })
     }
 }
@@ -64,9 +71,21 @@ impl fmt::Display for Operation {
 /// what follows, both in eight bytes, least first.
 enum Frame {
     /// A part of an operation.
-    Data(Operation, u64, Arc<[u8]>),
+    Data(Operation, u64, Arc<Part>),
     /// Good-bye, with the cause where it is a failure.
     Farewell(Option<String>),
+}
+
+/// What is to be sent, to one peer or to several; it counts as held until all have it.
+struct Part {
+    bytes: Box<[u8]>,
+    held: Arc<AtomicU64>,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes.len() as u64, Ordering::Relaxed);
+    }
 }
 
 const DATA: u8 = 0;
@@ -116,6 +135,8 @@ struct Shared {
     next: AtomicU64,
     /// Bytes sent, but for signs of life.
     sent: AtomicU64,
+    /// Bytes of parts that are not sent, or not taken.
+    held: Arc<AtomicU64>,
     /// Whom this rank waits for.
     waits_for: AtomicUsize,
 }
@@ -152,13 +173,19 @@ impl fmt::Debug for Mesh {
 }
 
 impl Mesh {
-    /// Finds the other ranks and connects with each. `timeout` is how long that may take, and afterwards how long a rank may
-    /// give no sign of life, or be waited for, before it is given up.
+    /// Finds the other ranks and connects with each.
     ///
     /// # Errors
-    /// [`Error::Rendezvous`] with the ranks that did not come in time, or what else is wrong.
-    pub fn connect(launch: &Launch, timeout: Duration) -> Result<Self, Error> {
-        let streams = Rendezvous { launch, deadline: Instant::now() + timeout, timeout }.meet()?;
+    /// [`Error::Rendezvous`] with the ranks that did not come in time, the other run that meets there, or what else is wrong,
+    /// [`Error::Interrupted`] when it is to stop before all have come.
+    pub fn connect(launch: &Launch, meeting: &Meeting<'_>) -> Result<Self, Error> {
+        let timeout = meeting.timeout;
+        let run = match &launch.job {
+            Some(job) => format!("{} of job {job}", meeting.run),
+            None => meeting.run.to_owned(),
+        };
+        let deadline = Instant::now() + timeout;
+        let streams = Rendezvous { launch, run, stop: meeting.stop, deadline, timeout }.meet()?;
         let now = Instant::now();
         let inbox = (0..launch.world)
             .map(|_| From { parts: BTreeMap::new(), heard: now, waits_for: NOBODY, end: None })
@@ -170,6 +197,7 @@ impl Mesh {
             arrived: Condvar::new(),
             next: AtomicU64::new(0),
             sent: AtomicU64::new(0),
+            held: Arc::default(),
             waits_for: AtomicUsize::new(NOBODY),
         });
         let mut peers = Vec::with_capacity(launch.world);
@@ -182,7 +210,7 @@ impl Mesh {
     }
 
     /// Sends a part of an operation to the rank at a place.
-    fn send(&self, to: usize, operation: Operation, number: u64, part: Arc<[u8]>) {
+    fn send(&self, to: usize, operation: Operation, number: u64, part: Arc<Part>) {
         self.links.send(self.members[to], operation, number, part);
     }
 
@@ -192,6 +220,22 @@ impl Mesh {
             return Err(Error::Rank { rank: shared.rank, reason: "has left the others already".to_owned() });
         }
         Ok(shared.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The values of all members, of which this one has `own` and the others send theirs.
+    fn put_together(&self, own: Vec<f32>, pieces: &[Range<usize>], operation: Operation, number: u64) -> Pending {
+        let (shared, members, pieces) = (self.links.shared.clone(), self.members.clone(), pieces.to_vec());
+        Box::new(move || {
+            let mut values = Vec::with_capacity(pieces.last().map_or(0, |piece| piece.end));
+            for (from, piece) in members.into_iter().zip(pieces) {
+                if from == shared.rank {
+                    values.extend_from_slice(&own);
+                } else {
+                    values.extend(shared.values(from, operation, number, piece.len())?);
+                }
+            }
+            Ok(values)
+        })
     }
 
     /// The places of the others.
@@ -212,7 +256,8 @@ impl Collective for Mesh {
     fn reduce_scatter(&self, values: Vec<f32>, pieces: &[Range<usize>]) -> Result<Pending, Error> {
         let number = self.begin()?;
         for to in self.others() {
-            self.send(to, Operation::ReduceScatter, number, bytes(&values[pieces[to].clone()]).into());
+            let part = self.links.shared.part(&bytes(&values[pieces[to].clone()]));
+            self.send(to, Operation::ReduceScatter, number, part);
         }
         let (shared, members) = (self.links.shared.clone(), self.members.clone());
         let own = values[pieces[self.place].clone()].to_vec();
@@ -231,27 +276,25 @@ impl Collective for Mesh {
 
     fn all_gather(&self, own: Vec<f32>, pieces: &[Range<usize>]) -> Result<Pending, Error> {
         let number = self.begin()?;
-        let part: Arc<[u8]> = bytes(&own).into();
+        let part = self.links.shared.part(&bytes(&own));
         for to in self.others() {
             self.send(to, Operation::AllGather, number, part.clone());
         }
-        let (shared, members, pieces) = (self.links.shared.clone(), self.members.clone(), pieces.to_vec());
-        Ok(Box::new(move || {
-            let mut values = Vec::with_capacity(pieces.last().map_or(0, |piece| piece.end));
-            for (from, piece) in members.into_iter().zip(pieces) {
-                if from == shared.rank {
-                    values.extend_from_slice(&own);
-                } else {
-                    values.extend(shared.values(from, Operation::AllGather, number, piece.len())?);
-                }
-            }
-            Ok(values)
-        }))
+        Ok(self.put_together(own, pieces, Operation::AllGather, number))
+    }
+
+    fn gather(&self, own: Vec<f32>, pieces: &[Range<usize>], to: usize) -> Result<Pending, Error> {
+        let number = self.begin()?;
+        if to == self.place {
+            return Ok(self.put_together(own, pieces, Operation::Gather, number));
+        }
+        self.send(to, Operation::Gather, number, self.links.shared.part(&bytes(&own)));
+        Ok(Box::new(|| Ok(Vec::new())))
     }
 
     fn exchange(&self, own: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         let number = self.begin()?;
-        let part: Arc<[u8]> = own.into();
+        let part = self.links.shared.part(own);
         for to in self.others() {
             self.send(to, Operation::Exchange, number, part.clone());
         }
@@ -277,7 +320,7 @@ impl Collective for Mesh {
             }),
             send: Box::new(move |values| {
                 if let Some(to) = to {
-                    links.send(to, Operation::Relay, number, bytes(&values).into());
+                    links.send(to, Operation::Relay, number, links.shared.part(&bytes(&values)));
                 }
             }),
         })
@@ -306,13 +349,17 @@ impl Collective for Mesh {
     fn bytes_sent(&self) -> u64 {
         self.links.shared.sent.load(Ordering::Relaxed)
     }
+
+    fn bytes_held(&self) -> u64 {
+        self.links.shared.held.load(Ordering::Relaxed)
+    }
 }
 
 impl Links {
     /// Sends a part of an operation to a rank.
-    fn send(&self, to: usize, operation: Operation, number: u64, part: Arc<[u8]>) {
+    fn send(&self, to: usize, operation: Operation, number: u64, part: Arc<Part>) {
         if let Some(peer) = &self.peers[to] {
-            self.shared.sent.fetch_add((HEAD + part.len()) as u64, Ordering::Relaxed);
+            self.shared.sent.fetch_add((HEAD + part.bytes.len()) as u64, Ordering::Relaxed);
             // A writer that is gone has left its reason in the inbox, where whoever waits finds it.
             let _ = peer.outbox.send(Frame::Data(operation, number, part));
         }
@@ -378,6 +425,12 @@ impl Shared {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A part to be sent.
+    fn part(&self, bytes: &[u8]) -> Arc<Part> {
+        self.held.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Arc::new(Part { bytes: bytes.into(), held: self.held.clone() })
+    }
+
     /// Notes how the connection to a peer ended, the first time.
     fn ended(&self, rank: usize, end: End) {
         self.inbox()[rank].end.get_or_insert(end);
@@ -400,13 +453,19 @@ impl Shared {
             let mut part = Vec::new();
             while part.len() < length {
                 let begin = part.len();
-                part.resize(length.min(begin + PIECE), 0);
+                let more = PIECE.min(length - begin);
+                part.reserve_exact(more);
+                part.resize(begin + more, 0);
+                self.held.fetch_add(more as u64, Ordering::Relaxed);
                 if let Err(error) = from.read_exact(&mut part[begin..]) {
                     return lost(&error);
                 }
                 self.inbox()[rank].heard = Instant::now();
             }
             let text = || String::from_utf8_lossy(&part).into_owned();
+            if kind != DATA {
+                self.held.fetch_sub(part.len() as u64, Ordering::Relaxed);
+            }
             let mut inbox = self.inbox();
             let peer = &mut inbox[rank];
             peer.heard = Instant::now();
@@ -430,8 +489,8 @@ impl Shared {
         loop {
             match frames.recv_timeout(pulse) {
                 Ok(Frame::Data(operation, number, part)) => {
-                    to.write_all(&head(DATA, operation as u8, number, part.len()))?;
-                    to.write_all(&part)?;
+                    to.write_all(&head(DATA, operation as u8, number, part.bytes.len()))?;
+                    to.write_all(&part.bytes)?;
                 }
                 Ok(Frame::Farewell(cause)) => {
                     let text = cause.as_deref().unwrap_or("");
@@ -466,6 +525,7 @@ impl Shared {
         drop(inbox);
         self.waits_for.store(NOBODY, Ordering::Relaxed);
         let (has, part) = part?;
+        self.held.fetch_sub(part.len() as u64, Ordering::Relaxed);
         if has == operation {
             return Ok(part);
         }
@@ -553,6 +613,9 @@ fn seen(place: SocketAddr, master: SocketAddr) -> SocketAddr {
 /// How ranks find each other.
 struct Rendezvous<'a> {
     launch: &'a Launch,
+    /// What they run.
+    run: String,
+    stop: &'a AtomicBool,
     timeout: Duration,
     deadline: Instant,
 }
@@ -565,6 +628,12 @@ impl Rendezvous<'_> {
 
     fn failed(&self, reason: impl Into<String>) -> Error {
         self.launch.failed(reason.into())
+    }
+
+    /// # Errors
+    /// [`Error::Interrupted`] when nobody is to be waited for any longer.
+    fn go_on(&self) -> Result<(), Error> {
+        if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     fn left(&self) -> Duration {
@@ -610,13 +679,13 @@ impl Rendezvous<'_> {
         let listener = self.listen(master, 0)?;
         let port = listener.local_addr().map_err(|error| self.failed(format!("no port: {error}")))?.port();
         let mut first = self.dial(master, 0, port)?;
-        let told = receive_text(&mut first, self.left())
-            .map_err(|error| self.failed(format!("rank 0 did not say who is there: {error}")))?;
+        let told = self.told(&mut first)?;
         let places: Vec<SocketAddr> = match told.split_at_checked(1) {
             Some(("+", places)) => {
                 places.lines().filter_map(|place| place.parse().ok()).map(|at| seen(at, master)).collect()
             }
             Some(("-", reason)) => return Err(self.failed(format!("rank 0 gave up: {reason}"))),
+            Some(("!", reason)) => return Err(self.failed(reason)),
             _ => return Err(self.failed("rank 0 did not answer as this program does")),
         };
         if places.len() != world {
@@ -656,9 +725,10 @@ impl Rendezvous<'_> {
     /// Connects to `rank` at `place`, where it may not listen yet, and says who is there.
     fn dial(&self, place: SocketAddr, rank: usize, port: u16) -> Result<TcpStream, Error> {
         loop {
-            let error = match TcpStream::connect_timeout(&place, self.left()) {
+            self.go_on()?;
+            let error = match TcpStream::connect_timeout(&place, self.left().min(4 * LOOK)) {
                 Ok(mut stream) => {
-                    let hello = format!("{MAGIC} {} {} {port}", self.launch.rank, self.launch.world);
+                    let hello = format!("{MAGIC} {} {} {port} {}", self.launch.rank, self.launch.world, self.run);
                     let sent =
                         stream.set_write_timeout(Some(self.timeout)).and_then(|()| send_text(&mut stream, &hello));
                     sent.map_err(|error| self.failed(format!("rank {rank} hung up: {error}")))?;
@@ -677,6 +747,38 @@ impl Rendezvous<'_> {
         }
     }
 
+    /// What rank 0 says when all have come.
+    fn told(&self, from: &mut TcpStream) -> Result<String, Error> {
+        let mut length = [0; 4];
+        self.fill(from, &mut length)?;
+        let length = u32::from_le_bytes(length) as usize;
+        if length > MOST_TEXT {
+            return Err(self.failed("rank 0 did not answer as this program does"));
+        }
+        let mut text = vec![0; length];
+        self.fill(from, &mut text)?;
+        String::from_utf8(text).map_err(|_| self.failed("rank 0 did not answer as this program does"))
+    }
+
+    fn fill(&self, from: &mut TcpStream, mut bytes: &mut [u8]) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            self.go_on()?;
+            let read = from.set_read_timeout(Some(self.left().min(LOOK))).and_then(|()| from.read(bytes));
+            let error = match read {
+                Ok(0) => io::ErrorKind::UnexpectedEof.into(),
+                Ok(read) => {
+                    bytes = &mut bytes[read..];
+                    continue;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) if is_early(&error) && Instant::now() < self.deadline => continue,
+                Err(error) => error,
+            };
+            return Err(self.failed(format!("rank 0 did not say who is there: {error}")));
+        }
+        Ok(())
+    }
+
     /// Waits for the ranks `expected`: their connections, and where each of all ranks listens.
     #[allow(clippy::type_complexity)]
     fn welcome(
@@ -688,84 +790,155 @@ impl Rendezvous<'_> {
         let mut streams: Vec<Option<TcpStream>> = (0..world).map(|_| None).collect();
         // That of rank 0 is known to all.
         let mut places = vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).to_string(); world];
+        let mut guests: Vec<Guest> = Vec::new();
         loop {
             let missing: Vec<String> =
                 expected.clone().filter(|rank| streams[*rank].is_none()).map(|rank| rank.to_string()).collect();
             if missing.is_empty() {
                 return Ok((streams, places));
             }
-            let guest = match listener.accept() {
-                Ok(guest) => guest,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if Instant::now() >= self.deadline {
-                        let seconds = self.timeout.as_secs_f64();
-                        let who = if missing.len() == 1 { "rank" } else { "ranks" };
-                        let reason = format!("{who} {} did not come within {seconds:.0} s", missing.join(", "));
-                        return Err((self.failed(reason), streams));
+            if let Err(error) = self.go_on() {
+                return Err((error, streams));
+            }
+            if Instant::now() >= self.deadline {
+                let seconds = self.timeout.as_secs_f64();
+                let who = if missing.len() == 1 { "rank" } else { "ranks" };
+                let reason = format!("{who} {} did not come within {seconds:.0} s", missing.join(", "));
+                return Err((self.failed(reason), streams));
+            }
+            let came = match listener.accept() {
+                Ok((stream, address)) => {
+                    match Guest::new(stream, address) {
+                        Ok(guest) => guests.push(guest),
+                        Err(error) => tracing::warn!("{address} connected and left: {error}"),
                     }
-                    std::thread::sleep(RETRY);
-                    continue;
+                    true
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
                 Err(error) => return Err((self.failed(format!("cannot accept connections: {error}")), streams)),
             };
-            match self.greeted(guest, &expected) {
-                Ok(Some((rank, stream, place))) if streams[rank].is_none() => {
-                    streams[rank] = Some(stream);
-                    places[rank] = place;
+            // Nobody holds the door for the others.
+            let mut silent = Vec::new();
+            let mut heard = false;
+            for mut guest in guests.drain(..) {
+                let Some(hello) = guest.hello() else {
+                    silent.push(guest);
+                    continue;
+                };
+                heard = true;
+                match self.greeted(guest, hello, &expected) {
+                    Ok(Some((rank, stream, place))) if streams[rank].is_none() => {
+                        streams[rank] = Some(stream);
+                        places[rank] = place;
+                    }
+                    Ok(Some((rank, ..))) => {
+                        return Err((self.failed(format!("two processes say that they are rank {rank}")), streams));
+                    }
+                    Ok(None) => {}
+                    Err(error) => return Err((error, streams)),
                 }
-                Ok(Some((rank, ..))) => {
-                    return Err((self.failed(format!("two processes say that they are rank {rank}")), streams));
-                }
-                Ok(None) => {}
-                Err(error) => return Err((error, streams)),
+            }
+            guests = silent;
+            if !came && !heard {
+                std::thread::sleep(RETRY);
             }
         }
     }
 
-    /// The rank that has connected, and where it listens; none when it is no rank at all.
+    /// The rank that has connected, and where it listens; none when it is no rank of this run.
     fn greeted(
         &self,
-        (mut stream, address): (TcpStream, SocketAddr),
+        Guest { mut stream, address, .. }: Guest,
+        hello: io::Result<String>,
         expected: &Range<usize>,
     ) -> Result<Option<(usize, TcpStream, String)>, Error> {
-        let hello = stream.set_nonblocking(false).and_then(|()| receive_text(&mut stream, Duration::from_secs(5)));
-        let numbers: Option<Vec<usize>> = hello.ok().and_then(|hello| {
-            let numbers = hello.strip_prefix(MAGIC)?.split_whitespace();
-            numbers.map(|number| number.parse().ok()).collect()
-        });
-        let Some([rank, world, port]) = numbers.as_deref() else {
+        let Some((rank, world, port, run)) = hello.ok().as_deref().and_then(read_hello) else {
             tracing::warn!("{address} connected and is no rank of this version of the program");
             return Ok(None);
         };
-        if *world != self.launch.world || !expected.contains(rank) {
+        let kept = stream.set_nonblocking(false).and_then(|()| stream.set_write_timeout(Some(self.timeout)));
+        if run != self.run {
+            let (host, at) = &self.launch.master;
+            tracing::warn!("{address} is rank {rank} of another run, {run}, and is told that this is {}", self.run);
+            let told = format!(
+                "!the ranks of another run meet there: {}, and this is {run}; give one of them another MASTER_PORT than {at} \
+                 on {host}",
+                self.run
+            );
+            // One that does not listen has no need to know.
+            let _ = kept.and_then(|()| send_text(&mut stream, &told));
+            return Ok(None);
+        }
+        if world != self.launch.world || !expected.contains(&rank) {
             let reason = format!("a process at {address} says that it is rank {rank} of {world}");
             return Err(self.failed(reason));
         }
-        let sent = stream.set_write_timeout(Some(self.timeout));
-        sent.map_err(|error| self.failed(format!("rank {rank} hung up: {error}")))?;
+        kept.map_err(|error| self.failed(format!("rank {rank} hung up: {error}")))?;
         // What came over the loopback is on this host, wherever others reach that.
         let ip = if address.ip().is_loopback() { Ipv4Addr::UNSPECIFIED.into() } else { address.ip() };
-        let place = SocketAddr::new(ip, u16::try_from(*port).unwrap_or_default());
-        Ok(Some((*rank, stream, place.to_string())))
+        Ok(Some((rank, stream, SocketAddr::new(ip, port).to_string())))
     }
+}
+
+/// Rank, number of ranks, port and run of a greeting.
+fn read_hello(hello: &str) -> Option<(usize, usize, u16, String)> {
+    let mut words = hello.strip_prefix(MAGIC)?.strip_prefix(' ')?.splitn(4, ' ');
+    let (rank, world, port) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    Some((rank, world, port, words.next()?.to_owned()))
+}
+
+/// Somebody at the door, and what they have said so far.
+struct Guest {
+    stream: TcpStream,
+    address: SocketAddr,
+    said: Vec<u8>,
+    /// When the whole greeting has to be there.
+    until: Instant,
+}
+
+impl Guest {
+    fn new(stream: TcpStream, address: SocketAddr) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, address, said: Vec::new(), until: Instant::now() + HELLO })
+    }
+
+    /// The greeting, once it is whole or will not be; none as long as more may come. Does not wait.
+    fn hello(&mut self) -> Option<io::Result<String>> {
+        loop {
+            let due = match self.said.first_chunk::<4>() {
+                Some(length) => 4 + u32::from_le_bytes(*length) as usize,
+                None => 4,
+            };
+            if due > 4 + MOST_HELLO {
+                return Some(Err(io::ErrorKind::InvalidData.into()));
+            }
+            let begin = self.said.len();
+            if begin >= 4 && begin == due {
+                let text = String::from_utf8(self.said.split_off(4));
+                return Some(text.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error)));
+            }
+            self.said.resize(due, 0);
+            let read = self.stream.read(&mut self.said[begin..]);
+            self.said.truncate(begin + read.as_ref().map_or(0, |read| *read));
+            match read {
+                Ok(0) => return Some(Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_early(&error) && Instant::now() < self.until => return None,
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// Whether nothing has come yet.
+fn is_early(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn send_text(to: &mut TcpStream, text: &str) -> io::Result<()> {
     to.write_all(&(text.len() as u32).to_le_bytes())?;
     to.write_all(text.as_bytes())
-}
-
-fn receive_text(from: &mut TcpStream, within: Duration) -> io::Result<String> {
-    from.set_read_timeout(Some(within))?;
-    let mut length = [0; 4];
-    from.read_exact(&mut length)?;
-    let length = u32::from_le_bytes(length) as usize;
-    if length > MOST_TEXT {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a text of {length} bytes")));
-    }
-    let mut text = vec![0; length];
-    from.read_exact(&mut text)?;
-    String::from_utf8(text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 #[cfg(test)]
@@ -777,8 +950,17 @@ mod tests {
     fn launches(world: usize) -> Vec<Launch> {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         (0..world)
-            .map(|rank| Launch { rank, world, local_rank: rank, master: ("127.0.0.1".to_owned(), free.port()) })
+            .map(|rank| {
+                let master = ("127.0.0.1".to_owned(), free.port());
+                Launch { rank, world, local_rank: rank, master, job: None }
+            })
             .collect()
+    }
+
+    static GO_ON: AtomicBool = AtomicBool::new(false);
+
+    fn connect(launch: &Launch, timeout: Duration) -> Result<Mesh, Error> {
+        Mesh::connect(launch, &Meeting { run: "a run", timeout, stop: &GO_ON })
     }
 
     /// What `work` gives on each of `world` ranks.
@@ -787,7 +969,7 @@ mod tests {
         std::thread::scope(|scope| {
             let ranks: Vec<_> = launches(world)
                 .into_iter()
-                .map(|launch| scope.spawn(move || work(Mesh::connect(&launch, timeout).unwrap())))
+                .map(|launch| scope.spawn(move || work(connect(&launch, timeout).unwrap())))
                 .collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         })
@@ -945,9 +1127,7 @@ mod tests {
         let errors: Vec<String> = std::thread::scope(|scope| {
             let ranks: Vec<_> = launches
                 .iter()
-                .map(|launch| {
-                    scope.spawn(|| Mesh::connect(launch, Duration::from_millis(500)).unwrap_err().to_string())
-                })
+                .map(|launch| scope.spawn(|| connect(launch, Duration::from_millis(500)).unwrap_err().to_string()))
                 .collect();
             ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
         });
@@ -955,24 +1135,116 @@ mod tests {
         assert!(errors[1].contains("rank 2 of 4") && errors[1].contains("rank 0"), "{errors:?}");
     }
 
+    /// A connection to rank 0, as soon as it listens.
+    fn knock(launch: &Launch) -> TcpStream {
+        loop {
+            match TcpStream::connect(("127.0.0.1", launch.master.1)) {
+                Ok(stream) => break stream,
+                Err(_) => std::thread::sleep(RETRY),
+            }
+        }
+    }
+
     #[test]
-    fn a_stranger_at_the_door_is_let_go() {
+    fn strangers_are_let_go_and_hold_no_door() {
         let launches = launches(2);
-        let port = launches[0].master.1;
         std::thread::scope(|scope| {
-            let host = scope.spawn(|| Mesh::connect(&launches[0], LONG).unwrap());
-            let mut stranger = loop {
-                match TcpStream::connect(("127.0.0.1", port)) {
-                    Ok(stream) => break stream,
-                    Err(_) => std::thread::sleep(RETRY),
-                }
-            };
+            let host = scope.spawn(|| connect(&launches[0], LONG).unwrap());
+            let mut stranger = knock(&launches[0]);
             stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
             drop(stranger);
-            let guest = Mesh::connect(&launches[1], LONG).unwrap();
+            // One that says nothing, and one that speaks as slowly as it may.
+            let _silent = knock(&launches[0]);
+            let mut slow = knock(&launches[0]);
+            slow.write_all(&[0, 1]).unwrap();
+            let begin = Instant::now();
+            let guest = connect(&launches[1], LONG).unwrap();
             let host = host.join().unwrap();
+            assert!(begin.elapsed() < HELLO, "{:?}", begin.elapsed());
             guest.leave(None);
             host.leave(None);
         });
+    }
+
+    #[test]
+    fn a_greeting_has_one_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut stranger = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, address) = listener.accept().unwrap();
+        let mut guest = Guest::new(stream, address).unwrap();
+        guest.until = Instant::now() + Duration::from_millis(300);
+        stranger.write_all(&[200, 0, 0, 0]).unwrap();
+        let begin = Instant::now();
+        let error = loop {
+            // Always in time for a limit of one read.
+            stranger.write_all(b"f").unwrap();
+            match guest.hello() {
+                Some(hello) => break hello.unwrap_err(),
+                None => std::thread::sleep(RETRY),
+            }
+            assert!(begin.elapsed() < Duration::from_secs(10));
+        };
+        assert!(is_early(&error), "{error}");
+    }
+
+    #[test]
+    fn two_runs_at_one_port_are_told_apart() {
+        let launches = launches(2);
+        let meeting = |run| Meeting { run, timeout: LONG, stop: &GO_ON };
+        std::thread::scope(|scope| {
+            let host = scope.spawn(|| Mesh::connect(&launches[0], &meeting("/runs/a")).unwrap());
+            let other = Mesh::connect(&launches[1], &meeting("/runs/b b")).unwrap_err().to_string();
+            assert!(other.contains("/runs/a, and this is /runs/b b"), "{other}");
+            let of_job = Launch { job: Some("7.0".to_owned()), ..launches[1].clone() };
+            let other = Mesh::connect(&of_job, &meeting("/runs/a")).unwrap_err().to_string();
+            assert!(other.contains("this is /runs/a of job 7.0"), "{other}");
+            // The run whose rank 0 listens is not disturbed.
+            let guest = Mesh::connect(&launches[1], &meeting("/runs/a")).unwrap();
+            host.join().unwrap().leave(None);
+            guest.leave(None);
+        });
+    }
+
+    #[test]
+    fn nobody_is_waited_for_after_the_stop() {
+        let of_three = launches(3);
+        let begin = Instant::now();
+        let stop = AtomicBool::new(false);
+        let meeting = Meeting { run: "a run", timeout: LONG, stop: &stop };
+        let of_two = launches(2);
+        // One listens, one waits for its word, one finds nobody.
+        let errors: Vec<Error> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = [&of_three[0], &of_three[1], &of_two[1]]
+                .into_iter()
+                .map(|launch| scope.spawn(move || Mesh::connect(launch, &meeting).unwrap_err()))
+                .collect();
+            std::thread::sleep(Duration::from_millis(200));
+            stop.store(true, Ordering::Relaxed);
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        assert!(begin.elapsed() < LONG / 2, "{:?}", begin.elapsed());
+        assert!(matches!(errors[0], Error::Interrupted) && matches!(errors[2], Error::Interrupted), "{errors:?}");
+        // It may hear first that rank 0 gave up.
+        let second = errors[1].to_string();
+        assert!(second.contains("stopped while it waited"), "{second}");
+    }
+
+    #[test]
+    fn values_gathered_for_one_rank_reach_no_other_and_nothing_is_held_after() {
+        let pieces = cut(10, 3);
+        let results = together(3, LONG, |mesh| {
+            let own = (pieces[mesh.rank()].clone()).map(|n| n as f32).collect();
+            let whole = mesh.gather(own, &pieces, 1).unwrap()().unwrap();
+            mesh.barrier().unwrap();
+            mesh.leave(None);
+            (whole, mesh.bytes_sent(), mesh.bytes_held())
+        });
+        for (rank, (whole, sent, held)) in results.into_iter().enumerate() {
+            let want: Vec<f32> = if rank == 1 { (0..10).map(|n| n as f32).collect() } else { Vec::new() };
+            assert_eq!(whole, want);
+            let parts = if rank == 1 { 0 } else { HEAD + 4 * pieces[rank].len() };
+            assert_eq!(sent as usize, parts + 2 * HEAD);
+            assert_eq!(held, 0);
+        }
     }
 }

@@ -12,6 +12,7 @@ mod sum;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use launch::Launch;
@@ -20,7 +21,8 @@ pub use partition::{Bucket, CHUNK, Partition};
 pub use sum::Tree;
 
 use crate::Error;
-use crate::config::{Sharding, TrainConfig};
+use crate::config::TrainConfig;
+use crate::parameters::ParameterList;
 
 /// Values that are on their way; calling it waits for them.
 pub type Pending = Box<dyn FnOnce() -> Result<Vec<f32>, Error> + Send>;
@@ -57,6 +59,12 @@ pub trait Collective: Debug + Send + Sync {
     /// # Errors
     /// See [`Collective`].
     fn all_gather(&self, own: Vec<f32>, pieces: &[Range<usize>]) -> Result<Pending, Error>;
+
+    /// [`Collective::all_gather`] for the rank `to` alone; the others get nothing.
+    ///
+    /// # Errors
+    /// See [`Collective`].
+    fn gather(&self, own: Vec<f32>, pieces: &[Range<usize>], to: usize) -> Result<Pending, Error>;
 
     /// Gives every rank the bytes of each, by rank. Few bytes: settings, counts, results.
     ///
@@ -107,16 +115,33 @@ pub trait Collective: Debug + Send + Sync {
 
     /// Bytes that this rank has sent to others, but for signs of life.
     fn bytes_sent(&self) -> u64;
+
+    /// Bytes in memory of what is on its way: not sent yet, or come and not yet waited for.
+    fn bytes_held(&self) -> u64 {
+        0
+    }
+}
+
+/// How ranks find each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Meeting<'a> {
+    /// What they run, the same for all: a process that runs something else, at the same address by mistake, is told so.
+    pub run: &'a str,
+    /// How long it may take, and afterwards how long a rank may give no sign of life, or be waited for, before it is given
+    /// up.
+    pub timeout: Duration,
+    /// Once true, nobody is waited for any longer.
+    pub stop: &'a AtomicBool,
 }
 
 /// The collective of the ranks that `launch` names: connected as [`Mesh::connect`] does, or alone.
 ///
 /// # Errors
 /// As [`Mesh::connect`].
-pub fn connect(launch: &Launch, timeout: Duration) -> Result<Arc<dyn Collective>, Error> {
+pub fn connect(launch: &Launch, meeting: &Meeting<'_>) -> Result<Arc<dyn Collective>, Error> {
     Ok(match launch.world {
         1 => Alone::shared(),
-        _ => Arc::new(Mesh::connect(launch, timeout)?),
+        _ => Arc::new(Mesh::connect(launch, meeting)?),
     })
 }
 
@@ -129,8 +154,12 @@ pub struct Team {
     pub inner: Arc<dyn Collective>,
     /// Those that have the same shard, one in each such neighbourhood.
     pub outer: Arc<dyn Collective>,
-    /// The neighbours that share the tokens of every row.
+    /// The ranks that share the tokens of every row.
     pub sequence: Arc<dyn Collective>,
+    /// The neighbours that share each block. All other groups but `copy` are of ranks that have the same part of it.
+    pub tensor: Arc<dyn Collective>,
+    /// The neighbours that together have one copy of the model: of each place in `inner` those of all parts of the blocks.
+    pub copy: Arc<dyn Collective>,
 }
 
 impl Team {
@@ -140,37 +169,57 @@ impl Team {
     /// [`Error::Config`] when they cannot be divided so.
     pub fn new(all: &Arc<dyn Collective>, config: &TrainConfig) -> Result<Self, Error> {
         let (rank, world) = (all.rank(), all.world());
-        let size = match (config.sharding, config.hybrid) {
-            (Sharding::None, _) | (_, 0) => world,
-            (_, size) => size.min(world),
-        };
-        if !world.is_multiple_of(size) {
-            return Err(Error::config("hybrid", format!("{world} ranks are not a multiple of {size}")));
-        }
-        let parts = config.sequence_ranks.clamp(1, world);
-        if !world.is_multiple_of(parts) || config.sequence_length < parts {
-            let reason = format!("{world} ranks are not a multiple of {parts}, or a row has fewer tokens");
+        let tensor = config.tensor_ranks.clamp(1, world);
+        config.model.part(tensor)?;
+        let size = config.neighbours(config.sharding, world)?;
+        let parts = config.sequence_ranks.clamp(1, world / tensor);
+        let both = tensor * parts;
+        if !world.is_multiple_of(both) || config.sequence_length < parts {
+            let reason = format!("{world} ranks are not a multiple of {both}, or a row has fewer tokens");
             return Err(Error::config("sequence_ranks", reason));
         }
-        let neighbours = |size: usize| -> Vec<usize> { (rank / size * size..).take(size).collect() };
+        // Of the neighbourhood of `size` ranks those that are `step` apart.
+        let group = |size: usize, step: usize| -> Vec<usize> {
+            (rank / size * size + rank % step..).step_by(step).take(size / step).collect()
+        };
         let alike: Vec<usize> = (rank % size..world).step_by(size).collect();
         Ok(Self {
-            inner: all.among(&neighbours(size)),
+            inner: all.among(&group(size, tensor)),
             outer: all.among(&alike),
-            sequence: all.among(&neighbours(parts)),
+            sequence: all.among(&group(both, tensor)),
+            tensor: all.among(&group(tensor, 1)),
+            copy: all.among(&group(size, 1)),
             all: all.clone(),
         })
     }
 
-    /// The rows of the global batch that this rank has, all of them or a part of their tokens: as rank so and so of so many.
-    pub fn rows(&self) -> (usize, usize) {
-        let parts = self.sequence.world();
+    /// The place of this rank among those that see other tokens, and their number: ranks that share blocks count as one.
+    pub fn place(&self) -> (usize, usize) {
+        let parts = self.tensor.world();
         (self.all.rank() / parts, self.all.world() / parts)
     }
 
-    /// How the parameters are cut.
+    /// Of what all ranks have said that of one in each such place.
+    pub(crate) fn of_places<T>(&self, said: Vec<T>) -> impl Iterator<Item = T> {
+        said.into_iter().step_by(self.tensor.world())
+    }
+
+    /// The rows of the global batch that this rank has, all of them or a part of their tokens: as rank so and so of so many.
+    pub fn rows(&self) -> (usize, usize) {
+        let ((place, places), parts) = (self.place(), self.sequence.world());
+        (place / parts, places / parts)
+    }
+
+    /// How the parameters that this rank has a part of are cut.
     pub fn partition(&self, config: &TrainConfig) -> Partition {
-        Partition::new(&config.model, self.inner.world())
+        let list = ParameterList::part(&config.model, self.tensor.rank(), self.tensor.world());
+        Partition::of(list, self.inner.world())
+    }
+
+    /// The number of this rank's shard among those of one copy of the model, and their number.
+    pub(crate) fn shard(&self) -> (usize, usize) {
+        let (inner, tensor) = (&self.inner, &self.tensor);
+        (tensor.rank() * inner.world() + inner.rank(), tensor.world() * inner.world())
     }
 
     /// Whether this rank writes its shard, which others may have too.
@@ -235,6 +284,10 @@ impl Collective for Alone {
     }
 
     fn all_gather(&self, own: Vec<f32>, _pieces: &[Range<usize>]) -> Result<Pending, Error> {
+        Ok(Box::new(move || Ok(own)))
+    }
+
+    fn gather(&self, own: Vec<f32>, _pieces: &[Range<usize>], _to: usize) -> Result<Pending, Error> {
         Ok(Box::new(move || Ok(own)))
     }
 

@@ -1,20 +1,23 @@
 //! The ranks' GPUs: NCCL between them, the host's collective beside it.
 //!
 //! NCCL does not know when a process dies on the same host, and its kernels wait for ever. So whoever waits for a GPU
-//! waits here: meanwhile the host's collective is asked whether all ranks are alive, and NCCL whether it met an error;
-//! when one is gone everything that is on its way is ended, and the error names the rank.
+//! waits here: meanwhile the host's collective is asked whether all ranks are alive, NCCL whether it met an error, and
+//! the driver whether collectives get on; when a rank is gone, or nothing gets on for the time of the group, everything
+//! that is on its way is ended, and the error names the rank, or what this one has waited for.
 
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{Collective, Team};
 use crate::Error;
-use crate::cuda::{self, Communicator, ID_BYTES, Ticket};
+use crate::cuda::{self, Communicator, ID_BYTES, Ticket, Unfinished, Work};
 
 /// The GPU of this rank among those of all ranks.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub struct Gpus {
     inner: Communicator,
     /// Those that have the same shard, where there are others.
     outer: Option<Communicator>,
+    /// Those that share the tokens of every row, where there are others.
+    sequence: Option<Communicator>,
     group: Arc<dyn Collective>,
     _watch: Option<Watch>,
 }
@@ -43,27 +48,124 @@ impl Sum {
     }
 }
 
-/// A thread that ends what is on its way when a rank is lost: the thread that asks for the work may be held up by a queue
-/// that is full.
+/// A rank beside this one among those that share the tokens of rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Neighbour<'a> {
+    communicator: &'a Communicator,
+    rank: usize,
+}
+
+impl Neighbour<'_> {
+    /// Puts `values` on their way to it, see [`Communicator::send`].
+    ///
+    /// # Panics
+    /// As that.
+    #[track_caller]
+    pub fn send(&self, values: &CubeTensor) -> Ticket {
+        self.communicator.send(values, self.rank)
+    }
+
+    /// Lets `values` come from it, see [`Communicator::receive`].
+    ///
+    /// # Panics
+    /// As that.
+    #[track_caller]
+    pub fn receive(&self, values: &CubeTensor) -> Ticket {
+        self.communicator.receive(values, self.rank)
+    }
+}
+
+/// Threads that end what is on its way when a rank is lost or nothing gets on: the thread that asks for the work may be held
+/// up by a queue that is full.
 #[derive(Debug)]
 struct Watch {
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    /// Closed when the thread that asks the driver has ended.
+    asked: Mutex<Receiver<()>>,
 }
 
-/// How often the ranks are looked at.
+/// How often the ranks and what is on its way are looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long this process may take to end after it was told why; a GPU that hangs may hold it up for ever.
+const LAST: Duration = Duration::from_secs(30);
+
+/// Notices when nothing gets on: the oldest of what is under way is the same for too long.
+#[derive(Debug)]
+struct Patience {
+    limit: Duration,
+    /// Its number, and when it became the oldest.
+    oldest: Option<(u64, Instant)>,
+}
+
+impl Patience {
+    fn new(limit: Duration) -> Self {
+        Self { limit, oldest: None }
+    }
+
+    /// How long `oldest` has been that, where it is longer than the limit.
+    fn over(&mut self, oldest: Option<u64>, now: Instant) -> Option<Duration> {
+        match (oldest, self.oldest) {
+            (Some(number), Some((same, since))) if number == same => {
+                Some(now.saturating_duration_since(since)).filter(|waited| *waited >= self.limit)
+            }
+            _ => {
+                self.oldest = oldest.map(|number| (number, now));
+                None
+            }
+        }
+    }
+}
+
+/// Of the oldest collectives of several communicators, which take turns on one stream, the one that does not get on, for
+/// people.
+fn stalled(unfinished: &[Option<Unfinished>], patience: &mut [Patience], now: Instant) -> Option<String> {
+    let over = patience.iter_mut().zip(unfinished).filter_map(|(patience, oldest)| {
+        let waited = patience.over(oldest.as_ref().map(|oldest| oldest.number), now)?;
+        oldest.as_ref().map(|oldest| (oldest, waited.as_secs_f64()))
+    });
+    let over: Vec<(&Unfinished, f64)> = over.collect();
+    // What has not begun may wait for the other communicator's.
+    let (oldest, seconds) = over.iter().find(|(oldest, _)| oldest.begun == Some(true)).or(over.first())?;
+    let what = &oldest.what;
+    Some(match oldest.begun {
+        Some(true) => format!(
+            "its {what}, has begun and did not end for {seconds:.1} s: the GPU of another rank, or the way to it, hangs"
+        ),
+        Some(false) => format!("its {what}, did not begin for {seconds:.1} s: its GPU hangs in what comes before"),
+        None => format!("its {what}, did not end for {seconds:.1} s, and the driver does not answer: its GPU may hang"),
+    })
+}
 
 impl Watch {
     fn new(communicators: Vec<Communicator>, group: Arc<dyn Collective>) -> std::io::Result<Self> {
         let done = Arc::new(AtomicBool::new(false));
+        // The driver is asked by a thread of its own: it answers nobody while a queue of the device is full.
+        let (ends, of_driver) = (done.clone(), communicators.clone());
+        let (closed, asked) = channel();
+        thread::Builder::new().name("collectives".to_owned()).spawn(move || {
+            while !ends.load(Ordering::Acquire) {
+                if let Some(error) = of_driver.iter().find_map(|communicator| communicator.look().err()) {
+                    // Whoever reads from the device gets the same; collectives that it keeps from ending are noticed.
+                    tracing::debug!(%error, "the driver was asked for collectives");
+                    break;
+                }
+                thread::park_timeout(LOOK);
+            }
+            drop(of_driver);
+            drop(closed);
+        })?;
         let ends = done.clone();
         let look = move || {
+            let mut patience: Vec<Patience> = communicators.iter().map(|_| Patience::new(group.timeout())).collect();
             while !ends.load(Ordering::Acquire) {
                 // The thread that asks for work waits in a queue while the device is behind, and looks at nothing.
                 let lost = group.check().err().map(|error| error.to_string());
                 let failed = || communicators.iter().find_map(|communicator| communicator.error().err());
-                if let Some(reason) = lost.or_else(|| failed().map(|error| error.to_string())) {
+                let unfinished: Vec<_> = communicators.iter().map(Communicator::unfinished).collect();
+                let stalled = stalled(&unfinished, &mut patience, Instant::now());
+                if let Some(reason) = lost.or_else(|| failed().map(|error| error.to_string())).or(stalled) {
+                    end_in_time(&ends, &group, &reason);
                     communicators.iter().for_each(|communicator| communicator.abort(&reason));
                     return;
                 }
@@ -71,7 +173,25 @@ impl Watch {
             }
         };
         let thread = thread::Builder::new().name("ranks".to_owned()).spawn(look)?;
-        Ok(Self { done, thread: Some(thread) })
+        Ok(Self { done, thread: Some(thread), asked: Mutex::new(asked) })
+    }
+}
+
+/// Ends the process where it has not come to its end by itself in a while: calls of the driver, and NCCL's own end, may wait
+/// for a GPU that hangs.
+fn end_in_time(ends: &Arc<AtomicBool>, group: &Arc<dyn Collective>, reason: &str) {
+    let (ends, group, reason) = (ends.clone(), group.clone(), reason.to_owned());
+    let last = move || {
+        thread::sleep(LAST);
+        if !ends.load(Ordering::Acquire) {
+            let error = Error::Rank { rank: group.rank(), reason: format!("cannot go on: {reason}") };
+            tracing::error!(%error, "the GPU does not come to an end either; this process is ended");
+            group.leave(Some(&error.to_string()));
+            std::process::abort();
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("last resort".to_owned()).spawn(last) {
+        tracing::error!(%error, "nothing ends this process if its GPU hangs");
     }
 }
 
@@ -83,6 +203,9 @@ impl Drop for Watch {
             // It has no result, and a panic of it says so itself.
             let _ = thread.join();
         }
+        // Nothing is sent: this ends when the thread does, unless the driver holds it up.
+        let asked = self.asked.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = asked.recv_timeout(Duration::from_secs(2));
     }
 }
 
@@ -123,13 +246,42 @@ impl Gpus {
             1 => None,
             _ => Some(join(near, team.outer.as_ref(), Some(&inner))?),
         };
+        let sequence = match team.sequence.world() {
+            1 => None,
+            _ => Some(join(near, team.sequence.as_ref(), Some(&inner))?),
+        };
         let group = team.all.clone();
-        let communicators = [&inner].into_iter().chain(&outer).cloned().collect();
+        let communicators = [&inner].into_iter().chain(&outer).chain(&sequence).cloned().collect();
         let watch = match group.world() {
             1 => None,
             _ => Some(Watch::new(communicators, group.clone()).map_err(device_error)?),
         };
-        Ok(Self { inner, outer, group, _watch: watch })
+        let gpus = Self { inner, outer, sequence, group, _watch: watch };
+        gpus.greet(near);
+        Ok(gpus)
+    }
+
+    /// Lets neighbours connect, which NCCL does when they first send something, and for which it holds up the thread that asks
+    /// until the other asks too: now, where no other work waits behind it.
+    fn greet(&self, near: &CubeTensor) {
+        for backwards in [false, true] {
+            let [from, to] = self.neighbours(backwards);
+            let values = cuda::empty(near, [8], DType::F32);
+            let mut work = Work::near(near);
+            work.zero(&values);
+            work.submit();
+            if let Some(from) = from {
+                from.receive(&values).wait(near);
+            }
+            if let Some(to) = to {
+                to.send(&values).wait(near);
+            }
+        }
+    }
+
+    /// The communicators besides the first.
+    fn beside(&self) -> impl Iterator<Item = &Communicator> {
+        self.outer.iter().chain(&self.sequence)
     }
 
     /// Puts a collective of the ranks that share one copy on its way, see [`Communicator::start`].
@@ -152,6 +304,16 @@ impl Gpus {
         Sum(inner, self.outer.as_ref().map(|outer| outer.start(cuda::Collective::AllReduce, to, to)))
     }
 
+    /// The rank that states come from among those that share the tokens of rows, and the one that they go to; the other way round
+    /// where `backwards`.
+    pub fn neighbours(&self, backwards: bool) -> [Option<Neighbour<'_>>; 2] {
+        let Some(communicator) = &self.sequence else { return [None, None] };
+        let (rank, world) = (communicator.rank(), communicator.world());
+        let ranks = [rank.checked_sub(1), Some(rank + 1).filter(|&next| next < world)];
+        let [before, after] = ranks.map(|rank| rank.map(|rank| Neighbour { communicator, rank }));
+        if backwards { [after, before] } else { [before, after] }
+    }
+
     /// Waits until the device of `near` has done all that this thread has asked for, as long as all ranks are alive.
     ///
     /// # Errors
@@ -162,16 +324,59 @@ impl Gpus {
         let settled = {
             let mut go_on = || {
                 let alive = self.group.check().map_err(|error| lost = Some(error)).is_ok();
-                alive && self.outer.as_ref().is_none_or(|outer| outer.error().is_ok())
+                alive && self.beside().all(|communicator| communicator.error().is_ok())
             };
             self.inner.settle(near, self.group.timeout(), &mut go_on)
         };
         let Err(error) = settled else { return Ok(()) };
-        if let Some(outer) = &self.outer {
-            outer.abort(&error.to_string());
-        }
+        self.beside().for_each(|communicator| communicator.abort(&error.to_string()));
         // The watch may have been the first to know.
         let own = || Error::Rank { rank: self.group.rank(), reason: format!("cannot go on: {error}") };
         Err(lost.or_else(|| self.group.check().err()).unwrap_or_else(own))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unfinished(number: u64, begun: Option<bool>) -> Option<Unfinished> {
+        Some(Unfinished { number, what: format!("all-gather number {number}, of 8 values"), begun })
+    }
+
+    #[test]
+    fn what_gets_on_is_waited_for_and_what_does_not_is_told_after_the_limit() {
+        let (begin, limit) = (Instant::now(), Duration::from_secs(10));
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut patience = [Patience::new(limit)];
+        let mut look = |oldest, seconds| stalled(&[oldest], &mut patience, at(seconds));
+        // Each takes long, but another is the oldest before the limit; nothing is under way for longer than that.
+        for (number, seconds) in [(1, 0), (1, 9), (2, 12), (2, 21)] {
+            assert_eq!(look(unfinished(number, Some(true)), seconds), None);
+        }
+        assert_eq!(look(None, 22), None);
+        assert_eq!(look(None, 90), None);
+        // The number that was the oldest before is counted anew.
+        assert_eq!(look(unfinished(3, Some(false)), 100), None);
+        assert_eq!(look(unfinished(3, Some(true)), 109), None);
+        let said = look(unfinished(3, Some(true)), 110).unwrap();
+        assert!(said.contains("all-gather number 3") && said.contains("10.0 s"), "{said}");
+    }
+
+    #[test]
+    fn whose_gpu_hangs_is_told_as_far_as_it_is_known() {
+        let begin = Instant::now();
+        let late = begin + Duration::from_secs(5);
+        let said = |first: Option<Unfinished>, second: Option<Unfinished>| {
+            let mut patience = [Patience::new(Duration::from_secs(5)), Patience::new(Duration::from_secs(5))];
+            let both = [first, second];
+            assert_eq!(stalled(&both, &mut patience, begin), None);
+            stalled(&both, &mut patience, late).unwrap()
+        };
+        assert!(said(unfinished(1, Some(false)), None).contains("its GPU hangs in what comes before"));
+        assert!(said(None, unfinished(1, None)).contains("the driver does not answer"));
+        // Both wait; the one that has begun is what the other waits for.
+        let of_two = said(unfinished(4, Some(false)), unfinished(9, Some(true)));
+        assert!(of_two.contains("number 9") && of_two.contains("another rank"), "{of_two}");
     }
 }

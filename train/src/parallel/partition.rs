@@ -45,7 +45,11 @@ pub struct Partition {
 impl Partition {
     /// Of a model of these sizes over `world` ranks, at least one.
     pub fn new(config: &ModelConfig, world: usize) -> Self {
-        let list = ParameterList::of(config);
+        Self::of(ParameterList::of(config), world)
+    }
+
+    /// Of a list, which may be what one of the ranks has that share the blocks: then over the `world` ranks that have the same.
+    pub fn of(list: ParameterList, world: usize) -> Self {
         let parameters: Vec<_> = list.iter().collect();
         let buckets = list.blocks().iter().map(|block| Bucket {
             range: parameters[block.start].offset..parameters[block.end - 1].range().end,
@@ -93,6 +97,33 @@ impl Partition {
             bucket.range.start + piece.start..bucket.range.start + piece.end
         };
         self.buckets.iter().enumerate().map(of).collect()
+    }
+
+    /// The same values as ranges of the flat buffer of the whole model.
+    pub fn places(&self, rank: usize) -> Vec<Range<usize>> {
+        let mut places: Vec<Range<usize>> = Vec::new();
+        for range in self.shard(rank) {
+            for parameter in self.list.iter() {
+                let whole = parameter.range();
+                let (begin, end) = (whole.start.max(range.start), whole.end.min(range.end));
+                if begin >= end {
+                    continue;
+                }
+                for place in parameter.place.ranges(begin - whole.start..end - whole.start) {
+                    match places.last_mut() {
+                        Some(last) if last.end == place.start => last.end = place.end,
+                        _ => places.push(place),
+                    }
+                }
+            }
+        }
+        places
+    }
+
+    /// Whether a bucket holds parts of parameters, of which other ranks have the others.
+    pub fn is_split(&self, bucket: usize) -> bool {
+        let first = self.buckets[bucket].parameters.start;
+        !self.list.iter().as_slice()[first].place.is_whole()
     }
 
     /// Values in the shard of `rank`.
@@ -170,6 +201,29 @@ mod tests {
         let partition = Partition::new(&config(), 1);
         let buckets: Vec<Range<usize>> = partition.buckets().iter().map(|bucket| bucket.range.clone()).collect();
         assert_eq!(partition.shard(0), buckets);
+        assert_eq!(partition.places(0), [partition.parameters().range()]);
+    }
+
+    #[test]
+    fn shards_of_parts_are_places_in_the_whole_model() {
+        let config = ModelConfig { glu_dim: 42, ..config() };
+        for (parts, world) in [(1, 3), (3, 1), (3, 2)] {
+            let mut holders = vec![0; Partition::new(&config, 1).parameters().total()];
+            for part in 0..parts {
+                let partition = Partition::of(ParameterList::part(&config, part, parts), world);
+                assert_eq!(partition.is_split(1), parts > 1);
+                assert!(!partition.is_split(0) && !partition.is_split(4));
+                for rank in 0..world {
+                    let places = partition.places(rank);
+                    assert_eq!(places.iter().map(Range::len).sum::<usize>(), partition.shard_len(rank));
+                    places.into_iter().flatten().for_each(|at| holders[at] += 1);
+                }
+            }
+            // Every part has embedding and head.
+            let tables = 301 * 24;
+            let blocks = tables..holders.len() - tables;
+            assert!(holders.iter().enumerate().all(|(at, n)| *n == if blocks.contains(&at) { 1 } else { parts }));
+        }
     }
 
     #[test]

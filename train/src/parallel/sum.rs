@@ -28,6 +28,11 @@ impl Tree {
         self.halves.push((height, term));
     }
 
+    /// Bytes of the values that it holds.
+    pub fn bytes(&self) -> usize {
+        self.halves.iter().map(|(_, half)| 4 * half.capacity()).sum()
+    }
+
     /// The sum; nothing without a term.
     pub fn finish(self) -> Option<Vec<f32>> {
         let mut halves = self.halves.into_iter().rev().map(|(_, half)| half);

@@ -33,11 +33,30 @@ pub fn gated_attention(
     if !has_cpu_form(&qkvu) {
         return stateful(chunked::attention, qkvu, theta, decay, sequences, None).0;
     }
-    let operation = GatedAttention::new(decay, sequences, theta.is_some());
+    on_cpu(GatedAttention::new(decay, sequences, theta.is_some()), qkvu, theta)
+}
+
+fn on_cpu(operation: GatedAttention, qkvu: Tensor<2>, theta: Option<Tensor<2>>) -> Tensor<2> {
     match theta {
         Some(theta) => apply::<Flex, _, 2, 2>(operation, [qkvu, theta]),
         None => apply::<Flex, _, 1, 2>(operation, [qkvu]),
     }
+}
+
+/// [`gated_attention`] of some of the heads, for who has only these: `[u ⊙ o, Σ o²]` with the attention's output o, `[B·T, E]`
+/// and `[B·T, 1]`, E their channels. The norm is over the channels of all heads; `Σ o²` of all together gives it.
+pub fn gated_part(
+    qkvu: Tensor<2>,
+    theta: Option<Tensor<2>>,
+    decay: &Arc<[f64]>,
+    sequences: &Arc<Sequences>,
+) -> [Tensor<2>; 2] {
+    if !has_cpu_form(&qkvu) {
+        return stateful_part(chunked::attention, qkvu, theta, decay, sequences, None).0;
+    }
+    let width = qkvu.dims()[1] / 4;
+    let both = on_cpu(GatedAttention::new(decay, sequences, theta.is_some()).without_norm(), qkvu, theta);
+    [both.clone().narrow(1, 0, width), both.narrow(1, width, 1)]
 }
 
 /// [`gated_attention`] of tensor primitives, with `form` of the attention, from `state: [B, H, K, V]`
@@ -50,6 +69,32 @@ pub fn stateful(
     sequences: &Sequences,
     state: Option<Tensor<4>>,
 ) -> (Tensor<2>, Tensor<4>) {
+    let ([u, o], state) = attend(form, qkvu, theta, decay, sequences, state);
+    (u * srms_norm(o), state)
+}
+
+/// [`gated_part`] as [`stateful`] is.
+pub fn stateful_part(
+    form: Form,
+    qkvu: Tensor<2>,
+    theta: Option<Tensor<2>>,
+    decay: &[f64],
+    sequences: &Sequences,
+    state: Option<Tensor<4>>,
+) -> ([Tensor<2>; 2], Tensor<4>) {
+    let ([u, o], state) = attend(form, qkvu, theta, decay, sequences, state);
+    ([u * o.clone(), o.square().sum_dim(1)], state)
+}
+
+/// u and the attention's output, `[B·T, E]` each, and the state after the last token.
+fn attend(
+    form: Form,
+    qkvu: Tensor<2>,
+    theta: Option<Tensor<2>>,
+    decay: &[f64],
+    sequences: &Sequences,
+    state: Option<Tensor<4>>,
+) -> ([Tensor<2>; 2], Tensor<4>) {
     let [tokens, width] = qkvu.dims();
     let (heads, width) = (decay.len(), width / 4);
     let (rows, length) = (sequences.rows(), sequences.length());
@@ -64,5 +109,5 @@ pub fn stateful(
     };
     let (output, state) = form(feature(0), feature(1), split(part(2)), decay, sequences, state);
     let output: Tensor<2> = output.swap_dims(1, 2).reshape([tokens, width]);
-    (part(3) * srms_norm(output), state)
+    ([part(3), output], state)
 }

@@ -26,11 +26,17 @@ pub(super) struct GatedAttention {
     decay: Arc<[f64]>,
     sequences: Arc<Sequences>,
     rotated: bool,
+    normed: bool,
 }
 
 impl GatedAttention {
     pub(super) fn new(decay: &Arc<[f64]>, sequences: &Arc<Sequences>, rotated: bool) -> Self {
-        Self { decay: decay.clone(), sequences: sequences.clone(), rotated }
+        Self { decay: decay.clone(), sequences: sequences.clone(), rotated, normed: true }
+    }
+
+    /// `u ⊙ o` in place of `u ⊙ SRMSNorm(o)`, and Σ o² in one more column.
+    pub(super) fn without_norm(self) -> Self {
+        Self { normed: false, ..self }
     }
 }
 
@@ -372,15 +378,20 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// 1/(r + ε) and r of the attention's output of one token, over all heads.
-    fn norm(&self, token: usize, output: &[f32]) -> (f32, f32) {
+    /// Σ o² of the attention's output of one token, over all heads.
+    fn squares(&self, token: usize, output: &[f32]) -> f32 {
         let mut sum = 0.0;
         self.each_head(token, output, |_, o| sum += dot(o, o));
-        srms_norm::scale(sum, self.width)
+        sum
     }
 }
 
 impl GatedAttention {
+    /// Of the result, for E = `width`.
+    fn columns(&self, width: usize) -> usize {
+        if self.normed { width } else { width + 1 }
+    }
+
     fn run_forward(&self, qkvu: FlexTensor, theta: Option<FlexTensor>) -> (FlexTensor, Vec<FlexTensor>) {
         let qkvu = cpu::contiguous(qkvu);
         let theta = theta.map(cpu::contiguous);
@@ -391,9 +402,13 @@ impl GatedAttention {
         output.par_chunks_mut(length * head).enumerate().for_each(|(index, output)| {
             call.attend(index / call.heads, index % call.heads, output);
         });
-        let mut y = vec![0f32; rows * length * width];
-        y.par_chunks_mut(width).enumerate().for_each(|(token, y)| {
-            let (scale, _) = call.norm(token, &output);
+        let columns = self.columns(width);
+        let mut y = vec![0f32; rows * length * columns];
+        y.par_chunks_mut(columns).enumerate().for_each(|(token, y)| {
+            let squares = call.squares(token, &output);
+            let (y, sum) = y.split_at_mut(width);
+            sum.fill(squares);
+            let scale = if self.normed { srms_norm::scale(squares, width).0 } else { 1.0 };
             call.each_head(token, &output, |h, o| {
                 let u = call.part(token, 3, h);
                 let y = &mut y[h * head..(h + 1) * head];
@@ -402,7 +417,7 @@ impl GatedAttention {
                 }
             });
         });
-        let y = cpu::tensor(y, [rows * length, width]);
+        let y = cpu::tensor(y, [rows * length, columns]);
         let output = cpu::tensor(output, [rows * length, width]);
         let saved = [qkvu, output].into_iter().chain(theta).collect();
         (y, saved)
@@ -416,15 +431,19 @@ impl GatedAttention {
         let (dy, output) = (cpu::values(&gradient), cpu::values(&saved[1]));
         let (rows, length) = (self.sequences.rows(), self.sequences.length());
         let (width, head, heads) = (call.width, call.head, call.heads);
+        let columns = self.columns(width);
 
         // do = dy·u·s - o·c for every token: s and c first, as they take all heads.
         let factors: Vec<(f32, f32)> = (0..rows * length)
             .into_par_iter()
             .map(|token| {
-                let norm = call.norm(token, output);
+                if !self.normed {
+                    return (1.0, -2.0 * dy[token * columns + width]);
+                }
+                let norm = srms_norm::scale(call.squares(token, output), width);
                 let mut sum = 0.0;
                 call.each_head(token, output, |h, o| {
-                    let dy = &dy[token * width + h * head..][..head];
+                    let dy = &dy[token * columns + h * head..][..head];
                     let u = call.part(token, 3, h);
                     sum += dy.iter().zip(u).zip(o).map(|((dy, u), o)| dy * u * o).sum::<f32>();
                 });
@@ -445,7 +464,7 @@ impl GatedAttention {
                 for (t, (to, o)) in lines.enumerate() {
                     let token = row * length + t;
                     let (scale, factor) = factors[token];
-                    let dy = &dy[token * width + h * head..][..head];
+                    let dy = &dy[token * columns + h * head..][..head];
                     let u = call.part(token, 3, h);
                     for (((to, o), dy), u) in to.iter_mut().zip(o).zip(dy).zip(u) {
                         *to = dy * u * scale - o * factor;
@@ -464,7 +483,7 @@ impl GatedAttention {
                     let from = ((row * heads + h) * 3 + part) * length * head + t * head;
                     to[part * width + h * head..][..head].copy_from_slice(&dqkv[from..from + head]);
                 }
-                let dy = &dy[token * width + h * head..][..head];
+                let dy = &dy[token * columns + h * head..][..head];
                 let du = &mut to[3 * width + h * head..][..head];
                 for ((du, o), dy) in du.iter_mut().zip(o).zip(dy) {
                     *du = dy * o * scale;

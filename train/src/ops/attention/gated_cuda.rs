@@ -148,14 +148,45 @@ impl Mixer {
         o
     }
 
+    /// [`Mixer::attend`] of tokens whose documents may go on behind them: with the state after the last one, which with θ is as
+    /// exact as [`Mixer::backward`] of those that come next needs the state that it begins with.
+    pub(crate) fn attend_and_leave(
+        &self,
+        projected: &CubeTensor,
+        theta: Option<&CubeTensor>,
+        state: Option<&CubeTensor>,
+    ) -> (CubeTensor, CubeTensor) {
+        let after = self.state(projected, cuda::rows(projected).0[1] / 4, theta.is_some());
+        let Some(theta) = theta else {
+            return (self.attend(projected, None, state, Some(&after)), after);
+        };
+        let o = self.attend(projected, Some(theta), state, None);
+        let rests = self.features_like(projected);
+        let features = self.features(projected, theta, Some(&rests));
+        let scratch = cuda::empty_like(&features);
+        let ([q, k], [q_rest, k_rest]) = (self.rotated(&features), self.rotated(&rests));
+        let positions = &self.documents.positions;
+        let rotated = Rotated { features: [&q, &k], rests: [&q_rest, &k_rest], positions };
+        let [scratch, _] = self.rotated(&scratch);
+        lightning::state_rotated(&self.attention(false), rotated, &self.part(projected, 2), &scratch, state, &after);
+        (o, after)
+    }
+
+    /// Room for the state `[B, H, K, V]` in float32 of heads that have `width` values together; 2K where `rotated`.
+    pub(crate) fn state(&self, near: &CubeTensor, width: usize, rotated: bool) -> CubeTensor {
+        let head = width / self.heads;
+        let keys = if rotated { 2 * head } else { head };
+        cuda::empty(near, [self.documents.rows, self.heads, keys, head], DType::F32)
+    }
+
     /// `u ⊙ SRMSNorm(o)`.
     pub(crate) fn gate(&self, projected: &CubeTensor, o: &CubeTensor) -> CubeTensor {
         let width = cuda::rows(o).0[1];
         gate::forward(&cuda::columns(projected, 3 * width, width), o)
     }
 
-    /// The gradient of the projection from that of the gate's output. Adds the gradient of θ to its sum, and
-    /// writes the gate's output once more into `y` where that is given.
+    /// The gradient of the projection from that of the gate's output, and what `states` asks for. Adds the gradient of θ to its
+    /// sum, and writes the gate's output once more into `y` where that is given.
     pub(crate) fn backward(
         &self,
         projected: &CubeTensor,
@@ -163,6 +194,7 @@ impl Mixer {
         o: &CubeTensor,
         dy: &CubeTensor,
         y: Option<&CubeTensor>,
+        states: States<'_>,
     ) -> CubeTensor {
         let ([tokens, width], _) = cuda::rows(o);
         let d_projected = cuda::empty(o, [tokens, 4 * width], DType::BF16);
@@ -173,11 +205,10 @@ impl Mixer {
         let Some((theta, d_theta)) = theta else {
             let [q, k, d_q, d_k] = [(projected, 0), (projected, 1), (&d_projected, 0), (&d_projected, 1)]
                 .map(|(matrix, index)| self.part(matrix, index));
-            let states = States::default();
             lightning::backward(&self.attention(true), [&q, &k, &v], &d_o, [&d_q, &d_k, &d_v], states);
             return d_projected;
         };
-        let rests = cuda::empty(o, [tokens, 4 * width], DType::BF16);
+        let rests = self.features_like(projected);
         let features = self.features(projected, theta, Some(&rests));
         let d_features = cuda::empty_like(&features);
         let [q, k] = self.rotated(&features);
@@ -186,17 +217,22 @@ impl Mixer {
         let positions = &self.documents.positions;
         let rotated = Rotated { features: [&q, &k], rests: [&q_rest, &k_rest], positions };
         let attention = self.attention(false);
-        let sums = lightning::backward_rotated(&attention, rotated, &v, &d_o, [&d_q, &d_k, &d_v]);
+        let sums = lightning::backward_rotated(&attention, rotated, &v, &d_o, [&d_q, &d_k, &d_v], states);
         self.rotate_back(projected, theta, &d_features, &d_projected);
         add_theta(&sums, d_theta);
         d_projected
+    }
+
+    /// Room for features of q and k: `[B·T, 2, H, 2K]`, as many values as the projection has.
+    fn features_like(&self, projected: &CubeTensor) -> CubeTensor {
+        cuda::empty(projected, cuda::rows(projected).0, DType::BF16)
     }
 
     /// SiLU and LRPE of q and k: `[B·T, 2, H, 2K]`. What rounding takes from them goes into `rests` of the same shape.
     fn features(&self, projected: &CubeTensor, theta: &CubeTensor, rests: Option<&CubeTensor>) -> CubeTensor {
         let ([tokens, width], stride) = cuda::rows(projected);
         let width = width / 4;
-        let features = cuda::empty(projected, [tokens, 4 * width], DType::BF16);
+        let features = self.features_like(projected);
         let mut work = Work::near(projected);
         let arguments = [
             cuda::view(projected),
@@ -299,7 +335,8 @@ impl Gated {
     fn gradients(&self, saved: &[CubeTensor], dy: CubeTensor) -> (CubeTensor, Option<CubeTensor>) {
         let d_theta = saved.get(2).map(|theta| GradientSum::new(cuda::empty_like(theta)));
         let theta = saved.get(2).zip(d_theta.as_ref());
-        let d_projected = self.mixer(&dy).backward(&saved[0], theta, &saved[1], &cuda::contiguous(dy), None);
+        let (mixer, dy) = (self.mixer(&dy), cuda::contiguous(dy));
+        let d_projected = mixer.backward(&saved[0], theta, &saved[1], &dy, None, States::default());
         (d_projected, d_theta.map(GradientSum::into_buffer))
     }
 }

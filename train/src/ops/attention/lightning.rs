@@ -5,6 +5,8 @@
 //! their own. Which kernel runs depends on types, widths and addresses alone, so equal calls give
 //! equal bits.
 
+use std::ops::Range;
+
 use burn::tensor::DType;
 use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
@@ -16,6 +18,8 @@ pub(crate) static SOURCE: Source = Source { name: "lightning.cu", text: include_
 pub(crate) static ANY: Source =
     Source { name: "lightning_any.cu", text: include_str!("../../kernels/lightning_any.cu") };
 
+/// Tokens of a chunk in `lightning.cu`.
+pub const CHUNK: usize = TILE;
 /// Tokens of a chunk, and columns that one group of threads owns, in `lightning.cu`.
 const TILE: usize = 64;
 /// Bytes of a tile in shared memory.
@@ -269,9 +273,10 @@ pub struct Rotated<'a> {
     pub positions: &'a CubeTensor,
 }
 
-/// [`backward`] of features of LRPE, from zero on. Gives the sums that make the gradient of θ, `[rows, H · K]` in float64:
+/// [`backward`] of features of LRPE. Gives the sums that make the gradient of θ, `[rows, H · K]` in float64:
 /// it is the sum over the rows. They are taken before dq̂ and dk̂ are rounded, and queries and keys round alike what
-/// would be multiplied with positions otherwise (`lightning.cu` says why).
+/// would be multiplied with positions otherwise (`lightning.cu` says why). With a state that comes from other tokens, or goes to
+/// them, it is the sum over these as well; then rows but the last of a document's have whole chunks of [`CHUNK`] tokens.
 ///
 /// # Panics
 /// As [`backward`], and for rows of fewer than 64 tokens, heads of more than 128 channels and other types than bf16.
@@ -281,23 +286,14 @@ pub fn backward_rotated(
     v: &Heads,
     d_o: &Heads,
     [d_q, d_k, d_v]: [&Heads; 3],
+    states: States<'_>,
 ) -> CubeTensor {
-    let ([q, k], [q_rest, k_rest]) = (rotated.features, rotated.rests);
-    check(q, k, v, d_o);
-    check(q_rest, k_rest, v, d_o);
+    let [q, k] = rotated.features;
     check(d_q, d_k, d_v, d_o);
-    let [rows, heads, tokens, key] = q.dims;
+    assert!(has_tiles_back(&[d_q, d_k, d_v]), "no gradients of features of LRPE: {:?}", d_q.dims);
+    let [_, heads, tokens, key] = q.dims;
     let value = v.width();
-    let read = [q, k, v, q_rest, k_rest, d_o];
-    let tiled = has_tiles_back(&read) && has_tiles_back(&[d_q, d_k, d_v]) && q.buffer.dtype == DType::BF16;
-    assert!(
-        tiled && key.is_multiple_of(16) && !attention.silu,
-        "no features of LRPE: {:?} {:?}",
-        q.dims,
-        q.buffer.dtype
-    );
     let mut work = Work::near(&d_o.buffer);
-    let widths = || [key, value].map(|n| cuda::i32(n as i32));
 
     let plan = Plan::new(d_v, key, value, 1);
     let segments = plan.segments_buffer(d_o);
@@ -305,24 +301,98 @@ pub fn backward_rotated(
     arguments.extend([d_q, d_k, d_v].map(|t| cuda::tiles_out(&t.buffer, t.tiles())));
     arguments.extend([cuda::read(attention.decay), attention.positions.map_or_else(cuda::absent, cuda::read)]);
     arguments.push(segments.as_ref().map_or_else(cuda::absent, cuda::update));
-    arguments.extend([cuda::absent(), cuda::absent(), cuda::absent()]);
-    arguments.extend(widths());
+    arguments.extend([cuda::absent(), states.d_after.map_or_else(cuda::absent, cuda::read), cuda::absent()]);
+    arguments.extend([key, value].map(|n| cuda::i32(n as i32)));
     arguments.extend(plan.numbers(tokens, heads));
     arguments.extend([0, 1].map(cuda::i32));
     plan.launch(&mut work, "lightning_backward", attention, &arguments);
 
-    let plan = Plan { theta: true, ..Plan::new(d_q, value, key, 2) };
+    let has_states = states.before.is_some() || states.d_after.is_some() || states.d_before.is_some();
+    let between = has_states.then_some(Between { states, after: None, walks: 0..2 });
+    let sums = walk_rotated(&mut work, attention, rotated, v, d_o, [d_q, d_k], between);
+    work.submit();
+    sums
+}
+
+/// The state after the last token of features of LRPE and what they lack, as exact as [`backward_rotated`] needs the state that it
+/// begins with: to less than what θ's gradient loses by rounding elsewhere. `scratch` is of the shape of the queries, and holds
+/// nothing of use after it.
+///
+/// # Panics
+/// As [`backward_rotated`].
+pub fn state_rotated(
+    attention: &Attention<'_>,
+    rotated: Rotated<'_>,
+    v: &Heads,
+    scratch: &Heads,
+    before: Option<&CubeTensor>,
+    after: &CubeTensor,
+) {
+    let states = States { before, ..States::default() };
+    let between = Between { states, after: Some(after), walks: 1..2 };
+    let mut work = Work::near(&v.buffer);
+    // The walk over the keys and values that makes dq̂ of what is no gradient: its state is what is wanted.
+    let sums = walk_rotated(&mut work, attention, rotated, v, v, [scratch, scratch], Some(between));
+    work.submit();
+    drop(sums);
+}
+
+/// The states of the walks for dk̂ (0) and dq̂ (1), and which of the two are taken.
+struct Between<'a> {
+    states: States<'a>,
+    after: Option<&'a CubeTensor>,
+    walks: Range<usize>,
+}
+
+/// Adds the walks for dk̂ and dq̂, and gives the sums for θ of them.
+fn walk_rotated(
+    work: &mut Work,
+    attention: &Attention<'_>,
+    rotated: Rotated<'_>,
+    v: &Heads,
+    d_o: &Heads,
+    [d_q, d_k]: [&Heads; 2],
+    between: Option<Between<'_>>,
+) -> CubeTensor {
+    let ([q, k], [q_rest, k_rest]) = (rotated.features, rotated.rests);
+    check(q, k, v, d_o);
+    check(q_rest, k_rest, v, d_o);
+    let [rows, heads, tokens, key] = q.dims;
+    let value = v.width();
+    let read = [q, k, v, q_rest, k_rest, d_o];
+    let tiled = has_tiles_back(&read) && d_q.has_tiles() && d_k.has_tiles() && q.buffer.dtype == DType::BF16;
+    assert!(
+        tiled && key.is_multiple_of(16) && !attention.silu,
+        "no features of LRPE: {:?} {:?}",
+        q.dims,
+        q.buffer.dtype
+    );
+    let walks = between.as_ref().map_or(0..2, |between| between.walks.clone());
+    let plan = Plan { theta: true, states: between.is_some(), ..Plan::new(d_q, value, key, walks.len()) };
     let segments = plan.segments_buffer(d_o);
-    let sums = cuda::empty(&d_o.buffer, [2 * plan.segment[1] * rows, heads * key / 2], DType::F64);
+    let sums = cuda::empty(&d_o.buffer, [walks.len() * plan.segment[1] * rows, heads * key / 2], DType::F64);
     let mut arguments: Vec<Argument<'_>> = read.map(|t| cuda::tiles(&t.buffer, t.tiles())).into();
     arguments.extend([d_q, d_k].map(|t| cuda::tiles_out(&t.buffer, t.tiles())));
     arguments.extend([cuda::read(attention.decay), cuda::read(rotated.positions)]);
     arguments.push(segments.as_ref().map_or_else(cuda::absent, cuda::update));
     arguments.push(cuda::write(&sums));
-    arguments.extend(widths());
+    let last = match &between {
+        None => None,
+        Some(Between { states, after, walks }) => {
+            arguments.extend([
+                states.before.map_or_else(cuda::absent, cuda::read),
+                after.map_or_else(cuda::absent, cuda::write),
+                states.d_after.map_or_else(cuda::absent, cuda::read),
+                states.d_before.map_or_else(cuda::absent, cuda::write),
+            ]);
+            Some([walks.start, walks.len()].map(|n| cuda::i32(n as i32)))
+        }
+    };
+    arguments.extend([key, value].map(|n| cuda::i32(n as i32)));
     arguments.extend(plan.numbers(tokens, heads));
-    plan.launch(&mut work, "lightning_backward_theta", attention, &arguments);
-    work.submit();
+    let entry = if last.is_some() { "lightning_backward_theta_states" } else { "lightning_backward_theta" };
+    arguments.extend(last.into_iter().flatten());
+    plan.launch(work, entry, attention, &arguments);
     sums
 }
 
@@ -352,6 +422,8 @@ struct Plan {
     half: bool,
     /// The sums for θ are taken, from features in two parts.
     theta: bool,
+    /// The same between states.
+    states: bool,
 }
 
 impl Plan {
@@ -388,7 +460,7 @@ impl Plan {
             (1..=chunks.min(64).min(most.max(1))).min_by_key(|&segments| (cost(segments), segments)).unwrap_or(1);
         let length = chunks.div_ceil(segments).max(1);
         let segment = [length, chunks.div_ceil(length).max(1)];
-        Self { x_tiles, groups, z_groups, blocks, segment, hopper, half: false, theta: false }
+        Self { x_tiles, groups, z_groups, blocks, segment, hopper, half: false, theta: false, states: false }
     }
 
     fn is_cut(&self) -> bool {
@@ -436,6 +508,7 @@ impl Plan {
             .define("SILU", attention.silu)
             .define("THETA", self.theta)
             .define("STATE_ONLY", states_only);
+        let kernel = if self.states { kernel.define("STATES", true) } else { kernel };
         let grid = Grid::new(self.blocks as u32, (self.groups * 128 + 128) as u32)
             .blocks([self.blocks as u32, self.segment[1] as u32, 1])
             .shared(shared as u32);

@@ -9,9 +9,11 @@ use rayon::prelude::*;
 
 use super::*;
 use crate::ops::attention::gated::{gated_attention, stateful};
+use crate::ops::attention::gated_cuda::{Documents, Mixer, upload_decay};
 use crate::ops::attention::naive;
 use crate::ops::sequences::Sequences;
 use crate::ops::testing::{cuda_device, random};
+use crate::ops::weight::GradientSum;
 use crate::rng::Rng;
 
 fn segments(sequences: usize, tokens: usize, walks: usize) -> usize {
@@ -485,6 +487,37 @@ fn a_million_tokens_do_not_overflow() {
     }
 }
 
+/// `y`, its gradient with respect to the projection `qkvu` and to `theta` where there is one, for the gradient `factor` of `y`:
+/// by tensor primitives in float64.
+fn gated_in_float64(
+    [qkvu, factor]: [&Tensor<2>; 2],
+    theta: Option<&Tensor<2>>,
+    decay: &[f64],
+    sequences: &Sequences,
+) -> Vec<Vec<f64>> {
+    let device = Device::flex();
+    let leaf = |x: &Tensor<2>| Tensor::<2>::from_data(x.to_data(), (&device, DType::F64)).autodiff().require_grad();
+    let (x, theta) = (leaf(qkvu), theta.map(leaf));
+    let form = |q: Tensor<4>, k, v, d: &[f64], s: &Sequences, _| (naive::attention(q.clone(), k, v, d, s), q);
+    let y = stateful(form, x.clone(), theta.clone(), decay, sequences, None).0;
+    let gradients = (y.clone() * leaf(factor)).sum().backward();
+    let mut results = vec![y.inner(), x.grad(&gradients).unwrap()];
+    results.extend(theta.map(|theta| theta.grad(&gradients).unwrap()));
+    results.into_iter().map(|x| x.into_data().try_into_vec::<f64>().unwrap()).collect()
+}
+
+/// The angles that a model begins with.
+fn angles(heads: usize, width: usize) -> Tensor<2> {
+    let all = heads * width;
+    let angles: Vec<f32> = (0..all).map(|c| 10000f32.powf(-2.0 * c as f32 / all as f32)).collect();
+    Tensor::from_data(TensorData::new(angles, [heads, width]), &Device::flex())
+}
+
+/// Relative error, in the norm.
+fn error(want: &[f64], got: &[f64]) -> f64 {
+    Values { dims: [1, 1, 1, want.len()], values: want.to_vec() }.error(got)
+}
+
 /// SiLU and LRPE in the kernels, the gate and θ: the whole mixer against tensor primitives in float64.
 #[test]
 fn the_gated_form_and_its_gradients() {
@@ -501,47 +534,18 @@ fn the_gated_form_and_its_gradients() {
         for rotated in [false, true] {
             let qkvu = crate::ops::testing::rounded(random([2 * tokens, 4 * heads * width], 1));
             let factor = crate::ops::testing::rounded(random([2 * tokens, heads * width], 2));
-            let theta = Tensor::<2>::from_data(
-                TensorData::new(
-                    (0..heads * width)
-                        .map(|c| 10000f32.powf(-2.0 * c as f32 / (heads * width) as f32))
-                        .collect::<Vec<_>>(),
-                    [heads, width],
-                ),
-                &Device::flex(),
-            );
-            let leaf = |x: &Tensor<2>, device: &Device, dtype: DType| {
-                Tensor::<2>::from_data(x.to_data(), (device, dtype)).autodiff().require_grad()
+            let theta = rotated.then(|| angles(heads, width));
+            let want = gated_in_float64([&qkvu, &factor], theta.as_ref(), &decay, &sequences);
+            let leaf = |x: &Tensor<2>, dtype: DType| {
+                Tensor::<2>::from_data(x.to_data(), (&device, dtype)).autodiff().require_grad()
             };
-            let run = |on: &Device, dtype: DType, theta_type: DType, exact: bool| {
-                let (x, t) = (leaf(&qkvu, on, dtype), leaf(&theta, on, theta_type));
-                let t = rotated.then_some(t);
-                let y = match exact {
-                    true => {
-                        stateful(
-                            |q, k, v, d, s, _| (naive::attention(q.clone(), k, v, d, s), q),
-                            x.clone(),
-                            t.clone(),
-                            &decay,
-                            &sequences,
-                            None,
-                        )
-                        .0
-                    }
-                    false => gated_attention(x.clone(), t.clone(), &decay, &sequences),
-                };
-                let gradients = (y.clone() * leaf(&factor, on, dtype)).sum().backward();
-                let mut results = vec![y.inner(), x.grad(&gradients).unwrap()];
-                results.extend(t.map(|t| t.grad(&gradients).unwrap()));
-                results
-                    .into_iter()
-                    .map(|x| x.into_data().convert::<f64>().try_into_vec::<f64>().unwrap())
-                    .collect::<Vec<_>>()
-            };
-            let want = run(&Device::flex(), DType::F64, DType::F64, true);
-            let got = run(&device, DType::BF16, DType::F32, false);
-            let error =
-                |want: &[f64], got: &[f64]| Values { dims: [1, 1, 1, want.len()], values: want.to_vec() }.error(got);
+            let (x, theta) = (leaf(&qkvu, DType::BF16), theta.map(|theta| leaf(&theta, DType::F32)));
+            let y = gated_attention(x.clone(), theta.clone(), &decay, &sequences);
+            let gradients = (y.clone() * leaf(&factor, DType::BF16)).sum().backward();
+            let mut results = vec![y.inner(), x.grad(&gradients).unwrap()];
+            results.extend(theta.map(|theta| theta.grad(&gradients).unwrap()));
+            let read = |x: Tensor<2>| x.into_data().convert::<f64>().try_into_vec::<f64>().unwrap();
+            let got: Vec<Vec<f64>> = results.into_iter().map(read).collect();
             for (name, (want, got)) in ["y", "dqkvu"].into_iter().zip(want.iter().zip(&got)) {
                 let error = error(want, got);
                 eprintln!("gated, rotated {rotated}, packed {}: {name} {error:.2e}", sequences.is_packed());
@@ -560,4 +564,106 @@ fn the_gated_form_and_its_gradients() {
             }
         }
     }
+}
+
+/// Rows in two parts, the states handed on from one to the other and their gradients back, against whole rows in float64.
+#[test]
+fn the_gated_form_of_rows_in_two_parts() {
+    let Some(device) = cuda_device("gated attention of rows in two parts") else { return };
+    let (heads, width, tokens, cut) = (4, 128, 600, 5 * CHUNK);
+    // Documents everywhere, one that goes over the cut, one that begins at it, and one for a whole row.
+    let packed: [Vec<u32>; 4] =
+        [STARTS.into_iter().filter(|&s| s < tokens as u32).collect(), vec![77], vec![cut as u32], vec![]];
+    let all = [Sequences::whole(packed.len(), tokens), Sequences::packed(&packed, tokens).unwrap()];
+    let [qkvu, factor] = [4, 1].map(|parts| {
+        crate::ops::testing::rounded(random([packed.len() * tokens, parts * heads * width], parts as u64))
+    });
+    for (sequences, decay) in all.iter().flat_map(|sequences| [DECAYS, FORGETFUL].map(|decay| (sequences, decay))) {
+        for rotated in [false, true] {
+            let theta = rotated.then(|| angles(heads, width));
+            let want = gated_in_float64([&qkvu, &factor], theta.as_ref(), &decay, sequences);
+            let got = in_two_parts([&qkvu, &factor], theta.as_ref(), &decay, sequences, cut, &device, true);
+            let apart = in_two_parts([&qkvu, &factor], theta.as_ref(), &decay, sequences, cut, &device, false);
+            let what = format!("rotated {rotated}, packed {}, decays {decay:?}", sequences.is_packed());
+            for (name, n) in [("y", 0), ("dqkvu", 1)] {
+                let (error, without) = (error(&want[n], &got[n]), error(&want[n], &apart[n]));
+                eprintln!("gated in two parts, {what}: {name} {error:.2e}, without states {without:.2e}");
+                assert!(error <= 4e-3, "{name} is off by {error:.2e}: {what}");
+                assert!(without > 0.02, "{name}: states matter: {what}");
+            }
+            if rotated {
+                for (head, (want, got)) in want[2].chunks(width).zip(got[2].chunks(width)).enumerate() {
+                    let (error, rate) = (error(want, got), decay[head]);
+                    eprintln!("gated in two parts, {what}: dtheta of head {head}, decay {rate}: {error:.2e}");
+                    assert!(error <= 0.02, "dtheta of head {head} is off by {error:.2e}: {what}");
+                }
+            }
+        }
+    }
+}
+
+/// What [`gated_in_float64`] gives, of the two parts before and behind token `cut` of every row; with zeros for the states
+/// unless they are `handed_on`.
+fn in_two_parts(
+    [qkvu, factor]: [&Tensor<2>; 2],
+    theta: Option<&Tensor<2>>,
+    decay: &[f64],
+    sequences: &Sequences,
+    cut: usize,
+    device: &Device,
+    handed_on: bool,
+) -> Vec<Vec<f64>> {
+    let (rows, length, heads) = (sequences.rows(), sequences.length(), decay.len());
+    let (width, ranges) = (factor.dims()[1], [0..cut, cut..length]);
+    let cube = cuda::of(Tensor::<1>::zeros([8], device)).device;
+    let of = |x: &Tensor<2>, range: &Range<usize>| {
+        let columns = x.dims()[1];
+        let x: Tensor<3> = x.clone().reshape([rows, length, columns]).narrow(1, range.start, range.len());
+        let x: Tensor<2> = x.reshape([rows * range.len(), columns]);
+        cuda::contiguous(cuda::of(Tensor::<2>::from_data(x.into_data(), (device, DType::BF16))))
+    };
+    // Parts of rows where they stand in whole rows.
+    let join = |parts: [CubeTensor; 2]| -> Vec<f64> {
+        let columns = cuda::rows(&parts[0]).0[1];
+        let mut all = vec![f64::NAN; rows * length * columns];
+        for (part, range) in parts.iter().zip(&ranges) {
+            let values = cuda::download_floats(part).unwrap();
+            for (row, values) in values.chunks_exact(range.len() * columns).enumerate() {
+                let to = &mut all[(row * length + range.start) * columns..][..values.len()];
+                to.iter_mut().zip(values).for_each(|(to, from)| *to = f64::from(*from));
+            }
+        }
+        all
+    };
+    let theta = theta.map(|theta| cuda::contiguous(cuda::of(Tensor::<2>::from_data(theta.to_data(), device))));
+    let d_theta = theta.as_ref().map(|theta| GradientSum::new(cuda::empty_like(theta)));
+    let mixers = ranges.clone().map(|range| Mixer {
+        decay: upload_decay(decay, &cube),
+        heads,
+        documents: Documents::new(&sequences.part(range), &cube),
+    });
+    let projected = ranges.each_ref().map(|range| of(qkvu, range));
+    let (first, between) = mixers[0].attend_and_leave(&projected[0], theta.as_ref(), None);
+    let between = handed_on.then_some(between);
+    let second = mixers[1].attend(&projected[1], theta.as_ref(), between.as_ref(), None);
+    let attended = [first, second];
+    let d_between = mixers[1].state(&attended[1], width, theta.is_some());
+    let states = [
+        States { d_after: handed_on.then_some(&d_between), ..States::default() },
+        States { before: between.as_ref(), d_before: Some(&d_between), ..States::default() },
+    ];
+    let gradient = |n: usize| {
+        let theta = theta.as_ref().zip(d_theta.as_ref());
+        mixers[n].backward(&projected[n], theta, &attended[n], &of(factor, &ranges[n]), None, states[n])
+    };
+    // The second part goes first.
+    let behind = gradient(1);
+    let gradients = [gradient(0), behind];
+    let y = [0, 1].map(|n| mixers[n].gate(&projected[n], &attended[n]));
+    let mut results = vec![join(y), join(gradients)];
+    results.extend(d_theta.map(|sum| {
+        let values = cuda::download_floats(&sum.into_buffer()).unwrap();
+        values.into_iter().map(f64::from).collect::<Vec<f64>>()
+    }));
+    results
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor};
 
-use super::gated::{Form, gated_attention, stateful};
+use super::gated::{Form, gated_attention, gated_part, stateful, stateful_part};
 use super::{chunked, naive, recurrent};
 use crate::ops::sequences::Sequences;
 use crate::ops::testing::{assert_close, random};
@@ -145,6 +145,39 @@ fn the_cpu_operation_is_the_naive_form_in_float64_with_its_gradients() {
                         assert_close(&format!("{what}: dθ"), got, want, 1e-4);
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_part_of_the_heads_is_the_naive_form_without_its_norm() {
+    let decay: Arc<[f64]> = DECAY.into();
+    for sequences in documents(130).map_arc() {
+        for rotated in [false, true] {
+            let qkvu = random([2 * 130, 4 * 12], 1);
+            let theta = rotated.then(|| random([3, 4], 2).abs());
+            let weights = [random([2 * 130, 12], 3), random([2 * 130, 1], 4)];
+            let run = |dtype: DType| {
+                let qkvu = qkvu.clone().cast(dtype).autodiff().require_grad();
+                let theta = theta.clone().map(|theta| theta.cast(dtype).autodiff().require_grad());
+                let parts = match dtype {
+                    DType::F32 => gated_part(qkvu.clone(), theta.clone(), &decay, &sequences),
+                    _ => stateful_part(naive_form, qkvu.clone(), theta.clone(), &decay, &sequences, None).0,
+                };
+                let weights = weights.clone().map(|weight| weight.cast(dtype).autodiff());
+                let [first, second] = [0, 1].map(|n| (parts[n].clone() * weights[n].clone()).sum());
+                let gradients = (first + second).backward();
+                let dtheta = theta.map(|theta| theta.grad(&gradients).unwrap());
+                (parts.map(Tensor::inner), qkvu.grad(&gradients).unwrap(), dtheta)
+            };
+            let (got, want) = (run(DType::F32), run(DType::F64));
+            for ((what, got), want) in ["u o", "squares"].into_iter().zip(got.0).zip(want.0) {
+                assert_close(what, got, want, 2e-5);
+            }
+            assert_close("dqkvu", got.1, want.1, 5e-5);
+            if let (Some(got), Some(want)) = (got.2, want.2) {
+                assert_close("dθ", got, want, 1e-4);
             }
         }
     }
