@@ -31,7 +31,8 @@ fn main() {
     let here = std::path::absolute(Path::new(".")).unwrap_or_else(|e| failed(e));
     let near = |mode| {
         let config = NearConfig { mode, ..NearConfig::default() };
-        near_stages(&config, "ingest", None, None, here.as_path()).map(|stages| (stages, "ingest", Some("near".to_string())))
+        near_stages(&config, "ingest", None, None, here.as_path())
+            .map(|stages| (stages, "ingest", Some("near".to_string())))
     };
     let (middle, documents, selection) = match kind.as_str() {
         "compatible" => near(Mode::Compatible),

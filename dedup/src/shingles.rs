@@ -225,6 +225,19 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn single_characters_of_scripts_without_spaces_are_small_words() {
+        let mut places = Vec::new();
+        let mut small = |text: &str| {
+            Shingles::default().words(text, &mut places);
+            places.iter().map(|place| is_small_word(&text[place.start..place.end])).collect::<Vec<_>>()
+        };
+        assert_eq!(small("日本の a"), [true, true, true, false]);
+        assert_eq!(small("カタカナ"), [false], "a run of katakana is a word");
+        assert!(small("ภาษาไทย").iter().all(|small| *small));
+        assert_eq!(small("한국어 слово ελ x1"), [false; 4]);
+    }
+
     /// Places and hashes by the segmentation crate alone.
     fn plain(text: &str) -> Vec<(u64, Range<usize>)> {
         let hash = |word: &str| {
@@ -250,19 +263,6 @@ mod tests {
 
     proptest! {
         #[test]
-    fn single_characters_of_scripts_without_spaces_are_small_words() {
-        let mut places = Vec::new();
-        let mut small = |text: &str| {
-            Shingles::default().words(text, &mut places);
-            places.iter().map(|place| is_small_word(&text[place.start..place.end])).collect::<Vec<_>>()
-        };
-        assert_eq!(small("日本の a"), [true, true, true, false]);
-        assert_eq!(small("カタカナ"), [false], "a run of katakana is a word");
-        assert!(small("ภาษาไทย").iter().all(|small| *small));
-        assert_eq!(small("한국어 слово ελ x1"), [false; 4]);
-    }
-
-    #[test]
         fn ascii_is_cut_as_unicode_says(text in r"[ -~\n]{0,60}", marks in "[a1_.:,;' ]{0,40}") {
             prop_assert_eq!(words(&text), plain(&text), "{}", text);
             prop_assert_eq!(words(&marks), plain(&marks), "{}", marks);
