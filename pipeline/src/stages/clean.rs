@@ -146,7 +146,7 @@ impl Stage for CleanStage {
     }
 
     fn version(&self) -> u32 {
-        3
+        4
     }
 
     fn inputs(&self) -> Vec<String> {
