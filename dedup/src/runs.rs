@@ -30,6 +30,10 @@ const END_BYTES: usize = 12;
 const BUCKET_RECORDS: u64 = 32;
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 1 << 20;
+/// Bytes at the end of a file that are read at first: the footer of a hundred sections.
+const TAIL_BYTES: usize = 4096;
+/// Entries of a directory that are read at a time to find a range.
+const ENTRIES: usize = 256;
 
 /// A record of fixed width with a key that it is sorted by first.
 pub(crate) trait Record: Copy + Ord {
@@ -177,15 +181,25 @@ impl RunFile {
         let corrupt = |reason: &str| Error::Corrupt { path: path.into(), reason: reason.into() };
         let file = File::open(path).map_err(fail)?;
         let length = file.metadata().map_err(fail)?.len();
-        let mut end = [0; END_BYTES];
-        let at = length.checked_sub(END_BYTES as u64).ok_or_else(|| corrupt("too short for a run file"))?;
-        file.read_exact_at(&mut end, at).map_err(fail)?;
-        if end[4..] != MAGIC[..] {
+        // End and footer are one read, but for files of very many sections.
+        let mut tail = vec![0; TAIL_BYTES.min(length as usize)];
+        let from = length - tail.len() as u64;
+        file.read_exact_at(&mut tail, from).map_err(fail)?;
+        let at = tail.len().checked_sub(END_BYTES).ok_or_else(|| corrupt("too short for a run file"))?;
+        if tail[at + 4..] != MAGIC[..] {
             return Err(corrupt("not a run file of this version: run the stage that wrote it again"));
         }
-        let mut footer = vec![0; u32_at(&end, 0) as usize * SECTION_BYTES];
-        let at = at.checked_sub(footer.len() as u64).ok_or_else(|| corrupt("its footer is cut off"))?;
-        file.read_exact_at(&mut footer, at).map_err(fail)?;
+        let bytes = u32_at(&tail, at) as usize * SECTION_BYTES;
+        let footer = match at.checked_sub(bytes) {
+            Some(from) => tail[from..at].to_vec(),
+            None => {
+                let at =
+                    length.checked_sub((END_BYTES + bytes) as u64).ok_or_else(|| corrupt("its footer is cut off"))?;
+                let mut footer = vec![0; bytes];
+                file.read_exact_at(&mut footer, at).map_err(fail)?;
+                footer
+            }
+        };
         let sections = footer
             .chunks_exact(SECTION_BYTES)
             .map(|s| Section {
@@ -225,6 +239,13 @@ impl RunFile {
         Ok(())
     }
 
+    /// Give every record of the sections whose tag is one of `tags` to `take`, as they were written. A buffer is held, no section.
+    pub(crate) fn each<R: Record>(&self, tags: Range<u32>, mut take: impl FnMut(R)) -> Result<()> {
+        let mut bytes = Vec::new();
+        let mut sections = self.sections.iter().filter(|s| tags.contains(&s.tag));
+        sections.try_for_each(|section| self.range(section, 0, u64::MAX, &mut bytes, &mut take))
+    }
+
     /// Fill `bytes` from `offset`.
     pub(crate) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         self.file.read_exact_at(bytes, offset).map_err(|e| Error::io(&self.path, e))
@@ -242,14 +263,17 @@ impl RunFile {
         debug_assert_eq!(section.width as usize, R::BYTES);
         let last = last.min(u64::MAX >> (64 - R::KEY_BITS));
         let directory = section.offset + section.records * R::BYTES as u64;
-        let entry = |bucket: u64| -> Result<u64> {
-            let mut entry = [0; 4];
-            self.read_at(&mut entry, directory + 4 * bucket)?;
-            Ok(u64::from(u32::from_le_bytes(entry)))
+        // The entries from one bucket to another, of which the first and the last are looked at.
+        let entries = |from: u64, to: u64| -> Result<(u64, u64)> {
+            let mut entries = [0; 4 * ENTRIES];
+            let some = &mut entries[..4 * (to - from + 1) as usize];
+            self.read_at(some, directory + 4 * from)?;
+            Ok((u64::from(u32_at(some, 0)), u64::from(u32_at(some, some.len() - 4))))
         };
-        let (from, to) = match section.bits {
-            0 => (0, section.records),
-            _ => (entry(section.bucket(first))?, entry(section.bucket(last) + 1)?),
+        let (from, to) = match (section.bits, section.bucket(first), section.bucket(last) + 1) {
+            (0, ..) => (0, section.records),
+            (_, from, to) if to - from < ENTRIES as u64 => entries(from, to)?,
+            (_, from, to) => (entries(from, from)?.0, entries(to, to)?.0),
         };
         let step = (READ_BYTES / R::BYTES) as u64;
         let mut at = from;
@@ -363,7 +387,7 @@ pub(crate) struct Buffered<R> {
 }
 
 /// Records in a buffer: 16 MB of pairs.
-const BUFFER_RECORDS: usize = 1 << 20;
+pub(crate) const BUFFER_RECORDS: usize = 1 << 20;
 
 impl<R: Record> Buffered<R> {
     pub(crate) fn new(tag: u32) -> Self {
