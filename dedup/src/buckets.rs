@@ -14,6 +14,7 @@ pub(crate) struct Number(pub(crate) u64);
 impl Record for Number {
     const BYTES: usize = NUMBER_BYTES;
     const KEY_BITS: u32 = 8 * NUMBER_BYTES as u32;
+    const COUNTED: bool = true;
     fn key(&self) -> u64 {
         self.0
     }

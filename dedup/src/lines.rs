@@ -245,6 +245,7 @@ const NONE: u32 = u32::MAX;
 impl Record for Hit {
     const BYTES: usize = 24;
     const KEY_BITS: u32 = 32;
+    const COUNTED: bool = true;
     fn key(&self) -> u64 {
         u64::from(self.shard)
     }
@@ -436,7 +437,7 @@ impl Stage for Filter {
         FILTER
     }
     fn version(&self) -> u32 {
-        1
+        2
     }
     fn inputs(&self) -> Vec<String> {
         self.input.texts.stages()

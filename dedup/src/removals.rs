@@ -89,6 +89,7 @@ struct Removal {
 impl Record for Removal {
     const BYTES: usize = 32;
     const KEY_BITS: u32 = 64;
+    const COUNTED: bool = true;
     fn key(&self) -> u64 {
         self.ordinal
     }

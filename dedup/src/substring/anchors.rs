@@ -43,6 +43,7 @@ struct Candidate {
 impl Record for Candidate {
     const BYTES: usize = 12;
     const KEY_BITS: u32 = 32;
+    const COUNTED: bool = true;
     fn key(&self) -> u64 {
         u64::from(self.shard)
     }

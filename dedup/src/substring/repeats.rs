@@ -60,6 +60,7 @@ pub(super) struct Repeat {
 impl Record for Repeat {
     const BYTES: usize = 28;
     const KEY_BITS: u32 = 64;
+    const COUNTED: bool = true;
     fn key(&self) -> u64 {
         self.ordinal
     }
