@@ -110,7 +110,7 @@ pub struct Run {
     /// Tasks at a time [default: one per core]; outputs never depend on it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
-    /// Memory that stages may hold before they spill to disk, e.g. 8GiB [default: half of the machine's]
+    /// Memory that stages may hold, which spill to disk or do fewer tasks at a time, e.g. 8GiB [default: half of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_limit: Option<u64>,
     /// Stop after this stage

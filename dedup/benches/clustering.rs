@@ -1,4 +1,4 @@
-//! Near-duplicate clustering of many documents, from signatures on disk to removals.
+//! Near-duplicate clustering of many documents, from signatures on disk to removals and the selection of what stays.
 //!
 //!     cargo bench --workspace --bench clustering -- DIRECTORY DOCUMENTS [THREADS]
 //!
@@ -12,10 +12,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arrow::array::{ArrayRef, FixedSizeBinaryArray, RecordBatch, UInt64Array};
+use arrow::datatypes::{DataType, Field, Schema};
 use async_trait::async_trait;
 use dedup::minhash::SKETCH_BYTES;
-use dedup::near::{SignatureWriter, clustering_stages};
+use dedup::near::{SignatureWriter, clustering_stages, selection_stage};
 use dedup::{Mode, NearConfig};
+use pipeline::document::ordinal;
+use pipeline::shard::{BATCH_ROWS, ShardWriter, part_name};
 use pipeline::{Journal, Result, RunContext, RunOptions, Runner, Stage, Task, TaskContext, TaskReport};
 
 /// Documents of a shard: half a gigabyte of text of 5 kB each.
@@ -84,6 +88,50 @@ impl Stage for Synthetic {
     }
 }
 
+/// The rows that the selection chooses from.
+struct Rows {
+    documents: u64,
+}
+
+#[async_trait]
+impl Stage for Rows {
+    fn name(&self) -> &str {
+        "documents"
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        Vec::new()
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::json!({ "documents": self.documents }))
+    }
+    async fn tasks(&self, _: &RunContext) -> Result<Vec<Task>> {
+        let shards = self.documents.div_ceil(SHARD) as u32;
+        Ok((0..shards).map(|index| Task { index, inputs: serde_json::json!({}) }).collect())
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let schema = Arc::new(Schema::new(vec![
+            Field::new("id", DataType::FixedSizeBinary(16), false),
+            Field::new("ordinal", DataType::UInt64, false),
+        ]));
+        let mut writer = ShardWriter::create(task.stage_dir(), part_name(task.index()), schema.clone(), Vec::new())?;
+        let rows = SHARD.min(self.documents - u64::from(task.index()) * SHARD);
+        for first in (0..rows).step_by(BATCH_ROWS) {
+            let ordinals: Vec<u64> =
+                (first..rows.min(first + BATCH_ROWS as u64)).map(|row| ordinal(task.index(), row as u32)).collect();
+            let id = |ordinal: &u64| [mix(*ordinal), mix(!*ordinal)].map(u64::to_le_bytes).concat();
+            let columns: Vec<ArrayRef> = vec![
+                Arc::new(FixedSizeBinaryArray::try_from_iter(ordinals.iter().map(id))?),
+                Arc::new(UInt64Array::from(ordinals)),
+            ];
+            writer.write(RecordBatch::try_new(schema.clone(), columns)?)?;
+        }
+        Ok(TaskReport { files: vec![writer.finish()?], rows_read: rows, rows_kept: rows, ..TaskReport::default() })
+    }
+}
+
 /// The most memory that this process has held, in bytes, as Linux tells it.
 fn peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -109,6 +157,7 @@ fn main() {
     let run = RunContext::new(&dir, RunOptions { threads, ..RunOptions::new() }).unwrap_or_else(|e| failed(e));
     let mut stages: Vec<Arc<dyn Stage>> = vec![Arc::new(Synthetic { config: config.clone(), documents })];
     stages.extend(clustering_stages(&config).unwrap_or_else(|e| failed(e)));
+    stages.extend([Arc::new(Rows { documents }) as Arc<dyn Stage>, selection_stage("documents", &[])]);
     let names: Vec<String> = stages.iter().map(|s| s.name().to_string()).collect();
     let runner = Runner::new(run.clone(), stages).unwrap_or_else(|e| failed(e));
     let runtime =
@@ -123,7 +172,7 @@ fn main() {
         let bytes: u64 =
             Journal::read(&dir.join(name)).map_or(0, |j| j.values().flat_map(|e| &e.files).map(|f| f.bytes).sum());
         let rows: u64 = run.journal(name).values().map(|e| e.rows_kept).sum();
-        if name != &names[0] {
+        if name != &names[0] && name != "documents" {
             whole += work;
         }
         println!(

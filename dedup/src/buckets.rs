@@ -2,7 +2,7 @@
 
 use pipeline::Result;
 
-use crate::runs::{Buffered, NUMBER_BYTES, Pair, Record, RunWriter, number_at, put_number};
+use crate::runs::{BUFFER_RECORDS, Buffered, NUMBER_BYTES, Pair, Record, RunWriter, number_at, put_number};
 
 /// Tag of the documents that are in a pair.
 pub(crate) const CANDIDATES: u32 = u32::MAX - 1;
@@ -14,6 +14,7 @@ pub(crate) struct Number(pub(crate) u64);
 impl Record for Number {
     const BYTES: usize = NUMBER_BYTES;
     const KEY_BITS: u32 = 8 * NUMBER_BYTES as u32;
+    const COUNTED: bool = true;
     fn key(&self) -> u64 {
         self.0
     }
@@ -36,6 +37,12 @@ pub(crate) struct Buckets<K> {
     most: usize,
     pairs: Buffered<Pair>,
     candidates: Option<Buffered<Number>>,
+}
+
+/// Bytes of memory of the keys of a partition of `partition` of `keys` keys, twice over, and of the pairs that are not yet written.
+pub(crate) fn bytes<K>(keys: u64, partition: u64, candidates: bool) -> u64 {
+    let buffered = size_of::<Pair>() + if candidates { size_of::<Number>() } else { 0 };
+    2 * keys.min(partition) * size_of::<(K, u64)>() as u64 + keys.min(BUFFER_RECORDS as u64) * buffered as u64
 }
 
 impl<K: Copy + Ord> Buckets<K> {

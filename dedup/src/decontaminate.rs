@@ -9,6 +9,9 @@
 //! In scripts without spaces a word of the segmentation is a character or little more, and 13 of them are a common phrase.
 //! Where more than half of the words of a text are such, both limits are doubled.
 //!
+//! An n-gram that very many records of one evaluation set hold, as a question that all of them begin with, counts like any other, but
+//! is told of the first of these records alone: else each document with it would be told of each of them.
+//!
 //! | stage | task | rows |
 //! | --- | --- | --- |
 //! | `decontaminate` | document shard | selection `id`, `ordinal` (`drop`) or documents (`mask`); dropped with `rule`, `benchmark`, `record`, `ngrams` |
@@ -26,7 +29,7 @@ use arrow::array::{
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, UInt64Type};
 use async_trait::async_trait;
-use datafusion::common::exec_err;
+use datafusion::common::{DataFusionError, exec_err};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use datafusion::prelude::col;
 use pipeline::digest::Digest;
@@ -108,7 +111,12 @@ struct Index {
     grams: BTreeMap<usize, HashMap<u64, Vec<u32>>>,
     /// A bit for some of the bits of every n-gram: most n-grams of a corpus end here.
     filter: Vec<u64>,
+    /// N-grams of which not all records are told.
+    common: u64,
 }
+
+/// Records of an evaluation set with one n-gram that are all told; of more it is the first.
+const MOST_RECORDS: usize = 100;
 
 /// Bits of the filter: 128 KiB, which stay in the cache.
 const FILTER_BITS: u32 = 20;
@@ -121,11 +129,13 @@ impl Index {
             grams: BTreeMap::new(),
             filter: vec![0; 1 << (FILTER_BITS - 6)],
             counts: Vec::new(),
+            common: 0,
         };
         let mut shingles = Shingles::default();
         let mut places = Vec::new();
         for (number, benchmark) in config.benchmarks.iter().enumerate() {
             let mut counts = Counts { name: benchmark.name.clone(), ..Counts::default() };
+            let before = index.records.len() as u32;
             evaluation::read(benchmark, base, |name, texts| {
                 let record = index.records.len() as u32;
                 index.records.push(Record { benchmark: number, name });
@@ -144,7 +154,8 @@ impl Index {
                         let slot = filter_slot(gram);
                         index.filter[slot / 64] |= 1 << (slot % 64);
                         let records = index.grams.entry(n).or_default().entry(gram).or_default();
-                        if records.last() != Some(&record) {
+                        let own = records.len() - records.partition_point(|held| *held < before);
+                        if records.last() != Some(&record) && own <= MOST_RECORDS {
                             records.push(record);
                         }
                     }
@@ -161,6 +172,13 @@ impl Index {
                 ));
             }
             index.counts.push(counts);
+        }
+        let benchmark = |record: &u32| index.records[*record as usize].benchmark;
+        for held in index.grams.values_mut().flat_map(HashMap::values_mut).filter(|held| held.len() > MOST_RECORDS) {
+            let all = held.len();
+            let told = |of: &[u32]| of[..if of.len() > MOST_RECORDS { 1 } else { of.len() }].to_vec();
+            *held = held.chunk_by(|a, b| benchmark(a) == benchmark(b)).flat_map(told).collect();
+            index.common += u64::from(held.len() < all);
         }
         Ok(index)
     }
@@ -218,6 +236,46 @@ struct Match {
     record: u32,
     ngrams: u32,
     excerpt: String,
+}
+
+/// Matches that are held until they are written.
+const HELD_MATCHES: usize = 4096;
+
+/// Where matches are written, in the order of the rows: a plan has one partition.
+struct Matches {
+    index: Arc<Index>,
+    schema: SchemaRef,
+    writer: Option<ShardWriter>,
+}
+
+impl Matches {
+    fn create(task: &TaskContext, index: Arc<Index>) -> Result<Self> {
+        let schema = Arc::new(Schema::new(vec![
+            Field::new("ordinal", DataType::UInt64, false),
+            Field::new("benchmark", DataType::Utf8, false),
+            Field::new("record", DataType::Utf8, false),
+            Field::new("ngrams", DataType::UInt32, false),
+            Field::new("excerpt", DataType::Utf8, false),
+        ]));
+        let name = Path::new("matches").join(part_name(task.index()));
+        let writer = ShardWriter::create(task.stage_dir(), name, schema.clone(), Vec::new())?;
+        Ok(Self { index, schema, writer: Some(writer) })
+    }
+
+    /// Write matches.
+    fn write(&mut self, matches: &[Match]) -> Result<()> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let index = &self.index;
+        let record = |m: &Match| &index.records[m.record as usize];
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(UInt64Array::from_iter_values(matches.iter().map(|m| m.ordinal))),
+            Arc::new(StringArray::from_iter_values(matches.iter().map(|m| &index.names[record(m).benchmark]))),
+            Arc::new(StringArray::from_iter_values(matches.iter().map(|m| &record(m).name))),
+            Arc::new(UInt32Array::from_iter_values(matches.iter().map(|m| m.ngrams))),
+            Arc::new(StringArray::from_iter_values(matches.iter().map(|m| &m.excerpt))),
+        ];
+        writer.write(RecordBatch::try_new(self.schema.clone(), columns)?)
+    }
 }
 
 /// Characters of the corpus that a match shows.
@@ -306,7 +364,7 @@ impl Stage for DecontaminateStage {
         let index = self.index()?;
         let read = task.run.shard(self.texts.chosen(), task.index())?.rows;
         let session = crate::selection::session(task);
-        let matches = Arc::new(Mutex::new(Vec::new()));
+        let matches = Arc::new(Mutex::new(Matches::create(task, index.clone())?));
         session.register_udf(ScalarUDF::from(Contamination {
             signature: Signature::any(2, Volatility::Volatile),
             index: index.clone(),
@@ -331,33 +389,16 @@ impl Stage for DecontaminateStage {
         );
         let output = Output { kept: &kept, dropped: &["id", "ordinal", RULE, "benchmark", "record", "ngrams"] };
         let mut report = task.write(found.select(columns)?, output, RowsRead::Known(read)).await?;
-        let matches = std::mem::take(&mut *matches.lock().unwrap_or_else(|e| e.into_inner()));
-        report.files.push(write_matches(task, &index, &matches)?);
-        report.notes = serde_json::json!({ "benchmarks": index.counts, "matches": matches.len() });
+        if let Some(writer) = matches.lock().unwrap_or_else(|e| e.into_inner()).writer.take() {
+            report.notes = serde_json::json!({
+                "benchmarks": index.counts,
+                "common_ngrams": index.common,
+                "matches": writer.rows(),
+            });
+            report.files.push(writer.finish()?);
+        }
         Ok(report)
     }
-}
-
-fn write_matches(task: &TaskContext, index: &Index, matches: &[Match]) -> Result<pipeline::PendingFile> {
-    let schema = Arc::new(Schema::new(vec![
-        Field::new("ordinal", DataType::UInt64, false),
-        Field::new("benchmark", DataType::Utf8, false),
-        Field::new("record", DataType::Utf8, false),
-        Field::new("ngrams", DataType::UInt32, false),
-        Field::new("excerpt", DataType::Utf8, false),
-    ]));
-    let record = |m: &Match| &index.records[m.record as usize];
-    let columns: Vec<ArrayRef> = vec![
-        Arc::new(UInt64Array::from_iter_values(matches.iter().map(|m| m.ordinal))),
-        Arc::new(StringArray::from_iter_values(matches.iter().map(|m| &index.names[record(m).benchmark]))),
-        Arc::new(StringArray::from_iter_values(matches.iter().map(|m| &record(m).name))),
-        Arc::new(UInt32Array::from_iter_values(matches.iter().map(|m| m.ngrams))),
-        Arc::new(StringArray::from_iter_values(matches.iter().map(|m| &m.excerpt))),
-    ];
-    let name = Path::new("matches").join(part_name(task.index()));
-    let mut writer = ShardWriter::create(task.stage_dir(), name, schema.clone(), Vec::new())?;
-    writer.write(RecordBatch::try_new(schema, columns)?)?;
-    writer.finish()
 }
 
 /// `contamination(ordinal, text)`: the verdict on a document, and its text without the n-grams.
@@ -365,8 +406,8 @@ struct Contamination {
     signature: Signature,
     index: Arc<Index>,
     config: DecontaminateConfig,
-    /// What was found, in the order of the rows: a plan has one partition.
-    matches: Arc<Mutex<Vec<Match>>>,
+    /// What was found.
+    matches: Arc<Mutex<Matches>>,
 }
 
 impl std::fmt::Debug for Contamination {
@@ -421,7 +462,9 @@ impl ScalarUDFImpl for Contamination {
         let Some(ordinals) = ordinals.as_primitive_opt::<UInt64Type>() else {
             return exec_err!("contamination takes an ordinal and a text");
         };
-        let mut all = self.matches.lock().unwrap_or_else(|e| e.into_inner());
+        let mut matches = self.matches.lock().unwrap_or_else(|e| e.into_inner());
+        let mut write = |found: &[Match]| matches.write(found).map_err(|e| DataFusionError::External(Box::new(e)));
+        let mut all = Vec::new();
         let (mut shingles, mut places, mut spans) = (Shingles::default(), Vec::new(), Vec::new());
         let (mut rules, mut benchmarks) = (StringViewBuilder::new(), StringViewBuilder::new());
         let (mut records, mut ngrams, mut masked) =
@@ -449,7 +492,12 @@ impl ScalarUDFImpl for Contamination {
                 ngrams,
                 excerpt: text[place].chars().take(EXCERPT_CHARS).collect(),
             }));
+            if all.len() >= HELD_MATCHES {
+                write(&all)?;
+                all.clear();
+            }
         }
+        write(&all)?;
         let columns: Vec<ArrayRef> = vec![
             Arc::new(rules.finish()),
             Arc::new(benchmarks.finish()),

@@ -16,7 +16,8 @@ pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
 
 /// Bytes of text in the shards of a stage of documents, as their footers say.
 pub(crate) fn text_bytes(run: &RunContext, stage: &str) -> Result<u64> {
-    run.shards(stage)?.iter().map(|shard| pipeline::shard::text_bytes(&shard.path)).sum()
+    let sum = || run.shards(stage)?.iter().map(|shard| pipeline::shard::text_bytes(&shard.path)).sum::<Result<u64>>();
+    Ok(*run.shared(&format!("bytes of text of {stage}"), sum)?)
 }
 
 /// Refuse to begin a stage that will write `bytes` where there is less room. What it has committed

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pipeline::digest::Digest;
 use pipeline::document::ordinal;
@@ -33,8 +34,8 @@ pub(crate) struct Source {
     pub(crate) start: u64,
     /// Documents in it.
     pub(crate) rows: u64,
-    /// The older index it belongs to.
-    pub(crate) index: Option<String>,
+    /// The older index it belongs to: its place among those that were named.
+    pub(crate) index: Option<u32>,
     xxh3: Digest,
 }
 
@@ -45,18 +46,20 @@ pub(crate) struct Documents {
 }
 
 impl Documents {
-    /// The documents of stage `stage` of the run, behind those of the stage directories `against`.
-    pub(crate) fn of(run: &RunContext, stage: &str, against: &[PathBuf]) -> Result<Self> {
-        let mut documents = Self::default();
-        for dir in against {
-            let name = dir.display().to_string();
-            documents.add(dir, Journal::read(dir)?.into_values(), Some(name));
-        }
-        documents.add(&run.stage_dir(stage), run.journal(stage).into_values(), None);
-        Ok(documents)
+    /// The documents of stage `stage` of the run, behind those of the stage directories `against`. Journals are read once for all
+    /// tasks of a stage: each has a line for every shard.
+    pub(crate) fn of(run: &RunContext, stage: &str, against: &[PathBuf]) -> Result<Arc<Self>> {
+        run.shared(&format!("{stage} {against:?}"), || {
+            let mut documents = Self::default();
+            for (index, dir) in (0..).zip(against) {
+                documents.add(dir, Journal::read(dir)?.into_values(), Some(index));
+            }
+            documents.add(&run.stage_dir(stage), run.journal(stage).into_values(), None);
+            Ok(documents)
+        })
     }
 
-    fn add(&mut self, dir: &Path, entries: impl Iterator<Item = JournalEntry>, index: Option<String>) {
+    fn add(&mut self, dir: &Path, entries: impl Iterator<Item = JournalEntry>, index: Option<u32>) {
         for entry in entries {
             let name = run_name(entry.task);
             let Some(file) = entry.files.iter().find(|f| f.path.as_os_str() == name.as_str()) else { continue };
@@ -65,7 +68,7 @@ impl Documents {
                 shard: entry.task,
                 start: self.len(),
                 rows: file.rows,
-                index: index.clone(),
+                index,
                 xxh3: file.xxh3,
             });
         }
@@ -107,7 +110,8 @@ impl Documents {
 
     /// The source of this run's ingest shard `shard`.
     pub(crate) fn own(&self, shard: u32) -> Option<&Source> {
-        self.sources.iter().find(|s| s.index.is_none() && s.shard == shard)
+        let (_, own) = self.sources.split_at(self.sources.partition_point(|s| s.index.is_some()));
+        own.binary_search_by_key(&shard, |s| s.shard).ok().map(|at| &own[at])
     }
 
     /// Look up the table rows of `numbers` (in any order, repeats allowed) and give each with its place in
@@ -117,6 +121,7 @@ impl Documents {
         order.sort_unstable_by_key(|&i| numbers[i as usize]);
         let mut open: Option<(usize, RunFile)> = None;
         let mut row = Vec::new();
+        let mut read = None;
         for i in order {
             let number = numbers[i as usize];
             let missing = || Error::Recipe(format!("document number {number} is in no shard of the index"));
@@ -126,9 +131,10 @@ impl Documents {
                 open = Some((at, RunFile::open(&source.path)?));
             }
             let Some((_, file)) = &open else { continue };
-            if !file.row(TABLE, number - source.start, &mut row)? {
+            if read != Some(number) && !file.row(TABLE, number - source.start, &mut row)? {
                 return Err(missing());
             }
+            read = Some(number);
             take(i as usize, source, &row);
         }
         Ok(())

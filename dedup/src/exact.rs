@@ -5,7 +5,7 @@
 //! | --- | --- | --- |
 //! | `exact_hashes` | document shard | runs: hashes; a table of the documents |
 //! | `exact_groups` | partition of the hashes | runs: pairs (smallest document of a hash, another) |
-//! | `exact_removals` | partition of the groups | Parquet: `ordinal`, `survivor`, `cluster_id`, `similarity` |
+//! | `exact_removals` | partition of the groups | Parquet: `ordinal`, `survivor`, `cluster_id`, `similarity`, `survivor_index`; the same in runs |
 //! | `exact` | document shard | selection `id`, `ordinal`; dropped with `rule`, `cluster_id`, `survivor` |
 //!
 //! With several keys each has stages of its own, one after the other: URLs first (`exact_url_hashes`, …),
@@ -33,11 +33,11 @@ use pipeline::document::SCHEMA;
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
-use crate::buckets::Buckets;
+use crate::buckets::{self, Buckets};
 use crate::disk::check_room;
 use crate::documents::{Documents, ROW_BYTES, TABLE, check_index, put_row};
 use crate::normalise::{Normalise, canonical_url, content_hash};
-use crate::partition::{PARTITION_ROWS, keys_of, partition_tasks};
+use crate::partition::{PARTITION_ROWS, keys_of, partition_rows, partition_tasks, rows_of};
 use crate::paths::{Places, indices};
 use crate::removals::{MEMBERS, Removals, Similarity};
 use crate::runs::{Pair, Record, RunWriter, u64_at};
@@ -203,9 +203,9 @@ fn chain(
             table: hashes,
             keep: config.keep.clone(),
             similarity: Similarity::One,
-            against,
+            against: against.clone(),
         }),
-        Arc::new(Selection { name: name.into(), rule, selection: texts.chosen().into(), removals }),
+        Arc::new(Selection { name: name.into(), rule, selection: texts.chosen().into(), removals, against }),
     ])
 }
 
@@ -331,6 +331,7 @@ struct Groups {
     /// Version and configuration of the hashes, which those of older runs must have, too.
     made_by: (u32, serde_json::Value),
     against: Vec<PathBuf>,
+    /// Records of a partition at least, about.
     partition_rows: u64,
 }
 
@@ -341,7 +342,7 @@ impl Stage for Groups {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -369,12 +370,18 @@ impl Stage for Groups {
         if documents.sources.is_empty() {
             return Ok(Vec::new());
         }
-        Ok(partition_tasks(documents.len(), self.partition_rows, documents.digest()))
+        let partition = partition_rows(documents.len(), self.partition_rows);
+        Ok(partition_tasks(documents.len(), partition, documents.digest()))
+    }
+
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        let documents = Documents::of(run, &self.hashes, &self.against)?.len();
+        Ok(buckets::bytes::<(u64, u64)>(documents, partition_rows(documents, self.partition_rows), false))
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let mut writer = RunWriter::create(task)?;
-        let mut buckets = Buckets::new(MEMBERS, false, 2 * self.partition_rows as usize);
+        let mut buckets = Buckets::new(MEMBERS, false, 2 * rows_of(task)?);
         let documents = Documents::of(&task.run, &self.hashes, &self.against)?;
         let range = keys_of::<ContentKey>(task)?;
         documents.each_section(task, HASHES..HASHES + 1, range, |source, section, keys: &[ContentKey]| {

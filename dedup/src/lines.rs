@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{EXPECTED_DUPLICATES, check_room, text_bytes};
 use crate::documents::{digest_of_stage, each_section_of, sum_of_notes};
 use crate::normalise::{Normalise, content_hash};
-use crate::partition::{PARTITION_ROWS, keys_of, partition_tasks, stop_if_asked};
+use crate::partition::{PARTITION_ROWS, keys_of, partition_rows, partition_tasks, stop_if_asked};
 use crate::runs::{Record, RunWriter, u32_at, u64_at};
 use crate::texts::Texts;
 
@@ -249,6 +249,7 @@ const NONE: u32 = u32::MAX;
 impl Record for Hit {
     const BYTES: usize = 24;
     const KEY_BITS: u32 = 32;
+    const COUNTED: bool = true;
     fn key(&self) -> u64 {
         u64::from(self.shard)
     }
@@ -270,6 +271,9 @@ const KEYS: u32 = 0;
 const HITS: u32 = 0;
 /// Distinct lines of a section of hashes, and hits of a section: 32 MB.
 const SECTION_RECORDS: usize = 1 << 20;
+
+/// Bytes of memory of a distinct line while they are gathered: an entry of a table that is half empty, and the record.
+const GATHERED_BYTES: u64 = 96;
 
 struct Hashes {
     input: Input,
@@ -294,6 +298,10 @@ impl Stage for Hashes {
         let lines = text_bytes(run, &self.input.texts.documents)? as f64 / LINE_BYTES;
         check_room(run, HASHES, (lines * (LineKey::BYTES + 1) as f64) as u64)?;
         self.input.texts.tasks(run)
+    }
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        let lines = (text_bytes(run, &self.input.texts.documents)? as f64 / LINE_BYTES) as u64;
+        Ok(lines.min(SECTION_RECORDS as u64) * GATHERED_BYTES)
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let mut writer = RunWriter::create(task)?;
@@ -359,9 +367,12 @@ fn most_frequent(run: &RunContext, stage: &str) -> Result<Vec<Frequent>> {
     }
     Ok(all)
 }
+/// A line of a shard as counting has it: hash, shard, and what [`LineKey`] says.
+type Counted = (u64, u64, u32, u32, u32);
 
 struct Counts {
     config: LinesConfig,
+    /// Records of a partition at least, about.
     partition_rows: u64,
 }
 
@@ -382,11 +393,18 @@ impl Stage for Counts {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let lines = sum_of_notes(run, HASHES, "lines");
         check_room(run, COUNTS, (lines as f64 * EXPECTED_DUPLICATES * (Hit::BYTES + 1) as f64) as u64)?;
-        Ok(partition_tasks(lines, self.partition_rows, digest_of_stage(run, HASHES)))
+        let partition = partition_rows(lines, self.partition_rows);
+        Ok(partition_tasks(lines, partition, digest_of_stage(run, HASHES)))
+    }
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        let lines = sum_of_notes(run, HASHES, "lines");
+        let partition = lines.min(partition_rows(lines, self.partition_rows));
+        let hits = lines.min(SECTION_RECORDS as u64) * size_of::<Hit>() as u64;
+        Ok(2 * partition * size_of::<Counted>() as u64 + hits)
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let mut writer = RunWriter::create(task)?;
-        let mut lines = Vec::new();
+        let mut lines: Vec<Counted> = Vec::new();
         each_section_of(task, HASHES, KEYS, keys_of::<LineKey>(task)?, |source, keys: &[LineKey]| {
             lines.extend(keys.iter().map(|key| (key.high, key.low, source.shard, key.first, key.documents)));
             Ok(())

@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use arrow::array::{ArrayRef, Float32Array, RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
+use pipeline::document::ordinal;
 use pipeline::shard::{BATCH_ROWS, ShardWriter, part_name};
 use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
@@ -16,18 +17,21 @@ use crate::documents::{
 };
 use crate::minhash::{SKETCH_BYTES, jaccard, sketch_similarity};
 use crate::near::Sets;
-use crate::partition::{keys_of, partition_tasks};
-use crate::runs::Pair;
+use crate::partition::{keys_of, partition_rows, partition_tasks, rows_of};
+use crate::runs::{Pair, Record, RunWriter, u32_at, u64_at};
 use crate::survivor::Keep;
 
 /// Tag of the members: pairs of the smallest document of a cluster and another of it.
 pub(crate) const MEMBERS: u32 = 0;
-/// Bytes of a row in Parquet, about.
-pub(crate) const ROW_BYTES: f64 = 24.0;
-/// Members of a partition, about.
-const PARTITION_MEMBERS: u64 = 1 << 20;
-/// Members that are worked on at a time.
-const CHUNK: usize = 1 << 17;
+/// Tag of the removals in the run files.
+const REMOVALS: u32 = 0;
+/// Bytes of a removal on disk: a record, and a row in Parquet, about.
+pub(crate) const ROW_BYTES: f64 = Removal::BYTES as f64 + 0.125 + 24.0;
+/// Members of a partition at least, about. So many are worked on at a time: their rows in the table of documents are looked up
+/// together, which opens the files of nearly all shards.
+const PARTITION_MEMBERS: u64 = 1 << 18;
+/// Bytes of memory for a member: its pair, twice over, what is looked up and where to put it, and the survivor of its cluster.
+const MEMBER_BYTES: u64 = 256;
 
 /// How similar a document that goes is to its survivor.
 #[derive(Clone, Debug)]
@@ -44,7 +48,10 @@ pub(crate) enum Similarity {
 }
 
 /// Names a survivor for the clusters of a partition. Two passes: the survivors, unless they are the smallest,
-/// then the members. Memory is the clusters of the partition, and a chunk of members.
+/// then the members. Memory is the clusters of the partition, and about a partition of members, however many it has.
+///
+/// What comes out is there twice: as a table for people and, by ordinal, as runs, of which the last stage reads those of its
+/// shard. A row group of the table holds documents of all shards.
 pub(crate) struct Removals {
     pub(crate) name: String,
     /// Stage of the members.
@@ -70,15 +77,70 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
 });
 
 /// A document that goes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Removal {
     ordinal: u64,
     survivor: u64,
     cluster: u64,
-    similarity: f32,
-    /// Not a document of this run.
-    foreign: bool,
-    survivor_index: Option<String>,
+    /// Bits of the similarity, a number of 32 bits.
+    similarity: u32,
+    /// Where the survivor is: in this run (0), or in an older index (its place among them, from 1).
+    survivor_index: u32,
+}
+
+impl Record for Removal {
+    const BYTES: usize = 32;
+    const KEY_BITS: u32 = 64;
+    const COUNTED: bool = true;
+    fn key(&self) -> u64 {
+        self.ordinal
+    }
+    fn put(&self, bytes: &mut [u8]) {
+        bytes[..8].copy_from_slice(&self.ordinal.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.survivor.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.cluster.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.similarity.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.survivor_index.to_le_bytes());
+    }
+    fn get(bytes: &[u8]) -> Self {
+        Self {
+            ordinal: u64_at(bytes, 0),
+            survivor: u64_at(bytes, 8),
+            cluster: u64_at(bytes, 16),
+            similarity: u32_at(bytes, 24),
+            survivor_index: u32_at(bytes, 28),
+        }
+    }
+}
+
+/// The removals of the documents of shard `shard` in stage `stage`, in order, as rows of [`SCHEMA`]; the older indices are `against`.
+pub(crate) fn removals_of(task: &TaskContext, stage: &str, shard: u32, against: &[PathBuf]) -> Result<RecordBatch> {
+    let own = (ordinal(shard, 0), ordinal(shard, u32::MAX));
+    let mut removals = Vec::new();
+    let files = Documents::of(&task.run, stage, &[])?;
+    files.each_section(task, REMOVALS..REMOVALS + 1, own, |_, _, some: &[Removal]| {
+        removals.extend_from_slice(some);
+        Ok(())
+    })?;
+    removals.sort_unstable();
+    rows(&removals, against)
+}
+
+/// Removals as rows of [`SCHEMA`].
+fn rows(removals: &[Removal], against: &[PathBuf]) -> Result<RecordBatch> {
+    let number = |value: fn(&Removal) -> u64| -> ArrayRef {
+        Arc::new(UInt64Array::from_iter_values(removals.iter().map(value)))
+    };
+    let names: Vec<String> = against.iter().map(|dir| dir.display().to_string()).collect();
+    let index = |r: &Removal| Some(names.get((r.survivor_index as usize).checked_sub(1)?)?.as_str());
+    let columns = vec![
+        number(|r| r.ordinal),
+        number(|r| r.survivor),
+        number(|r| r.cluster),
+        Arc::new(Float32Array::from_iter_values(removals.iter().map(|r| f32::from_bits(r.similarity)))) as ArrayRef,
+        Arc::new(removals.iter().map(index).collect::<StringArray>()),
+    ];
+    Ok(RecordBatch::try_new(SCHEMA.clone(), columns)?)
 }
 
 #[async_trait]
@@ -88,7 +150,7 @@ impl Stage for Removals {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -106,13 +168,22 @@ impl Stage for Removals {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let pairs = sum_of_notes(run, &self.members, "pairs");
         check_room(run, &self.name, (pairs as f64 * ROW_BYTES) as u64)?;
-        Ok(partition_tasks(pairs, PARTITION_MEMBERS, digest_of_stage(run, &self.members)))
+        let partition = partition_rows(pairs, PARTITION_MEMBERS);
+        Ok(partition_tasks(pairs, partition, digest_of_stage(run, &self.members)))
+    }
+
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        let pairs = sum_of_notes(run, &self.members, "pairs");
+        Ok(pairs.min(partition_rows(pairs, PARTITION_MEMBERS)) * MEMBER_BYTES)
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let documents = Documents::of(&task.run, &self.table, &self.against)?;
         let survivors = self.survivors(task, &documents)?;
-        let mut writer = ShardWriter::create(task.stage_dir(), part_name(task.index()), SCHEMA.clone(), Vec::new())?;
+        let mut writer = Writer {
+            table: ShardWriter::create(task.stage_dir(), part_name(task.index()), SCHEMA.clone(), Vec::new())?,
+            runs: RunWriter::create(task)?,
+        };
         // The smallest member, where another survives, is in no pair as the second.
         let mut first: Vec<Pair> = survivors
             .iter()
@@ -120,29 +191,36 @@ impl Stage for Removals {
             .map(|(&root, _)| Pair::new(root, root))
             .collect();
         first.sort_unstable();
-        for chunk in first.chunks(CHUNK) {
+        for chunk in first.chunks(rows_of(task)?) {
             self.write(task, &documents, &survivors, chunk, &mut writer)?;
         }
         self.each_chunk(task, |chunk| self.write(task, &documents, &survivors, chunk, &mut writer))?;
-        let rows = writer.rows();
-        let files = vec![writer.finish()?];
+        let rows = writer.table.rows();
+        let files = vec![writer.table.finish()?, writer.runs.finish(rows)?];
         Ok(TaskReport { files, rows_read: rows, rows_kept: rows, ..TaskReport::default() })
     }
 }
 
+/// The files of a task.
+struct Writer {
+    table: ShardWriter,
+    runs: RunWriter,
+}
+
 impl Removals {
-    /// Give the members of the partition to `take`, some at a time.
+    /// Give the members of the partition to `take`, about a partition's number at a time.
     fn each_chunk(&self, task: &TaskContext, mut take: impl FnMut(&[Pair]) -> Result<()>) -> Result<()> {
+        let most = rows_of(task)?;
         let mut chunk: Vec<Pair> = Vec::new();
         each_section_of(task, &self.members, MEMBERS, keys_of::<Pair>(task)?, |_, pairs: &[Pair]| {
             chunk.extend_from_slice(pairs);
-            if chunk.len() >= CHUNK {
-                chunk.chunks(CHUNK).try_for_each(&mut take)?;
+            if chunk.len() >= most {
+                chunk.chunks(most).try_for_each(&mut take)?;
                 chunk.clear();
             }
             Ok(())
         })?;
-        chunk.chunks(CHUNK).try_for_each(&mut take)
+        chunk.chunks(most).try_for_each(&mut take)
     }
 
     /// Rank and number of the survivor of every cluster; empty where it is the smallest member of each.
@@ -175,7 +253,7 @@ impl Removals {
         documents: &Documents,
         survivors: &HashMap<u64, (u64, u64)>,
         chunk: &[Pair],
-        writer: &mut ShardWriter,
+        writer: &mut Writer,
     ) -> Result<()> {
         let survivor = |root: u64| survivors.get(&root).map_or(root, |(_, number)| *number);
         let gone: Vec<(u64, u64, u64)> = chunk
@@ -187,6 +265,7 @@ impl Removals {
         let numbers: Vec<u64> =
             gone.iter().map(|g| g.0).chain(gone.iter().map(|g| g.1)).chain(gone.iter().map(|g| g.2)).collect();
         let mut removals = vec![Removal::default(); n];
+        let mut foreign = vec![false; n];
         let (width, from) = match &self.similarity {
             Similarity::Sketch { keep } => (SKETCH_BYTES, HEAD_BYTES + keep.row_bytes()),
             _ => (0, 0),
@@ -195,8 +274,8 @@ impl Removals {
         documents.look_up(&numbers, |i, source, row| {
             let (ordinal, removal) = (ordinal_of(source, row), &mut removals[i % n]);
             match i / n {
-                0 => (removal.ordinal, removal.foreign) = (ordinal, source.index.is_some()),
-                1 => (removal.survivor, removal.survivor_index) = (ordinal, source.index.clone()),
+                0 => (removal.ordinal, foreign[i]) = (ordinal, source.index.is_some()),
+                1 => (removal.survivor, removal.survivor_index) = (ordinal, source.index.map_or(0, |index| index + 1)),
                 _ => removal.cluster = ordinal,
             }
             if i < 2 * n && width > 0 {
@@ -204,12 +283,12 @@ impl Removals {
             }
         })?;
         match &self.similarity {
-            Similarity::One => removals.iter_mut().for_each(|r| r.similarity = 1.0),
+            Similarity::One => removals.iter_mut().for_each(|r| r.similarity = 1f32.to_bits()),
             Similarity::Sketch { .. } => {
                 for (i, removal) in removals.iter_mut().enumerate() {
                     let (a, b) =
                         (&sketches[i * width..(i + 1) * width], &sketches[(n + i) * width..(n + i + 1) * width]);
-                    removal.similarity = sketch_similarity(a, b, 0) as f32;
+                    removal.similarity = (sketch_similarity(a, b, 0) as f32).to_bits();
                 }
             }
             Similarity::Exact => {
@@ -221,25 +300,17 @@ impl Removals {
                         held = Some(*survivor);
                     }
                     sets.read(*number, &mut other)?;
-                    removal.similarity = jaccard(&set, &other) as f32;
+                    removal.similarity = (jaccard(&set, &other) as f32).to_bits();
                 }
             }
         }
-        removals.retain(|r| !r.foreign);
-        removals.sort_unstable_by_key(|r| r.ordinal);
+        // What goes of an older index is no removal of this run.
+        let mut removals: Vec<Removal> =
+            removals.into_iter().zip(foreign).filter(|(_, foreign)| !foreign).map(|(removal, _)| removal).collect();
+        removals.sort_unstable();
         for some in removals.chunks(BATCH_ROWS) {
-            let number = |value: fn(&Removal) -> u64| -> ArrayRef {
-                Arc::new(UInt64Array::from_iter_values(some.iter().map(value)))
-            };
-            let columns = vec![
-                number(|r| r.ordinal),
-                number(|r| r.survivor),
-                number(|r| r.cluster),
-                Arc::new(Float32Array::from_iter_values(some.iter().map(|r| r.similarity))) as ArrayRef,
-                Arc::new(some.iter().map(|r| r.survivor_index.as_deref()).collect::<StringArray>()),
-            ];
-            writer.write(RecordBatch::try_new(SCHEMA.clone(), columns)?)?;
+            writer.table.write(rows(some, &self.against)?)?;
         }
-        Ok(())
+        writer.runs.records(REMOVALS, 0, &mut removals)
     }
 }

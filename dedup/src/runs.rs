@@ -1,7 +1,8 @@
 //! Sorted runs on disk: what deduplication keeps of a corpus, radix-partitioned.
 //!
 //! A run file is a list of sections. A section of *records* is sorted, each record of fixed width, with a
-//! directory of where every value of the top bits of the key begins; so any range of keys, a radix
+//! directory of where every value of the top bits of the key begins (of keys that are numbers, not hashes, of the
+//! bits that the largest has); so any range of keys, a radix
 //! partition of any size, is one read of consecutive bytes, whatever number of partitions the reader
 //! chooses later. A section that is a *table* is rows of fixed width found by number. Numbers are
 //! little-endian.
@@ -30,6 +31,10 @@ const END_BYTES: usize = 12;
 const BUCKET_RECORDS: u64 = 32;
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 1 << 20;
+/// Bytes at the end of a file that are read at first: the footer of a hundred sections.
+const TAIL_BYTES: usize = 4096;
+/// Entries of a directory that are read at a time to find a range.
+const ENTRIES: usize = 256;
 
 /// A record of fixed width with a key that it is sorted by first.
 pub(crate) trait Record: Copy + Ord {
@@ -37,6 +42,8 @@ pub(crate) trait Record: Copy + Ord {
     const BYTES: usize;
     /// Significant bits of the key.
     const KEY_BITS: u32;
+    /// Whether keys are numbers counted from 0 rather than hashes, so that the top bits of all are zero.
+    const COUNTED: bool = false;
     /// What ranges are cut by.
     fn key(&self) -> u64;
     fn put(&self, bytes: &mut [u8]);
@@ -88,9 +95,8 @@ impl RunWriter {
         }
         records.sort_unstable();
         let n = records.len() as u64;
-        let bits = (n / BUCKET_RECORDS).checked_ilog2().unwrap_or(0).min(R::KEY_BITS).min(20);
-        let section =
-            Section { tag, width: R::BYTES as u32, base, records: n, offset: self.at, bits, shift: R::KEY_BITS - bits };
+        let (bits, shift) = directory(records);
+        let section = Section { tag, width: R::BYTES as u32, base, records: n, offset: self.at, bits, shift };
         self.sections.push(section);
         for some in records.chunks(READ_BYTES / R::BYTES) {
             let mut bytes = std::mem::take(&mut self.bytes);
@@ -152,6 +158,14 @@ impl RunWriter {
     }
 }
 
+/// Of the directory of sorted records: bits of its entries' numbers, and how far a key is shifted to be one.
+fn directory<R: Record>(records: &[R]) -> (u32, u32) {
+    let largest = records.last().map_or(0, R::key);
+    let significant = if R::COUNTED { u64::BITS - largest.leading_zeros() } else { R::KEY_BITS };
+    let bits = (records.len() as u64 / BUCKET_RECORDS).checked_ilog2().unwrap_or(0).min(significant).min(20);
+    (bits, significant - bits)
+}
+
 /// File name of the run file of task `index`.
 pub(crate) fn run_name(index: u32) -> String {
     format!("part-{index:05}.runs")
@@ -161,6 +175,13 @@ impl Section {
     fn bucket(&self, key: u64) -> u64 {
         // A shift by all 64 bits is an overflow; one bucket holds everything.
         if self.bits == 0 { 0 } else { key >> self.shift }
+    }
+
+    /// The entries of the directory that tell where records with keys from `first` to `last` begin, and where they end. Keys may be
+    /// beyond the largest of the section.
+    fn entries(&self, first: u64, last: u64) -> (u64, u64) {
+        let end = 1 << self.bits;
+        (self.bucket(first).min(end), self.bucket(last).min(end - 1) + 1)
     }
 }
 
@@ -177,15 +198,25 @@ impl RunFile {
         let corrupt = |reason: &str| Error::Corrupt { path: path.into(), reason: reason.into() };
         let file = File::open(path).map_err(fail)?;
         let length = file.metadata().map_err(fail)?.len();
-        let mut end = [0; END_BYTES];
-        let at = length.checked_sub(END_BYTES as u64).ok_or_else(|| corrupt("too short for a run file"))?;
-        file.read_exact_at(&mut end, at).map_err(fail)?;
-        if end[4..] != MAGIC[..] {
+        // End and footer are one read, but for files of very many sections.
+        let mut tail = vec![0; TAIL_BYTES.min(length as usize)];
+        let from = length - tail.len() as u64;
+        file.read_exact_at(&mut tail, from).map_err(fail)?;
+        let at = tail.len().checked_sub(END_BYTES).ok_or_else(|| corrupt("too short for a run file"))?;
+        if tail[at + 4..] != MAGIC[..] {
             return Err(corrupt("not a run file of this version: run the stage that wrote it again"));
         }
-        let mut footer = vec![0; u32_at(&end, 0) as usize * SECTION_BYTES];
-        let at = at.checked_sub(footer.len() as u64).ok_or_else(|| corrupt("its footer is cut off"))?;
-        file.read_exact_at(&mut footer, at).map_err(fail)?;
+        let bytes = u32_at(&tail, at) as usize * SECTION_BYTES;
+        let footer = match at.checked_sub(bytes) {
+            Some(from) => tail[from..at].to_vec(),
+            None => {
+                let at =
+                    length.checked_sub((END_BYTES + bytes) as u64).ok_or_else(|| corrupt("its footer is cut off"))?;
+                let mut footer = vec![0; bytes];
+                file.read_exact_at(&mut footer, at).map_err(fail)?;
+                footer
+            }
+        };
         let sections = footer
             .chunks_exact(SECTION_BYTES)
             .map(|s| Section {
@@ -225,6 +256,13 @@ impl RunFile {
         Ok(())
     }
 
+    /// Give every record of the sections whose tag is one of `tags` to `take`, as they were written. A buffer is held, no section.
+    pub(crate) fn each<R: Record>(&self, tags: Range<u32>, mut take: impl FnMut(R)) -> Result<()> {
+        let mut bytes = Vec::new();
+        let mut sections = self.sections.iter().filter(|s| tags.contains(&s.tag));
+        sections.try_for_each(|section| self.range(section, 0, u64::MAX, &mut bytes, &mut take))
+    }
+
     /// Fill `bytes` from `offset`.
     pub(crate) fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<()> {
         self.file.read_exact_at(bytes, offset).map_err(|e| Error::io(&self.path, e))
@@ -242,14 +280,17 @@ impl RunFile {
         debug_assert_eq!(section.width as usize, R::BYTES);
         let last = last.min(u64::MAX >> (64 - R::KEY_BITS));
         let directory = section.offset + section.records * R::BYTES as u64;
-        let entry = |bucket: u64| -> Result<u64> {
-            let mut entry = [0; 4];
-            self.read_at(&mut entry, directory + 4 * bucket)?;
-            Ok(u64::from(u32::from_le_bytes(entry)))
+        // The entries from one bucket to another, of which the first and the last are looked at.
+        let entries = |from: u64, to: u64| -> Result<(u64, u64)> {
+            let mut entries = [0; 4 * ENTRIES];
+            let some = &mut entries[..4 * (to - from + 1) as usize];
+            self.read_at(some, directory + 4 * from)?;
+            Ok((u64::from(u32_at(some, 0)), u64::from(u32_at(some, some.len() - 4))))
         };
-        let (from, to) = match section.bits {
-            0 => (0, section.records),
-            _ => (entry(section.bucket(first))?, entry(section.bucket(last) + 1)?),
+        let (from, to) = match section.entries(first, last) {
+            _ if section.bits == 0 => (0, section.records),
+            (from, to) if to - from < ENTRIES as u64 => entries(from, to)?,
+            (from, to) => (entries(from, from)?.0, entries(to, to)?.0),
         };
         let step = (READ_BYTES / R::BYTES) as u64;
         let mut at = from;
@@ -368,7 +409,7 @@ pub(crate) struct Buffered<R> {
 }
 
 /// Records in a buffer: 16 MB of pairs.
-const BUFFER_RECORDS: usize = 1 << 20;
+pub(crate) const BUFFER_RECORDS: usize = 1 << 20;
 
 impl<R: Record> Buffered<R> {
     pub(crate) fn new(tag: u32) -> Self {
@@ -414,6 +455,37 @@ mod tests {
                 assert_eq!(next, if bits == 64 { 0 } else { 1 << bits });
             }
         }
+    }
+
+    /// The section of a run of records, and where in it those with keys from `first` to `last` are, as a directory tells.
+    fn found<R: Record>(records: &mut [R], first: u64, last: u64) -> Range<usize> {
+        records.sort_unstable();
+        let (bits, shift) = directory(records);
+        let n = records.len() as u64;
+        let section = Section { tag: 0, width: R::BYTES as u32, base: 0, records: n, offset: 0, bits, shift };
+        let place = |entry: u64| records.partition_point(|record| section.bucket(record.key()) < entry);
+        let (from, to) = section.entries(first, last);
+        place(from)..place(to)
+    }
+
+    #[test]
+    fn what_a_shard_reads_is_its_own_and_little_more() {
+        use crate::buckets::Number;
+        // 100,000 documents of 100,000,000, in order: a range of them, some of them, and some behind the last.
+        let mut numbers: Vec<Number> = (0..100_000).map(|i| Number(i * 1000)).collect();
+        for (first, last, there) in
+            [(5_000_000, 5_099_999, 100), (7000, 7000, 1), (99_999_500, u64::MAX, 0), (1 << 39, 1 << 39, 0)]
+        {
+            let range = found(&mut numbers, first, last);
+            let wanted: Vec<u64> = numbers.iter().map(|n| n.0).filter(|n| (first..=last).contains(n)).collect();
+            assert_eq!(wanted.len(), there);
+            let read: Vec<u64> = numbers[range].iter().map(|n| n.0).collect();
+            assert!(wanted.iter().all(|n| read.contains(n)), "{first}");
+            assert!(read.len() <= there + 2 * 2 * BUCKET_RECORDS as usize, "{first}: {} for {there}", read.len());
+        }
+        // Hashes are as they were: the top bits of the key, whatever the largest.
+        let pairs: Vec<Pair> = (0..64).map(|second| Pair::new(0, second)).collect();
+        assert_eq!(directory(&pairs), (1, 39));
     }
 
     #[test]

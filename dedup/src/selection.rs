@@ -1,16 +1,18 @@
 //! The last stage of a deduplication: which documents stay.
 
+use std::path::PathBuf;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::dataframe::DataFrame;
-use datafusion::prelude::{SessionContext, col, lit};
-use pipeline::document::ordinal;
+use datafusion::prelude::SessionContext;
 use pipeline::{Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use crate::disk::check_room;
 use crate::functions::udfs;
 use crate::partition::digest_of;
+use crate::removals::removals_of;
 
 /// Bytes of a document in Parquet, at most about: its id, its ordinal and, if it goes, for whom.
 pub(crate) const ROW_BYTES: u64 = 48;
@@ -21,8 +23,10 @@ pub(crate) struct Selection {
     pub(crate) rule: &'static str,
     /// Stage of the rows `id`, `ordinal` to choose from.
     pub(crate) selection: String,
-    /// Stage of the rows `ordinal`, `survivor`, `cluster_id`, `similarity`.
+    /// Stage of the removals.
     pub(crate) removals: String,
+    /// The older indices that it was made with.
+    pub(crate) against: Vec<PathBuf>,
 }
 
 #[async_trait]
@@ -32,7 +36,7 @@ impl Stage for Selection {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -67,10 +71,8 @@ impl Stage for Selection {
         let shard = task.run.shard(&self.selection, task.index())?;
         let documents = task.read(&session, &self.selection, task.index()).await?;
         register(&session, "documents", documents)?;
-        let (first, last) = (ordinal(task.index(), 0), ordinal(task.index(), u32::MAX));
-        let removals = task.read_all(&session, &self.removals).await?;
-        let removals = removals.filter(col("ordinal").gt_eq(lit(first)).and(col("ordinal").lt_eq(lit(last))))?;
-        register(&session, "removals", removals)?;
+        let removals = removals_of(task, &self.removals, task.index(), &self.against)?;
+        register(&session, "removals", session.read_batch(removals)?)?;
         let plan = session
             .sql(&format!(
                 "select id, documents.ordinal, cluster_id, survivor, similarity, survivor_index,

@@ -334,3 +334,43 @@ async fn in_text_without_spaces_a_common_phrase_is_no_contamination() {
     let notes = &run.journal("decontaminate")[&0].notes;
     assert_eq!(notes["benchmarks"][0]["too_short"], 1, "fifteen characters are less than eight words: {notes}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_very_many_records_begin_with_is_told_of_the_first_of_them() {
+    // A question that 150 records of one set and 100 of another begin with, each going on with words of its own.
+    let question = text(1, 16).join(" ");
+    let dir = tempfile::tempdir().unwrap();
+    for (name, records) in [("many", 150), ("few", 100)] {
+        let line = |i: usize| serde_json::json!({ "text": format!("{question} {}", text(100 + i, 20).join(" ")) });
+        let lines: String = (0..records).map(|i| format!("{}\n", line(i))).collect();
+        std::fs::write(dir.path().join(format!("{name}.jsonl")), lines).unwrap();
+    }
+    let benchmark =
+        |name: &str| Benchmark { name: name.into(), paths: vec![format!("{name}.jsonl")], fields: vec!["text".into()] };
+    let config =
+        DecontaminateConfig { benchmarks: vec![benchmark("many"), benchmark("few")], ..DecontaminateConfig::default() };
+    // Most documents have the question alone, one has the words of record 140 of both sets (the smaller has no such), one nothing.
+    let mut documents: Vec<Document> =
+        (0..60).map(|i| plain(format!("{} {question}", text(1000 + i, 30).join(" ")))).collect();
+    documents.push(plain(text(100 + 139, 20).join(" ")));
+    documents.push(plain(text(2000, 30).join(" ")));
+    let run_dir = tempfile::tempdir().unwrap();
+    let stage = DecontaminateStage::new(config, "documents", None, dir.path()).unwrap();
+    let run = run(run_dir.path(), &[documents], vec![Arc::new(stage)], 2).await;
+    let at = |i: usize| u64::from(record(i)).to_string();
+    let kept: Vec<String> = table(&run, "decontaminate", &["ordinal"]).await.into_iter().flatten().collect();
+    assert_eq!(kept, [at(61)], "an n-gram of many records counts like any other");
+    let matches = table(&run, "decontaminate/matches", &["ordinal", "benchmark", "record", "ngrams"]).await;
+    let mut expected: Vec<Vec<String>> = Vec::new();
+    for i in 0..60 {
+        let mut told = |benchmark: &str, line: usize| {
+            expected.push(vec![at(i), benchmark.into(), format!("{benchmark}.jsonl:{line}"), "4".into()]);
+        };
+        told("many", 1);
+        (1..=100).for_each(|line| told("few", line));
+    }
+    expected.push(vec![at(60), "many".into(), "many.jsonl:140".into(), "8".into()]);
+    assert!(matches == expected, "{} {}", matches.len(), expected.len());
+    let notes = &run.journal("decontaminate")[&0].notes;
+    assert_eq!((&notes["common_ngrams"], &notes["matches"]), (&4.into(), &expected.len().into()));
+}

@@ -22,7 +22,7 @@ use pipeline::{
 };
 
 mod support;
-use support::{Corpus, Document, letters, plain, record, run, text};
+use support::{Corpus, Document, letters, plain, record, run, table, text};
 
 /// A dropped document: rule, cluster and survivor.
 type Dropped = BTreeMap<u64, (String, u64, u64)>;
@@ -817,4 +817,35 @@ async fn that_compatible_signatures_see_little_of_chinese_is_said_once() {
     assert!(heard.is_empty(), "{heard:?}");
     assert!(compatible == 0 && fast >= 15, "{compatible} by compatible, {fast} by fast");
     assert!(warnings(near_corpus(), Mode::Compatible).await.1.is_empty(), "nothing is said of spaced words");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_is_told_alike_by_the_table_of_removals_and_by_the_shards() {
+    let corpus = exact_corpus();
+    let dir = tempfile::tempdir().unwrap();
+    let stages = |keep: Keep, against: &[&str]| {
+        let against = against.iter().map(|pattern| pattern.to_string()).collect();
+        let config = ExactConfig { keep, against, ..ExactConfig::default() };
+        exact_stages(&config, "documents", None, None, dir.path()).unwrap()
+    };
+    for (name, shard) in [("old-1", 0), ("old-2", 1)] {
+        let old = std::slice::from_ref(&corpus[shard]);
+        drop(run(&dir.path().join(name), old, stages(Keep::Earliest, &[]), 2).await);
+    }
+    // Copies of both older runs and of each other.
+    let new: Vec<Vec<Document>> = [2usize, 0, 1, 2].map(|shard| corpus[shard].clone()).to_vec();
+    for (name, keep) in [("new-1", Keep::Earliest), ("new-2", Keep::Longest)] {
+        let run = run(&dir.path().join(name), &new, stages(keep, &["old-*/exact_hashes"]), 2).await;
+        let columns = ["ordinal", "cluster_id", "survivor", "similarity", "survivor_index"];
+        let mut told = table(&run, "exact_removals", &columns).await;
+        told.sort();
+        let mut dropped = table(&run, "exact/dropped", &columns).await;
+        dropped.sort();
+        assert_eq!(told, dropped);
+        for index in ["old-1/exact_hashes", "old-2/exact_hashes"] {
+            let named = dir.path().join(index).display().to_string();
+            assert!(told.iter().filter(|row| row[4] == named).count() > 30, "{name}: {index}");
+        }
+        assert!(told.iter().filter(|row| row[4].is_empty()).count() > 10, "{name}");
+    }
 }

@@ -1,10 +1,11 @@
 //! One run: its directory, its settings, and what its stages have committed so far.
 
-use std::collections::BTreeMap;
+use std::any::{Any, TypeId};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
@@ -38,7 +39,8 @@ pub enum Verify {
 pub struct RunOptions {
     /// Tasks at a time.
     pub threads: usize,
-    /// Bytes that DataFusion may hold before it spills to disk, over all tasks.
+    /// Bytes that DataFusion may hold before it spills to disk, over all tasks; and that the tasks of a stage hold together
+    /// which says what one of them takes ([`crate::Stage::task_memory_bytes`]).
     pub memory_limit_bytes: usize,
     /// How committed files are checked.
     pub verify: Verify,
@@ -97,6 +99,7 @@ pub struct RunContext {
     options: RunOptions,
     runtime: Arc<RuntimeEnv>,
     committed: RwLock<BTreeMap<String, BTreeMap<u32, JournalEntry>>>,
+    shared: Mutex<HashMap<(TypeId, String), Arc<dyn Any + Send + Sync>>>,
     /// None for a run that is only looked at.
     _lock: Option<File>,
 }
@@ -134,7 +137,14 @@ impl RunContext {
             .with_memory_pool(Arc::new(FairSpillPool::new(options.memory_limit_bytes)))
             .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(spill))
             .build_arc()?;
-        Ok(Arc::new(Self { dir, options, runtime, committed: RwLock::default(), _lock: lock }))
+        Ok(Arc::new(Self {
+            dir,
+            options,
+            runtime,
+            committed: RwLock::default(),
+            shared: Mutex::default(),
+            _lock: lock,
+        }))
     }
 
     /// The run directory.
@@ -211,6 +221,29 @@ impl RunContext {
             bytes: file.bytes,
             xxh3: file.xxh3,
         })
+    }
+
+    /// What `make` makes of the outputs of earlier stages, made once for all tasks of the stage at work; `name` tells it from
+    /// others of its type. Kept until the next stage begins.
+    ///
+    /// # Errors
+    /// Those of `make`; the next task tries again.
+    pub fn shared<T: Send + Sync + 'static>(&self, name: &str, make: impl FnOnce() -> Result<T>) -> Result<Arc<T>> {
+        // A panic while the lock is held has put nothing in. The lock is held by who makes it: others want the same.
+        let mut shared = self.shared.lock().unwrap_or_else(|e| e.into_inner());
+        let key = (TypeId::of::<T>(), name.to_string());
+        let held = shared.get(&key).and_then(|held| held.clone().downcast::<T>().ok());
+        if let Some(held) = held {
+            return Ok(held);
+        }
+        let made = Arc::new(make()?);
+        shared.insert(key, made.clone());
+        Ok(made)
+    }
+
+    /// Forget what the tasks of the last stage shared.
+    pub(crate) fn forget_shared(&self) {
+        self.shared.lock().unwrap_or_else(|e| e.into_inner()).clear();
     }
 
     pub(crate) fn set_journal(&self, stage: &str, journal: BTreeMap<u32, JournalEntry>) {

@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result, Severity};
 use crate::event::Event;
 use crate::manifest::{FORMAT_VERSION, Journal, JournalEntry, Manifest, StageState, Totals, sync_dir};
-use crate::run::{RunContext, Verify};
+use crate::run::{RunContext, RunOptions, Verify};
 use crate::shard::{FileEntry, temporary_dir};
 use crate::stage::{Stage, Task, TaskContext, TaskReport};
 
@@ -295,6 +295,7 @@ impl Runner {
             clear(&dir)?;
         }
         clear(&temporary_dir(&dir))?;
+        self.run.forget_shared();
         let tasks = stage.tasks(&self.run).await?;
         manifest.tasks = tasks.len() as u32;
         manifest.save(&dir)?;
@@ -329,7 +330,7 @@ impl Runner {
         Ok(changed)
     }
 
-    /// Execute tasks, as many at a time as there are threads; `left` is taken from its end.
+    /// Execute tasks, as many at a time as there are threads and the memory limit has room for; `left` is taken from its end.
     async fn run_tasks(
         &self,
         stage: &Arc<dyn Stage>,
@@ -339,12 +340,13 @@ impl Runner {
         totals: &mut Totals,
         lost: &BTreeMap<u32, JournalEntry>,
     ) -> Result<bool> {
+        let at_a_time = tasks_at_a_time(stage.name(), self.run.options(), stage.task_memory_bytes(&self.run)?)?;
         let mut running: JoinSet<(Task, u32, Instant, Result<TaskReport>)> = JoinSet::new();
         let mut failures = Vec::new();
         let (mut changed, mut stopped) = (false, false);
         let mut again: Vec<(Task, u32)> = Vec::new();
         loop {
-            while running.len() < self.run.options().threads.max(1) && !self.run.stop_requested() {
+            while running.len() < at_a_time && !self.run.stop_requested() {
                 let Some((task, attempt)) = again.pop().or_else(|| left.pop().map(|t| (t, 1))) else {
                     break;
                 };
@@ -415,6 +417,19 @@ impl Runner {
         }
         Ok(changed)
     }
+}
+
+/// How many tasks are done at a time, of which each holds `bytes`.
+fn tasks_at_a_time(stage: &str, options: &RunOptions, bytes: u64) -> Result<usize> {
+    let limit = options.memory_limit_bytes as u64;
+    if bytes > limit {
+        let (needed, limit) = (bytes.div_ceil(1 << 20), limit >> 20);
+        return Err(Error::Limit(format!(
+            "a task of stage {stage} holds {needed} MiB, and the memory limit is {limit} MiB: give --memory-limit {needed}MiB or more"
+        )));
+    }
+    let room = usize::try_from(limit / bytes.max(1)).unwrap_or(usize::MAX);
+    Ok(options.threads.max(1).min(room))
 }
 
 /// Make a task's files visible, then journal it: the line is the commit.

@@ -74,6 +74,12 @@ pub trait Stage: Send + Sync {
     /// The tasks. Called when all inputs are done; depends on nothing but inputs and configuration.
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>>;
 
+    /// Bytes that one task holds, at most about, where that is more than a few buffers. Called when all inputs are done. The
+    /// runner does no more tasks at a time than the memory limit has room for, and refuses to begin where it has none for one.
+    fn task_memory_bytes(&self, _run: &RunContext) -> Result<u64> {
+        Ok(0)
+    }
+
     /// Do one task. Called again after a failure or a crash, so it starts from nothing (or from
     /// checkpoints of its own below [`TaskContext::stage_dir`]).
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport>;

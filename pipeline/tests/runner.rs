@@ -216,6 +216,66 @@ async fn until_and_stop_leave_a_run_that_continues() {
     assert!(matches!(stopped.plan(None), Err(Error::Interrupted)));
 }
 
+/// Eight tasks that say how much memory each takes, and how many of them were at work at a time.
+struct Heavy {
+    bytes: u64,
+    working: AtomicU32,
+    most: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl Stage for Heavy {
+    fn name(&self) -> &str {
+        "heavy"
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        vec![]
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::Value::Null)
+    }
+    async fn tasks(&self, _: &RunContext) -> Result<Vec<Task>> {
+        Ok((0..8).map(|index| Task { index, inputs: index.into() }).collect())
+    }
+    fn task_memory_bytes(&self, _: &RunContext) -> Result<u64> {
+        Ok(self.bytes)
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let at_work = 1 + self.working.fetch_add(1, Ordering::SeqCst);
+        self.most.fetch_max(at_work, Ordering::SeqCst);
+        // All tasks of this stage have one and the same, whoever comes first.
+        let shared = task.run.shared("number", || Ok(task.index()))?;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        self.working.fetch_sub(1, Ordering::SeqCst);
+        Ok(TaskReport { notes: serde_json::json!(*shared), ..TaskReport::default() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_tasks_at_a_time_as_the_memory_limit_has_room_for() {
+    const LIMIT: usize = 256 << 20;
+    for (bytes, most) in [(0, 4), (64 << 20, 4), (100 << 20, 2), (256 << 20, 1)] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = RunOptions { threads: 4, memory_limit_bytes: LIMIT, ..RunOptions::new() };
+        let run = RunContext::new(dir.path(), options).unwrap();
+        let seen = Arc::new(AtomicU32::new(0));
+        let stage = Heavy { bytes, working: AtomicU32::new(0), most: seen.clone() };
+        Runner::new(run.clone(), vec![Arc::new(stage)]).unwrap().run(None).await.unwrap();
+        assert_eq!(seen.load(Ordering::SeqCst), most, "{bytes} bytes a task");
+        let notes: Vec<_> = run.journal("heavy").into_values().map(|entry| entry.notes).collect();
+        assert!(notes.len() == 8 && notes.iter().all(|note| *note == notes[0]), "{notes:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let options = RunOptions { threads: 4, memory_limit_bytes: LIMIT, ..RunOptions::new() };
+    let stage = Heavy { bytes: 1 + LIMIT as u64, working: AtomicU32::new(0), most: Arc::default() };
+    let runner = Runner::new(RunContext::new(dir.path(), options).unwrap(), vec![Arc::new(stage)]).unwrap();
+    let error = runner.run(None).await.unwrap_err();
+    assert!(matches!(&error, Error::Limit(reason) if reason.contains("give --memory-limit 257MiB or more")), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_do_not_share_a_run_directory() {
     let dir = tempfile::tempdir().unwrap();

@@ -45,7 +45,7 @@ fn plan(args: &DedupPlan) -> Result<()> {
     output::line(output::table(&rows))?;
     Ok(output::line(format!(
         "\n{:.0} bytes of signatures a document; the rest for {:.0}% of the documents in pairs, {} bytes of text each\n\
-         memory: {} a thread, {} for the union-find; {} tasks of near_pairs",
+         memory: {} a task of near_pairs, {} for the union-find; {} tasks, as many at a time as --memory-limit has room for",
         plan.signature_bytes_per_document,
         100.0 * plan.expected_duplicates,
         thousands(plan.bytes_per_document),

@@ -73,9 +73,8 @@ impl Clusters {
         let edges = Documents::of(&task.run, &self.edges, &[])?;
         edges.sources.par_iter().try_for_each(|source| -> Result<()> {
             stop_if_asked(task)?;
-            RunFile::open(&source.path)?.each_section(0..MOST_BANDS, (0, u64::MAX), |_, pairs: &[Pair]| {
-                pairs.iter().for_each(|pair| sets.union(pair.first() as usize, pair.second as usize));
-                Ok(())
+            RunFile::open(&source.path)?.each::<Pair>(0..MOST_BANDS, |pair| {
+                sets.union(pair.first() as usize, pair.second as usize);
             })
         })?;
         let mut writer = RunWriter::create(task)?;

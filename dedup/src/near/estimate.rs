@@ -5,7 +5,6 @@ use serde::Serialize;
 use super::{NearConfig, Verify, clusters, pairs, sets, signatures};
 use crate::disk::EXPECTED_DUPLICATES;
 use crate::minhash::{candidate_probability, sketch_probability};
-use crate::partition::{PARTITION_ROWS, partitions};
 use crate::runs::{Pair, Record};
 
 /// A point of the S-curve.
@@ -49,7 +48,7 @@ pub struct Estimate {
     pub signature_bytes_per_document: f64,
     /// Tasks of `near_pairs`.
     pub pair_tasks: u64,
-    /// Bytes a task of `near_pairs` holds: what a thread needs.
+    /// Bytes a task of `near_pairs` holds: there are as many at a time as the memory limit has room for.
     pub memory_per_thread_bytes: u64,
     /// Bytes of the union-find, which lies in a file where the memory limit has no room.
     pub union_find_bytes: u64,
@@ -79,6 +78,7 @@ pub fn estimate(config: &NearConfig, documents: u64, bytes_per_document: u64) ->
         // The first of a pair is a candidate, too.
         disk.push(("near_sets", sets::predicted_bytes(2.0 * duplicates, bytes_per_document as f64)));
     }
+    let (pair_tasks, memory_per_thread_bytes) = pairs::tasks_and_bytes(config, documents);
     let pair = Pair::BYTES as f64;
     if config.verify != Verify::None {
         disk.push(("near_verified", (duplicates * pair) as u64));
@@ -94,9 +94,8 @@ pub fn estimate(config: &NearConfig, documents: u64, bytes_per_document: u64) ->
         disk_bytes: disk.iter().map(|d| d.1).sum(),
         disk: disk.into_iter().map(|(stage, bytes)| StageBytes { stage: stage.into(), bytes }).collect(),
         signature_bytes_per_document: signatures as f64 / documents.max(1) as f64,
-        pair_tasks: u64::from(config.bands) * u64::from(partitions(documents, PARTITION_ROWS)),
-        // Twice a partition of keys with their documents, and the two buffers.
-        memory_per_thread_bytes: 2 * PARTITION_ROWS * 16 + 2 * (1 << 24),
+        pair_tasks,
+        memory_per_thread_bytes,
         union_find_bytes: clusters::union_find_bytes(documents),
     }
 }
@@ -128,6 +127,12 @@ mod tests {
         };
         assert_eq!(pairs(Verify::Sketch), 300_000 * 14 * 10);
         assert_eq!(pairs(Verify::Exact), 300_000 * 14 * 20);
+        // A task holds 2²¹ keys twice over, 16 bytes each, with buffers of pairs and candidates; of 2³¹ documents sixteen times the
+        // keys, and no more tasks.
+        assert_eq!((plan.pair_tasks, plan.memory_per_thread_bytes), (14 * 64, (64 << 20) + (24 << 20)));
+        let large = estimate(&config, 1 << 31, 5000);
+        assert_eq!((large.pair_tasks, large.memory_per_thread_bytes), (14 * 64, (1 << 30) + (24 << 20)));
+        assert!(estimate(&config, 1000, 5000).memory_per_thread_bytes < 100_000);
         assert_eq!(estimate(&config, 1 << 33, 1).union_find_bytes, 8 << 33);
     }
 }

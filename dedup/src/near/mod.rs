@@ -8,7 +8,7 @@
 //! | `near_sets` (`verify = "exact"`) | document shard | shingle sets of the documents in pairs |
 //! | `near_verified` (`sketch`, `exact`) | partition of the pairs | runs: pairs that are similar |
 //! | `near_clusters` | one | runs: pairs (smallest document of a cluster, another) |
-//! | `near_removals` | partition of the clusters | Parquet: `ordinal`, `survivor`, `cluster_id`, `similarity`, `survivor_index` |
+//! | `near_removals` | partition of the clusters | Parquet: `ordinal`, `survivor`, `cluster_id`, `similarity`, `survivor_index`; the same in runs |
 //! | `near` | document shard | selection `id`, `ordinal`; dropped with `rule`, `cluster_id`, `survivor`, `similarity` |
 //!
 //! Text is read once, by the signatures (and again by `near_sets`, of shards with candidates). What grows
@@ -193,13 +193,20 @@ pub fn near_stages<'a>(
     let sets = sets::SetStage { config: config.clone(), texts: texts.clone() };
     let mut stages: Vec<Arc<dyn Stage>> = vec![Arc::new(signatures)];
     stages.extend(clustering(config, &against, Some(sets)));
-    stages.push(Arc::new(Selection {
+    stages.push(selection_stage(texts.chosen(), &against));
+    Ok(stages)
+}
+
+/// The last stage, `near`: of the documents of stage `selection`, of which it reads `id` and `ordinal`, those that are not in
+/// `near_removals`. `against` are the older indices that those were made with.
+pub fn selection_stage(selection: &str, against: &[PathBuf]) -> Arc<dyn Stage> {
+    Arc::new(Selection {
         name: "near".into(),
         rule: "near_duplicate",
-        selection: texts.chosen().into(),
+        selection: selection.into(),
         removals: REMOVALS.into(),
-    }));
-    Ok(stages)
+        against: against.to_vec(),
+    })
 }
 
 /// The stages from signatures, which a stage `near_signatures` has written with [`SignatureWriter`], to

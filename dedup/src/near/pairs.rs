@@ -7,10 +7,10 @@ use pipeline::{Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::signatures::{self, BandKey};
 use super::{NearConfig, PAIRS, SIGNATURES, Verify};
-use crate::buckets::Buckets;
+use crate::buckets::{self, Buckets};
 use crate::disk::{EXPECTED_DUPLICATES, check_room};
 use crate::documents::{Documents, check_index};
-use crate::partition::{PARTITION_ROWS, input_number, partitions};
+use crate::partition::{PARTITION_ROWS, input_number, partition_rows, partitions, rows_of};
 use crate::runs::{NUMBER_BYTES, Pair, Record, RunWriter, key_range};
 
 /// The pairs of one band and one partition of its keys: the smallest document of every bucket with each
@@ -19,6 +19,7 @@ use crate::runs::{NUMBER_BYTES, Pair, Record, RunWriter, key_range};
 pub(super) struct Pairs {
     config: NearConfig,
     against: Vec<PathBuf>,
+    /// Records of a partition at least, about.
     partition_rows: u64,
 }
 
@@ -36,6 +37,13 @@ pub(crate) fn predicted_bytes(config: &NearConfig, documents: u64) -> u64 {
     (documents as f64 * EXPECTED_DUPLICATES * f64::from(config.bands) * pair) as u64
 }
 
+/// Tasks for `documents` documents, and bytes that one of them holds.
+pub(crate) fn tasks_and_bytes(config: &NearConfig, documents: u64) -> (u64, u64) {
+    let partition = partition_rows(documents, PARTITION_ROWS);
+    let bytes = buckets::bytes::<u64>(documents, partition, config.verify == Verify::Exact);
+    (u64::from(config.bands) * u64::from(partitions(documents, partition)), bytes)
+}
+
 #[async_trait]
 impl Stage for Pairs {
     fn name(&self) -> &str {
@@ -43,7 +51,7 @@ impl Stage for Pairs {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -65,16 +73,21 @@ impl Stage for Pairs {
         let documents = Documents::of(run, SIGNATURES, &self.against)?;
         check_room(run, PAIRS, predicted_bytes(&self.config, documents.len()))?;
         let digest = documents.digest();
-        let count = if documents.sources.is_empty() { 0 } else { partitions(documents.len(), self.partition_rows) };
+        let rows = partition_rows(documents.len(), self.partition_rows);
+        let count = if documents.sources.is_empty() { 0 } else { partitions(documents.len(), rows) };
         Ok((0..self.config.bands)
             .flat_map(|band| (0..count).map(move |partition| (band, partition)))
             .map(|(band, partition)| Task {
                 index: band * count + partition,
                 inputs: serde_json::json!({
-                    "band": band, "partition": partition, "partitions": count, "signatures": digest,
+                    "band": band, "partition": partition, "partitions": count, "partition_rows": rows, "signatures": digest,
                 }),
             })
             .collect())
+    }
+
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        Ok(tasks_and_bytes(&self.config, Documents::of(run, SIGNATURES, &self.against)?.len()).1)
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
@@ -83,7 +96,7 @@ impl Stage for Pairs {
         let keys = key_range(partition, partitions, BandKey::KEY_BITS);
         let documents = Documents::of(&task.run, SIGNATURES, &self.against)?;
         let mut writer = RunWriter::create(task)?;
-        let mut buckets = Buckets::new(band, self.config.verify == Verify::Exact, 2 * self.partition_rows as usize);
+        let mut buckets = Buckets::new(band, self.config.verify == Verify::Exact, 2 * rows_of(task)?);
         documents.each_section(task, band..band + 1, keys, |source, section, keys: &[BandKey]| {
             let start = source.start + section.base;
             keys.iter().for_each(|key| buckets.push(key.key, start + u64::from(key.row)));

@@ -27,6 +27,7 @@ struct Place {
 impl Record for Place {
     const BYTES: usize = NUMBER_BYTES + 12;
     const KEY_BITS: u32 = 8 * NUMBER_BYTES as u32;
+    const COUNTED: bool = true;
     fn key(&self) -> u64 {
         self.row
     }
@@ -65,7 +66,7 @@ impl Stage for SetStage {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn inputs(&self) -> Vec<String> {

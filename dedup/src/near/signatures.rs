@@ -163,6 +163,12 @@ impl Stage for Signatures {
         self.texts.tasks(run)
     }
 
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        // A section: some thousands of bytes a document with hundreds of bands.
+        let row = self.config.bands as usize * size_of::<BandKey>() + self.config.row_bytes();
+        Ok(self.texts.count(run)?.min(SECTION_ROWS as u64) * row as u64)
+    }
+
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let session = crate::selection::session(task);
         let documents = self.texts.rows(task, &session, task.index()).await?;

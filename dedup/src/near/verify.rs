@@ -85,6 +85,12 @@ impl Stage for Verified {
         Ok(serde_json::json!({ "verify": self.config.verify, "threshold": self.config.threshold }))
     }
 
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        // Twice the pairs with their bands, and two sketches for each.
+        let pairs = sum_of_notes(run, PAIRS, "pairs").min(PARTITION_PAIRS);
+        Ok(pairs * 2 * (size_of::<(Pair, u128)>() + 8 + SKETCH_BYTES) as u64)
+    }
+
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let pairs = sum_of_notes(run, PAIRS, "pairs");
         // If all of them are similar, and each is in one band alone.
@@ -256,7 +262,7 @@ struct PairsOfBand {
 impl PairsOfOne {
     fn open(task: &TaskContext, bands: u32, key: u64) -> Result<Self> {
         let files = Documents::of(&task.run, PAIRS, &[])?;
-        let paths: Vec<PathBuf> = files.sources.into_iter().map(|source| source.path).collect();
+        let paths: Vec<PathBuf> = files.sources.iter().map(|source| source.path.clone()).collect();
         let mut sections = vec![Vec::new(); bands as usize];
         for (at, path) in paths.iter().enumerate() {
             let file = RunFile::open(path)?;

@@ -7,7 +7,7 @@ use super::windows::Finder;
 use super::{ANCHORS, CANDIDATES, Input, Measure, Sizes, SubstringConfig};
 use crate::disk::{EXPECTED_DUPLICATES, check_room, text_bytes};
 use crate::documents::{digest_of_stage, each_section_of, sum_of_notes};
-use crate::partition::{keys_of, partition_tasks};
+use crate::partition::{keys_of, partition_rows, partition_tasks};
 use crate::runs::{Record, RunWriter, u32_at, u64_at};
 
 /// An anchor of a section.
@@ -57,6 +57,7 @@ struct Candidate {
 impl Record for Candidate {
     const BYTES: usize = 12;
     const KEY_BITS: u32 = 32;
+    const COUNTED: bool = true;
     fn key(&self) -> u64 {
         u64::from(self.shard)
     }
@@ -158,7 +159,15 @@ impl Stage for Candidates {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let anchors = sum_of_notes(run, ANCHORS, "anchors");
         check_room(run, CANDIDATES, (anchors as f64 * EXPECTED_DUPLICATES * (Candidate::BYTES + 1) as f64) as u64)?;
-        Ok(partition_tasks(anchors, self.sizes.partition, digest_of_stage(run, ANCHORS)))
+        let partition = partition_rows(anchors, self.sizes.partition);
+        Ok(partition_tasks(anchors, partition, digest_of_stage(run, ANCHORS)))
+    }
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        let anchors = sum_of_notes(run, ANCHORS, "anchors");
+        let partition = anchors.min(partition_rows(anchors, self.sizes.partition));
+        let candidates = anchors.min(self.sizes.section as u64) * size_of::<Candidate>() as u64;
+        // Hash, shard, and the anchor itself.
+        Ok(2 * partition * (16 + size_of::<Anchor>()) as u64 + candidates)
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let mut writer = RunWriter::create(task)?;

@@ -101,7 +101,7 @@ const SECTION_RECORDS: usize = 1 << 20;
 /// Where work is cut, which no result depends on.
 #[derive(Clone, Copy)]
 struct Sizes {
-    /// Records of a partition, about.
+    /// Records of a partition at least, about.
     partition: u64,
     /// Records of a section.
     section: usize,

@@ -9,7 +9,7 @@ use super::windows::Finder;
 use super::{CANDIDATES, Input, REPEATS, Sizes, WINDOWS};
 use crate::disk::check_room;
 use crate::documents::{digest_of_stage, each_section_of, sum_of_notes};
-use crate::partition::{keys_of, partition_tasks};
+use crate::partition::{keys_of, partition_rows, partition_tasks, rows_of};
 use crate::runs::{Record, RunWriter, u32_at, u64_at};
 
 /// A window in a text of the shard.
@@ -60,6 +60,7 @@ pub(super) struct Repeat {
 impl Record for Repeat {
     const BYTES: usize = 28;
     const KEY_BITS: u32 = 64;
+    const COUNTED: bool = true;
     fn key(&self) -> u64 {
         self.ordinal
     }
@@ -109,6 +110,11 @@ impl Stage for Windows {
         let windows = sum_of_notes(run, CANDIDATES, "places") as f64 * (half_words(&self.input.config) / 2.0 + 1.0);
         check_room(run, WINDOWS, (windows * (Occurrence::BYTES + 1) as f64) as u64)?;
         self.input.texts.tasks_with(run, digest_of_stage(run, CANDIDATES))
+    }
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        // A section of windows. The candidates of a shard are fewer: one word in fourteen begins an anchor.
+        let windows = sum_of_notes(run, CANDIDATES, "candidates") as f64 * (half_words(&self.input.config) / 2.0 + 1.0);
+        Ok((windows as u64).min(self.sizes.section as u64) * size_of::<Occurrence>() as u64)
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let candidates = candidates(task)?;
@@ -164,7 +170,7 @@ impl Stage for Repeats {
         REPEATS
     }
     fn version(&self) -> u32 {
-        1
+        2
     }
     fn inputs(&self) -> Vec<String> {
         vec![WINDOWS.into()]
@@ -175,12 +181,18 @@ impl Stage for Repeats {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         let windows = sum_of_notes(run, WINDOWS, "windows");
         check_room(run, REPEATS, windows * (Repeat::BYTES as u64 + 1))?;
-        Ok(partition_tasks(windows, self.sizes.partition, digest_of_stage(run, WINDOWS)))
+        let partition = partition_rows(windows, self.sizes.partition);
+        Ok(partition_tasks(windows, partition, digest_of_stage(run, WINDOWS)))
+    }
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        let windows = sum_of_notes(run, WINDOWS, "windows");
+        let partition = windows.min(partition_rows(windows, self.sizes.partition));
+        let repeats = windows.min(self.sizes.section as u64) * size_of::<Repeat>() as u64;
+        Ok(2 * partition * size_of::<HeldWindow>() as u64 + repeats)
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let mut writer = RunWriter::create(task)?;
-        let mut held =
-            Held { windows: Vec::new(), most: 2 * self.sizes.partition as usize, repeats: Vec::new(), written: 0 };
+        let mut held = Held { windows: Vec::new(), most: 2 * rows_of(task)?, repeats: Vec::new(), written: 0 };
         each_section_of(task, WINDOWS, TAG, keys_of::<Occurrence>(task)?, |source, found: &[Occurrence]| {
             let window = |o: &Occurrence| (o.high, o.low, ordinal(source.shard, o.record), o.start, o.end);
             held.windows.extend(found.iter().map(window));
@@ -192,10 +204,13 @@ impl Stage for Repeats {
     }
 }
 
-/// Windows of a partition: hash, ordinal, start, end. They come in the order of the corpus, so that the first of its
+/// A window of a partition: hash, ordinal, start, end.
+type HeldWindow = (u64, u64, u64, u32, u32);
+
+/// The windows of a partition. They come in the order of the corpus, so that the first of its
 /// kind is known as soon as it is seen: of many only that one is held.
 struct Held {
-    windows: Vec<(u64, u64, u64, u32, u32)>,
+    windows: Vec<HeldWindow>,
     most: usize,
     repeats: Vec<Repeat>,
     written: u64,
