@@ -6,14 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::shards::{columns, files, integers, numbers, present, read, read_rows, texts};
+use super::shards::{DocumentStage, columns, document_stages, files, integers, numbers, read, read_rows, texts};
 use crate::error::Result;
 use crate::status::StageSummary;
-
-/// Stages whose dropped rows are documents of the stage that they read.
-const DECIDING: [&str; 8] = ["urls", "clean", "filter", "exact", "near", "lines", "decontaminate", "mix"];
-/// Stages that write documents; the text before and after cleaning is that of the last one that has the document.
-const DOCUMENTS: [&str; 3] = ["curate", "clean", "ingest"];
 
 /// A document to look at.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -80,7 +75,9 @@ impl Lowest {
 /// Up to `most` documents that each rule dropped, with `chars` characters of their text.
 pub fn by_rule(run_dir: &Path, stages: &[StageSummary], most: usize, chars: usize, seed: u64) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
-    for stage in present(stages, &DECIDING) {
+    let deciding = document_stages(run_dir, stages)?;
+    // What `ingest` drops never became a document.
+    for stage in deciding.iter().map(|stage| stage.name).filter(|stage| *stage != "ingest") {
         let mut lowest = Lowest::new(most);
         for (task, path) in files(run_dir, stage, true)? {
             let names = columns(&path)?;
@@ -113,7 +110,7 @@ pub fn by_rule(run_dir: &Path, stages: &[StageSummary], most: usize, chars: usiz
                 lowest.add(&rule, pick);
             }
         }
-        samples.extend(with_texts(run_dir, stages, lowest, chars)?);
+        samples.extend(with_texts(run_dir, &deciding, lowest, chars)?);
     }
     Ok(samples)
 }
@@ -129,9 +126,9 @@ pub fn by_source(
     seed: u64,
 ) -> Result<Vec<Sample>> {
     let mut lowest = Lowest::new(most);
-    let deciding =
-        present(stages, &["curate", "mix", "decontaminate", "lines", "near", "exact", "filter", "clean", "ingest"]);
-    let last = deciding.iter().find(|&&deciding| stage.is_none_or(|stage| stage == deciding));
+    let deciding = document_stages(run_dir, stages)?;
+    let last =
+        deciding.iter().rev().map(|deciding| deciding.name).find(|name| stage.is_none_or(|stage| stage == *name));
     let Some(last) = last else { return Ok(Vec::new()) };
     let ingested: HashMap<u32, PathBuf> = files(run_dir, "ingest", false)?.into_iter().collect();
     for (task, path) in files(run_dir, last, false)? {
@@ -154,17 +151,18 @@ pub fn by_source(
             lowest.add(&source, pick);
         }
     }
-    with_texts(run_dir, stages, lowest, chars)
+    with_texts(run_dir, &deciding, lowest, chars)
 }
 
-/// Reads the texts of what was picked, shard by shard.
-fn with_texts(run_dir: &Path, stages: &[StageSummary], lowest: Lowest, chars: usize) -> Result<Vec<Sample>> {
+/// Reads the texts of what was picked, shard by shard: each from the last stage that writes texts and has the document, so
+/// that of a dropped one it is the text that the rule saw.
+fn with_texts(run_dir: &Path, stages: &[DocumentStage<'_>], lowest: Lowest, chars: usize) -> Result<Vec<Sample>> {
     let picks: Vec<Pick> = lowest.groups.into_values().flatten().collect();
     let mut left: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     picks.iter().for_each(|pick| left.entry(pick.task).or_default().push(pick.ordinal));
     let mut found: HashMap<u64, (String, Option<String>, String)> = HashMap::new();
-    for stage in present(stages, &DOCUMENTS) {
-        let shards: HashMap<u32, PathBuf> = files(run_dir, stage, false)?.into_iter().collect();
+    for stage in stages.iter().rev().filter(|stage| stage.texts) {
+        let shards: HashMap<u32, PathBuf> = files(run_dir, stage.name, false)?.into_iter().collect();
         for (task, ordinals) in &mut left {
             let Some(path) = shards.get(task).filter(|_| !ordinals.is_empty()) else { continue };
             let rows = read_rows(path, &["ordinal", "source", "url", "text"], ordinals)?;
