@@ -11,7 +11,8 @@ use arrow::datatypes::UInt64Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipeline::ingest::{FieldMapping, IngestConfig, InputConfig, InputFormat};
 use pipeline::normalise::{Normaliser, Part};
-use pipeline::pii::Pii;
+use pipeline::pii::{Pii, PiiFinder};
+use pipeline::report::{Excerpt, Sample, by_rule};
 use pipeline::signals::profiles::LanguageRules;
 use pipeline::stages::clean::{CleanConfig, CleanStage, PiiConfig};
 use pipeline::stages::curate::CurateStage;
@@ -120,9 +121,17 @@ async fn addresses_texts_and_personal_data_are_cleaned_and_counted() {
     assert_eq!(change("repeated_punctuation"), Some((1, 1)));
     assert_eq!(change("redacted email"), Some((1, 1)));
     assert_eq!(change("nfc"), None);
-    // What was dropped can be looked at as it came.
-    let secret = report.samples.iter().find(|s| s.rule.as_deref() == Some("pii_secret")).unwrap();
+    // What was dropped can be looked at as it came, but a report, which is passed on, has no personal data.
+    let summaries = pipeline::status::summaries(&run_dir).unwrap();
+    let secret_of =
+        |samples: Vec<Sample>| samples.into_iter().find(|s| s.rule.as_deref() == Some("pii_secret")).unwrap();
+    let as_it_came = Excerpt { chars: 700, hidden: PiiFinder::default() };
+    let secret = secret_of(by_rule(&run_dir, &summaries, 3, &as_it_came, 0).unwrap());
     assert!(secret.text.starts_with("A key: AKIA"), "{secret:?}");
+    assert!(secret_of(report.samples.clone()).text.starts_with("A key: <SECRET>"), "{:?}", report.samples);
+    // Nor has it the beginning of what ends behind the last character shown.
+    let cut = Excerpt { chars: 12, hidden: PiiFinder::new(Pii::ALL) };
+    assert_eq!(secret_of(by_rule(&run_dir, &summaries, 3, &cut, 0).unwrap()).text, "A key: <SECR");
 
     // The counts are those of one pass over each text.
     let mut changes = pipeline::normalise::Changes::default();

@@ -8,7 +8,27 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::shards::{DocumentStage, columns, document_stages, files, integers, numbers, read, read_rows, texts};
 use crate::error::Result;
+use crate::pii::{PiiCounts, PiiFinder};
 use crate::status::StageSummary;
+
+/// What a sample shows of its document.
+#[derive(Clone, Debug)]
+pub struct Excerpt {
+    /// Characters of the text at most.
+    pub chars: usize,
+    /// Personal data that stands as placeholders in all that is shown; nothing of the default.
+    pub hidden: PiiFinder,
+}
+
+impl Excerpt {
+    /// The text with placeholders for what is hidden.
+    pub(super) fn of(&self, text: &str) -> String {
+        match self.hidden.is_empty() {
+            true => text.to_owned(),
+            false => self.hidden.redact(text, &mut PiiCounts::default()).into_owned(),
+        }
+    }
+}
 
 /// A document to look at.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -31,7 +51,7 @@ pub struct Sample {
     pub detail: Option<String>,
     /// The beginning of its text.
     pub text: String,
-    /// Characters of the whole text.
+    /// Characters of the whole text, with placeholders for what is hidden.
     pub chars: u64,
 }
 
@@ -72,8 +92,14 @@ impl Lowest {
     }
 }
 
-/// Up to `most` documents that each rule dropped, with `chars` characters of their text.
-pub fn by_rule(run_dir: &Path, stages: &[StageSummary], most: usize, chars: usize, seed: u64) -> Result<Vec<Sample>> {
+/// Up to `most` documents that each rule dropped, with what `excerpt` shows of them.
+pub fn by_rule(
+    run_dir: &Path,
+    stages: &[StageSummary],
+    most: usize,
+    excerpt: &Excerpt,
+    seed: u64,
+) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
     let deciding = document_stages(run_dir, stages)?;
     // What `ingest` drops never became a document.
@@ -110,7 +136,7 @@ pub fn by_rule(run_dir: &Path, stages: &[StageSummary], most: usize, chars: usiz
                 lowest.add(&rule, pick);
             }
         }
-        samples.extend(with_texts(run_dir, &deciding, lowest, chars)?);
+        samples.extend(with_texts(run_dir, &deciding, lowest, excerpt)?);
     }
     Ok(samples)
 }
@@ -122,7 +148,7 @@ pub fn by_source(
     stages: &[StageSummary],
     stage: Option<&str>,
     most: usize,
-    chars: usize,
+    excerpt: &Excerpt,
     seed: u64,
 ) -> Result<Vec<Sample>> {
     let mut lowest = Lowest::new(most);
@@ -151,12 +177,12 @@ pub fn by_source(
             lowest.add(&source, pick);
         }
     }
-    with_texts(run_dir, &deciding, lowest, chars)
+    with_texts(run_dir, &deciding, lowest, excerpt)
 }
 
 /// Reads the texts of what was picked, shard by shard: each from the last stage that writes texts and has the document, so
 /// that of a dropped one it is the text that the rule saw.
-fn with_texts(run_dir: &Path, stages: &[DocumentStage<'_>], lowest: Lowest, chars: usize) -> Result<Vec<Sample>> {
+fn with_texts(run_dir: &Path, stages: &[DocumentStage<'_>], lowest: Lowest, excerpt: &Excerpt) -> Result<Vec<Sample>> {
     let picks: Vec<Pick> = lowest.groups.into_values().flatten().collect();
     let mut left: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     picks.iter().for_each(|pick| left.entry(pick.task).or_default().push(pick.ordinal));
@@ -178,16 +204,18 @@ fn with_texts(run_dir: &Path, stages: &[DocumentStage<'_>], lowest: Lowest, char
     let mut samples = Vec::with_capacity(picks.len());
     for pick in picks {
         let Some((source, url, text)) = found.get(&pick.ordinal) else { continue };
+        // Before it is cut, so that no part of a number stays at its end.
+        let text = excerpt.of(text);
         samples.push(Sample {
             ordinal: pick.ordinal,
             source: source.clone(),
-            url: url.clone(),
+            url: url.as_deref().map(|url| excerpt.of(url)),
             stage: pick.stage,
             rule: pick.rule,
             value: pick.value,
             threshold: pick.threshold,
-            detail: pick.detail,
-            text: text.chars().take(chars).collect(),
+            detail: pick.detail.map(|detail| excerpt.of(&detail)),
+            text: text.chars().take(excerpt.chars).collect(),
             chars: text.chars().count() as u64,
         });
     }
