@@ -8,6 +8,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use pipeline::pii::{Pii, PiiCounts, PiiFinder};
 use support::{fulgurite, root, small_recipe, succeed};
 
 /// A run of the small recipe as far as its curated shards.
@@ -71,6 +72,73 @@ fn a_report_is_one_file_and_its_figures_are_those_of_the_run() {
     let output = fulgurite().arg("report").arg(&run).args(["--output", "/nonexistent-path/x.html"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--output"));
+}
+
+#[test]
+fn every_stage_that_decides_on_documents_is_reported_and_reviewed() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = small_recipe(dir.path());
+    let words = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau";
+    std::fs::write(dir.path().join("quiz.jsonl"), serde_json::json!({ "question": words }).to_string()).unwrap();
+    let quiz = dir.path().join("quiz.jsonl");
+    let more = format!(
+        "\n[urls]\n[clean]\n[lines]\n[substring]\nlength = 20\n[mix.fractions]\ndocs = 0.5\n\
+         [decontaminate]\nbenchmarks = [{{ name = \"quiz\", paths = [{quiz:?}] }}]\n"
+    );
+    let small = std::fs::read_to_string(&recipe).unwrap().replace("[exact]", "[exact]\nby = [\"url\", \"text\"]");
+    std::fs::write(&recipe, small + &more).unwrap();
+    let run = dir.path().join("run");
+    succeed(fulgurite().args(["run", "-q", "--until", "curate", "--run-dir"]).arg(&run).arg(&recipe));
+
+    let told: serde_json::Value =
+        serde_json::from_str(&text(fulgurite().arg("report").arg(&run).arg("--json"))).unwrap();
+    let funnel: Vec<(&str, u64)> = told["funnel"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|stage| (stage["stage"].as_str().unwrap(), stage["documents"].as_u64().unwrap()))
+        .collect();
+    let expected = [
+        "ingest",
+        "urls",
+        "clean",
+        "filter",
+        "exact_url",
+        "exact",
+        "near",
+        "lines",
+        "substring",
+        "decontaminate",
+        "mix",
+        "curate",
+    ];
+    assert_eq!(funnel.iter().map(|(stage, _)| *stage).collect::<Vec<_>>(), expected);
+    for (stage, documents) in funnel {
+        let sql = format!("select count(*) as n from {stage}");
+        let row = text(fulgurite().arg("sql").arg(&run).args([sql.as_str(), "--json"]));
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&row).unwrap()["n"], documents, "{stage}");
+    }
+    let samples = told["samples"].as_array().unwrap();
+    let of = |stage: &str| samples.iter().filter(|s| s["stage"] == stage).collect::<Vec<_>>();
+    assert!(!of("mix").is_empty() && of("ingest").is_empty(), "{samples:?}");
+    // A document that the last of them drops is shown as the stages before it left it.
+    let dropped = of("mix")[0];
+    let sql = format!("select text from substring where ordinal = {}", dropped["ordinal"]);
+    let row = text(fulgurite().arg("sql").arg(&run).args([sql.as_str(), "--json"]));
+    let whole = serde_json::from_str::<serde_json::Value>(&row).unwrap()["text"].as_str().unwrap().to_owned();
+    let shown = PiiFinder::new(Pii::ALL).redact(&whole, &mut PiiCounts::default()).into_owned();
+    assert_eq!(dropped["text"], shown.chars().take(700).collect::<String>());
+
+    for stage in expected {
+        let mut server = fulgurite();
+        server.args(["review", "--port", "0", "--by", "source", "--stage", stage]).arg(&run);
+        let mut server = server.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert!(line.starts_with("http://"), "{stage}: {line}");
+    }
 }
 
 /// A picture of the page by a browser without a window, if this machine has one.

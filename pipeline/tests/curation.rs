@@ -11,7 +11,8 @@ use arrow::datatypes::UInt64Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use pipeline::ingest::{FieldMapping, IngestConfig, InputConfig, InputFormat};
 use pipeline::normalise::{Normaliser, Part};
-use pipeline::pii::Pii;
+use pipeline::pii::{Pii, PiiFinder};
+use pipeline::report::{Excerpt, Sample, by_rule};
 use pipeline::signals::profiles::LanguageRules;
 use pipeline::stages::clean::{CleanConfig, CleanStage, PiiConfig};
 use pipeline::stages::curate::CurateStage;
@@ -120,9 +121,17 @@ async fn addresses_texts_and_personal_data_are_cleaned_and_counted() {
     assert_eq!(change("repeated_punctuation"), Some((1, 1)));
     assert_eq!(change("redacted email"), Some((1, 1)));
     assert_eq!(change("nfc"), None);
-    // What was dropped can be looked at as it came.
-    let secret = report.samples.iter().find(|s| s.rule.as_deref() == Some("pii_secret")).unwrap();
+    // What was dropped can be looked at as it came, but a report, which is passed on, has no personal data.
+    let summaries = pipeline::status::summaries(&run_dir).unwrap();
+    let secret_of =
+        |samples: Vec<Sample>| samples.into_iter().find(|s| s.rule.as_deref() == Some("pii_secret")).unwrap();
+    let as_it_came = Excerpt { chars: 700, hidden: PiiFinder::default() };
+    let secret = secret_of(by_rule(&run_dir, &summaries, 3, &as_it_came, 0).unwrap());
     assert!(secret.text.starts_with("A key: AKIA"), "{secret:?}");
+    assert!(secret_of(report.samples.clone()).text.starts_with("A key: <SECRET>"), "{:?}", report.samples);
+    // Nor has it the beginning of what ends behind the last character shown.
+    let cut = Excerpt { chars: 12, hidden: PiiFinder::new(Pii::ALL) };
+    assert_eq!(secret_of(by_rule(&run_dir, &summaries, 3, &cut, 0).unwrap()).text, "A key: <SECR");
 
     // The counts are those of one pass over each text.
     let mut changes = pipeline::normalise::Changes::default();
@@ -159,7 +168,7 @@ async fn languages_and_classifiers_are_columns_that_rules_use() {
     let german = "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft begabt.";
     let chinese = "人人生而自由，在尊严和权利上一律平等。他们赋有理性和良心，并应以兄弟关系的精神相对待。";
     let spam = "casino bonus click here now casino bonus click here now for the bonus and the casino";
-    let texts = [english, german, chinese, spam];
+    let texts = [english, german, chinese, spam, "the old harbour was"];
     write(&dir.path().join("a.jsonl"), &texts.map(|text| json!({ "text": text })));
 
     let settings = pipeline::classify::TrainSettings { bits: 12, held_out: 0.3, ..Default::default() };
@@ -208,7 +217,7 @@ async fn languages_and_classifiers_are_columns_that_rules_use() {
     run(&run_dir, 2, stages).await.unwrap();
     let found =
         rows(&run_dir, "select language, word_count, stop_word_count, quality from signals order by ordinal").await;
-    let languages: Vec<&str> = found.iter().map(|row| row["language"].as_str().unwrap()).collect();
+    let languages: Vec<&str> = found.iter().take(4).map(|row| row["language"].as_str().unwrap()).collect();
     assert_eq!(languages, ["en", "de", "zh", "en"]);
     // The German list, not the English one; and every ideograph is a word.
     assert!(found[1]["stop_word_count"].as_i64().unwrap() >= 1);
@@ -218,7 +227,15 @@ async fn languages_and_classifiers_are_columns_that_rules_use() {
     assert_eq!(dropped[0]["rule"], "gopher_too_few_words", "German has a threshold of its own: {dropped:?}");
     assert_eq!(dropped[0]["threshold"], 100.0);
     assert_eq!(dropped[1]["rule"], "spam");
+    assert_eq!((&dropped[2]["rule"], &dropped[2]["threshold"]), (&json!("gopher_too_few_words"), &json!(5.0)));
     assert_eq!(rows(&run_dir, "select count(*) as n from filter").await[0]["n"], 2);
+    // A rule with a threshold for each language has none to report, but a median.
+    let report = pipeline::report::rules(&run_dir).unwrap();
+    let words = (dropped[0]["value"].as_f64().unwrap() + dropped[2]["value"].as_f64().unwrap()) / 2.0;
+    assert_eq!((report[0].rule.as_str(), report[0].dropped, report[0].share), ("gopher_too_few_words", 2, 0.4));
+    assert_eq!((report[0].threshold, report[0].thresholds_differ), (None, true));
+    assert_eq!(report[0].median_value, Some(words));
+    assert_eq!((report[1].rule.as_str(), report[1].dropped, report[1].thresholds_differ), ("spam", 1, false));
 
     for (config, key) in [
         (

@@ -50,7 +50,7 @@ fn table(rules: &[RuleReport]) -> String {
             r.rule.clone(),
             thousands(r.dropped),
             format!("{:.2}%", r.share * 100.0),
-            r.threshold.map_or("-".into(), number),
+            threshold(r).unwrap_or("-".into()),
             r.median_value.map_or("-".into(), number),
         ]
     }));
@@ -64,6 +64,11 @@ fn number(value: f64) -> String {
         return format!("{sign}{}", thousands(value.abs().round() as u64));
     }
     format!("{value:.4}").trim_end_matches('0').trim_end_matches('.').to_string()
+}
+
+/// A rule's threshold as people read it, where it has any.
+fn threshold(rule: &RuleReport) -> Option<String> {
+    if rule.thresholds_differ { Some("by language".into()) } else { rule.threshold.map(number) }
 }
 
 /// A fraction as people read it.

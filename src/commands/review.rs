@@ -1,7 +1,8 @@
 //! `fulgurite review`
 
 use anyhow::{Context, Result};
-use pipeline::report::{by_rule, by_source};
+use pipeline::pii::PiiFinder;
+use pipeline::report::{Excerpt, by_rule, by_source};
 use pipeline::review::{Marks, Precision, precision};
 use pipeline::status::summaries;
 
@@ -28,13 +29,15 @@ pub fn review(args: &Review) -> Result<()> {
         let names: Vec<&str> = stages.iter().map(|s| s.stage.as_str()).collect();
         return Err(Usage(format!("the run has no stage \"{stage}\"; it has {}", names.join(", "))).into());
     }
+    // Whether a rule is right about personal data can only be told by who sees it; nothing leaves this machine.
+    let excerpt = Excerpt { chars: SHOWN_CHARS, hidden: PiiFinder::default() };
     let samples = match args.by {
         ReviewBy::Rule => {
-            let mut dropped = by_rule(run, &stages, args.documents, SHOWN_CHARS, args.seed)?;
+            let mut dropped = by_rule(run, &stages, args.documents, &excerpt, args.seed)?;
             dropped.retain(|sample| stage.is_none_or(|stage| sample.stage.as_deref() == Some(stage)));
             dropped
         }
-        ReviewBy::Source => by_source(run, &stages, stage, args.documents, SHOWN_CHARS, args.seed)?,
+        ReviewBy::Source => by_source(run, &stages, stage, args.documents, &excerpt, args.seed)?,
     };
     if samples.is_empty() {
         return Ok(output::line("there is no document to review")?);

@@ -5,13 +5,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::shards::{files, integers, present, read, texts};
+use super::shards::{document_stages, files, integers, read, texts};
 use crate::error::Result;
 use crate::status::StageSummary;
-
-/// The stages that decide on documents, in the order of a run.
-const STAGES: [&str; 10] =
-    ["ingest", "urls", "clean", "filter", "exact", "near", "lines", "decontaminate", "mix", "curate"];
 
 /// What is left after a stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,7 +23,7 @@ pub struct FunnelStage {
 pub(super) fn scan(run_dir: &Path, stages: &[StageSummary]) -> Result<Vec<FunnelStage>> {
     let ingested: HashMap<u32, _> = files(run_dir, "ingest", false)?.into_iter().collect();
     let mut funnel = Vec::new();
-    for stage in present(stages, &STAGES) {
+    for stage in document_stages(run_dir, stages)?.into_iter().map(|stage| stage.name) {
         let mut by_source: BTreeMap<String, u64> = BTreeMap::new();
         for (task, path) in files(run_dir, stage, false)? {
             let Some(documents) = ingested.get(&task) else { continue };

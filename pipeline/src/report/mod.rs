@@ -20,9 +20,10 @@ pub use histograms::{Histogram, Threshold};
 pub use overlap::{Overlap, RulePair};
 pub use removed::{BenchmarkReport, FrequentLine, LinesReport};
 pub use rules::{RuleReport, rules};
-pub use samples::{Sample, by_rule, by_source};
+pub use samples::{Excerpt, Sample, by_rule, by_source};
 
 use crate::error::Result;
+use crate::pii::{Pii, PiiFinder};
 use crate::status::{StageSummary, summaries};
 
 /// Dropped documents shown of each rule, and kept ones of each source.
@@ -57,7 +58,7 @@ pub struct Report {
     /// Tokens by source, where the run has come so far.
     #[serde(skip_serializing_if = "serde_json::Value::is_null")]
     pub tokens: serde_json::Value,
-    /// Dropped documents of each rule, and documents kept to the end.
+    /// Dropped documents of each rule, and documents kept to the end, with placeholders for all personal data.
     pub samples: Vec<Sample>,
 }
 
@@ -93,8 +94,15 @@ pub struct Change {
 pub fn report(run_dir: &Path) -> Result<Report> {
     let stages = summaries(run_dir)?;
     let signals = histograms::scan(run_dir, &stages)?;
-    let mut samples = by_rule(run_dir, &stages, SAMPLES, SAMPLE_CHARS, 0)?;
-    samples.extend(by_source(run_dir, &stages, None, SAMPLES, SAMPLE_CHARS, 0)?);
+    // A report is passed on: personal data that the run dropped, or let stand, is no part of it, whatever the recipe looks for.
+    let excerpt = Excerpt { chars: SAMPLE_CHARS, hidden: PiiFinder::new(Pii::ALL) };
+    let mut samples = by_rule(run_dir, &stages, SAMPLES, &excerpt, 0)?;
+    samples.extend(by_source(run_dir, &stages, None, SAMPLES, &excerpt, 0)?);
+    let mut lines = removed::lines(run_dir, &stages)?;
+    lines
+        .iter_mut()
+        .flat_map(|lines| &mut lines.frequent)
+        .for_each(|frequent| frequent.line = excerpt.of(&frequent.line));
     let absolute = std::path::absolute(run_dir).unwrap_or_else(|_| run_dir.into());
     Ok(Report {
         run: absolute.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy().into_owned()),
@@ -105,7 +113,7 @@ pub fn report(run_dir: &Path) -> Result<Report> {
         histograms: signals.histograms,
         languages: signals.languages,
         changes: changes(&stages),
-        lines: removed::lines(run_dir, &stages)?,
+        lines,
         benchmarks: removed::benchmarks(run_dir, &stages)?,
         tokens: tokens(&stages),
         samples,

@@ -6,14 +6,29 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::shards::{columns, files, integers, numbers, present, read, read_rows, texts};
+use super::shards::{DocumentStage, columns, document_stages, files, integers, numbers, read, read_rows, texts};
 use crate::error::Result;
+use crate::pii::{PiiCounts, PiiFinder};
 use crate::status::StageSummary;
 
-/// Stages whose dropped rows are documents of the stage that they read.
-const DECIDING: [&str; 8] = ["urls", "clean", "filter", "exact", "near", "lines", "decontaminate", "mix"];
-/// Stages that write documents; the text before and after cleaning is that of the last one that has the document.
-const DOCUMENTS: [&str; 3] = ["curate", "clean", "ingest"];
+/// What a sample shows of its document.
+#[derive(Clone, Debug)]
+pub struct Excerpt {
+    /// Characters of the text at most.
+    pub chars: usize,
+    /// Personal data that stands as placeholders in all that is shown; nothing of the default.
+    pub hidden: PiiFinder,
+}
+
+impl Excerpt {
+    /// The text with placeholders for what is hidden.
+    pub(super) fn of(&self, text: &str) -> String {
+        match self.hidden.is_empty() {
+            true => text.to_owned(),
+            false => self.hidden.redact(text, &mut PiiCounts::default()).into_owned(),
+        }
+    }
+}
 
 /// A document to look at.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -36,7 +51,7 @@ pub struct Sample {
     pub detail: Option<String>,
     /// The beginning of its text.
     pub text: String,
-    /// Characters of the whole text.
+    /// Characters of the whole text, with placeholders for what is hidden.
     pub chars: u64,
 }
 
@@ -77,10 +92,18 @@ impl Lowest {
     }
 }
 
-/// Up to `most` documents that each rule dropped, with `chars` characters of their text.
-pub fn by_rule(run_dir: &Path, stages: &[StageSummary], most: usize, chars: usize, seed: u64) -> Result<Vec<Sample>> {
+/// Up to `most` documents that each rule dropped, with what `excerpt` shows of them.
+pub fn by_rule(
+    run_dir: &Path,
+    stages: &[StageSummary],
+    most: usize,
+    excerpt: &Excerpt,
+    seed: u64,
+) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
-    for stage in present(stages, &DECIDING) {
+    let deciding = document_stages(run_dir, stages)?;
+    // What `ingest` drops never became a document.
+    for stage in deciding.iter().map(|stage| stage.name).filter(|stage| *stage != "ingest") {
         let mut lowest = Lowest::new(most);
         for (task, path) in files(run_dir, stage, true)? {
             let names = columns(&path)?;
@@ -113,7 +136,7 @@ pub fn by_rule(run_dir: &Path, stages: &[StageSummary], most: usize, chars: usiz
                 lowest.add(&rule, pick);
             }
         }
-        samples.extend(with_texts(run_dir, stages, lowest, chars)?);
+        samples.extend(with_texts(run_dir, &deciding, lowest, excerpt)?);
     }
     Ok(samples)
 }
@@ -125,13 +148,13 @@ pub fn by_source(
     stages: &[StageSummary],
     stage: Option<&str>,
     most: usize,
-    chars: usize,
+    excerpt: &Excerpt,
     seed: u64,
 ) -> Result<Vec<Sample>> {
     let mut lowest = Lowest::new(most);
-    let deciding =
-        present(stages, &["curate", "mix", "decontaminate", "lines", "near", "exact", "filter", "clean", "ingest"]);
-    let last = deciding.iter().find(|&&deciding| stage.is_none_or(|stage| stage == deciding));
+    let deciding = document_stages(run_dir, stages)?;
+    let last =
+        deciding.iter().rev().map(|deciding| deciding.name).find(|name| stage.is_none_or(|stage| stage == *name));
     let Some(last) = last else { return Ok(Vec::new()) };
     let ingested: HashMap<u32, PathBuf> = files(run_dir, "ingest", false)?.into_iter().collect();
     for (task, path) in files(run_dir, last, false)? {
@@ -154,17 +177,18 @@ pub fn by_source(
             lowest.add(&source, pick);
         }
     }
-    with_texts(run_dir, stages, lowest, chars)
+    with_texts(run_dir, &deciding, lowest, excerpt)
 }
 
-/// Reads the texts of what was picked, shard by shard.
-fn with_texts(run_dir: &Path, stages: &[StageSummary], lowest: Lowest, chars: usize) -> Result<Vec<Sample>> {
+/// Reads the texts of what was picked, shard by shard: each from the last stage that writes texts and has the document, so
+/// that of a dropped one it is the text that the rule saw.
+fn with_texts(run_dir: &Path, stages: &[DocumentStage<'_>], lowest: Lowest, excerpt: &Excerpt) -> Result<Vec<Sample>> {
     let picks: Vec<Pick> = lowest.groups.into_values().flatten().collect();
     let mut left: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     picks.iter().for_each(|pick| left.entry(pick.task).or_default().push(pick.ordinal));
     let mut found: HashMap<u64, (String, Option<String>, String)> = HashMap::new();
-    for stage in present(stages, &DOCUMENTS) {
-        let shards: HashMap<u32, PathBuf> = files(run_dir, stage, false)?.into_iter().collect();
+    for stage in stages.iter().rev().filter(|stage| stage.texts) {
+        let shards: HashMap<u32, PathBuf> = files(run_dir, stage.name, false)?.into_iter().collect();
         for (task, ordinals) in &mut left {
             let Some(path) = shards.get(task).filter(|_| !ordinals.is_empty()) else { continue };
             let rows = read_rows(path, &["ordinal", "source", "url", "text"], ordinals)?;
@@ -180,16 +204,18 @@ fn with_texts(run_dir: &Path, stages: &[StageSummary], lowest: Lowest, chars: us
     let mut samples = Vec::with_capacity(picks.len());
     for pick in picks {
         let Some((source, url, text)) = found.get(&pick.ordinal) else { continue };
+        // Before it is cut, so that no part of a number stays at its end.
+        let text = excerpt.of(text);
         samples.push(Sample {
             ordinal: pick.ordinal,
             source: source.clone(),
-            url: url.clone(),
+            url: url.as_deref().map(|url| excerpt.of(url)),
             stage: pick.stage,
             rule: pick.rule,
             value: pick.value,
             threshold: pick.threshold,
-            detail: pick.detail,
-            text: text.chars().take(chars).collect(),
+            detail: pick.detail.map(|detail| excerpt.of(&detail)),
+            text: text.chars().take(excerpt.chars).collect(),
             chars: text.chars().count() as u64,
         });
     }

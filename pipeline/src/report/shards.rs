@@ -1,11 +1,13 @@
 //! Reading columns of shards with Polars.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use polars::prelude::{Column, DataFrame, DataType, LazyFrame, PlRefPath, PolarsError, ScanArgsParquet, col};
 
 use crate::error::{Error, Result};
 use crate::manifest::Journal;
+use crate::stages::curate::CurateStage;
 use crate::status::StageSummary;
 
 /// The committed files of a stage that hold rows, by number of their task: kept ones, or those below `dropped/`.
@@ -87,7 +89,47 @@ pub(super) fn texts(frame: &DataFrame, path: &Path, name: &str) -> Result<Vec<Op
     Ok((0..frame.height()).map(|row| values.get(row).map(str::to_owned)).collect())
 }
 
-/// Stages of `order` that the run has, whose shards are one to one with those of `ingest` and hold ordinals.
-pub(super) fn present<'s>(stages: &[StageSummary], order: &[&'s str]) -> Vec<&'s str> {
-    order.iter().copied().filter(|name| stages.iter().any(|s| s.stage == *name && s.done > 0)).collect()
+/// A stage that decides on documents: its shards are one to one with those of `ingest` and hold what is left after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DocumentStage<'s> {
+    /// Name.
+    pub name: &'s str,
+    /// Whether it writes the documents themselves, with the texts as they are from here on.
+    pub texts: bool,
+}
+
+/// The stages that decide on documents, in the order of the run. What they write says which they are, so that none has to be
+/// entered anywhere: rows with `id` and `ordinal`, and either texts or dropped documents beside them (signals are no
+/// decision). Once the curated documents are those of this run, what they were not made from is left out: stages of an
+/// earlier form of the recipe.
+pub(super) fn document_stages<'s>(run_dir: &Path, stages: &'s [StageSummary]) -> Result<Vec<DocumentStage<'s>>> {
+    let mut found = Vec::new();
+    for summary in stages.iter().filter(|s| s.done > 0) {
+        let dir = run_dir.join(&summary.stage);
+        let (mut kept, mut drops) = (None, false);
+        for file in Journal::read(&dir)?.into_values().flat_map(|entry| entry.files) {
+            let below = file.path.parent().map(Path::as_os_str).unwrap_or_default();
+            if file.path.extension().is_some_and(|e| e == "parquet") {
+                drops |= below == "dropped";
+                kept = kept.or_else(|| below.is_empty().then(|| dir.join(&file.path)));
+            }
+        }
+        let Some(kept) = kept else { continue };
+        let names = columns(&kept)?;
+        let has = |name: &str| names.iter().any(|n| n == name);
+        if has("id") && has("ordinal") && (has("text") || drops) {
+            found.push(DocumentStage { name: &summary.stage, texts: has("text") });
+        }
+    }
+    if stages.iter().any(|s| s.stage == CurateStage::NAME && s.done > 0 && s.outdated.is_none()) {
+        let mut read = BTreeSet::from([CurateStage::NAME]);
+        // Inputs come before those that read them.
+        for summary in stages.iter().rev() {
+            if let Some(manifest) = summary.manifest.as_ref().filter(|_| read.contains(summary.stage.as_str())) {
+                read.extend(manifest.inputs.keys().map(String::as_str));
+            }
+        }
+        found.retain(|stage| read.contains(stage.name));
+    }
+    Ok(found)
 }

@@ -20,6 +20,9 @@ pub struct CurateStage {
 }
 
 impl CurateStage {
+    /// Name of the stage.
+    pub const NAME: &'static str = "curate";
+
     /// Of the shards of stage `documents`, the rows in the shards of stage `selection`; all of them
     /// if there is none.
     pub fn new(documents: impl Into<String>, selection: Option<String>) -> Self {
@@ -36,7 +39,7 @@ impl CurateStage {
 #[async_trait]
 impl Stage for CurateStage {
     fn name(&self) -> &str {
-        "curate"
+        Self::NAME
     }
 
     fn version(&self) -> u32 {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pipeline::report::{Histogram, Report, Sample};
 
-use super::{ends, number, percent};
+use super::{ends, number, percent, threshold};
 use crate::output::{bytes, thousands};
 
 /// Size of a histogram in pixels.
@@ -141,7 +141,7 @@ fn rules(out: &mut String, facts: &Report) {
                 format!("<meter min=\"0\" max=\"1\" value=\"{:.4}\"></meter> {:.2}%", r.share, r.share * 100.0),
                 of(&facts.overlap.matched),
                 of(&facts.overlap.alone),
-                r.threshold.map_or("–".into(), number),
+                threshold(r).unwrap_or("–".into()),
                 r.median_value.map_or("–".into(), number),
             ]
         }),

@@ -2,7 +2,7 @@
 
 use pipeline::report::Report;
 
-use super::{ends, number, percent};
+use super::{ends, number, percent, threshold};
 use crate::output::{bytes, thousands};
 
 /// The whole report.
@@ -65,7 +65,7 @@ pub fn page(facts: &Report) -> String {
                 format!("{:.2}%", r.share * 100.0),
                 of(&facts.overlap.matched),
                 of(&facts.overlap.alone),
-                r.threshold.map_or("–".into(), number),
+                threshold(r).unwrap_or("–".into()),
                 r.median_value.map_or("–".into(), number),
             ]
         }),
