@@ -338,6 +338,8 @@ impl Stage for Hashes {
 
 /// Lines that the journal of a partition tells of, and that `lines_frequent` holds in all.
 const MOST_FREQUENT: usize = 20;
+/// Lines that a task holds before it leaves those.
+const HELD_FREQUENT: usize = 1 << 12;
 /// Characters of a line that it shows.
 const SHOWN_CHARS: usize = 200;
 
@@ -419,7 +421,7 @@ impl Stage for Counts {
             }
             frequent += 1;
             most.push(Frequent { documents, high: line[0].0, low: line[0].1, shard: line[0].2 });
-            if most.len() == SECTION_RECORDS {
+            if most.len() == HELD_FREQUENT {
                 keep_most_frequent(&mut most);
             }
             // A shard whose lines were written in parts has several entries, the earliest first.
