@@ -232,7 +232,7 @@ fn blocks_that_ranks_share_give_the_curve_of_one_process_for_two_sums_each_way()
     let set = ["train.steps=24", FOUR_HEADS];
     let one = prepared.place("heads");
     succeed(&mut prepared.job(&one, &set));
-    let full = ModelConfig { decoder_attention_heads: 4, ..model() };
+    let full = ModelConfig { decoder_attention_heads: 4, ..model(2) };
     let mut curves: Vec<(usize, Vec<String>, Vec<u8>)> = Vec::new();
     for (world, parts, mode, more) in [
         (2, 2, Sharding::None, ""),
@@ -300,7 +300,7 @@ fn a_checkpoint_of_shared_blocks_is_continued_by_any_other_number_of_ranks() {
     succeed(prepared.job(&saved, &[half[0], half[1], half[2], two[0], two[1]]).args(["--nproc", "4"]));
     let checkpoint = saved.join("checkpoints/step-000006");
     let facts = train::describe(&checkpoint).unwrap();
-    assert_eq!(facts.facts["parameters"], ModelConfig { decoder_attention_heads: 4, ..model() }.parameters());
+    assert_eq!(facts.facts["parameters"], ModelConfig { decoder_attention_heads: 4, ..model(2) }.parameters());
     let names: Vec<&str> = facts.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     assert!(names.iter().any(|name| name.starts_with("model.layers.0.token_mixer.out_proj.weight@16/32")), "{names:?}");
     assert_eq!(names.iter().filter(|name| name.starts_with("lm_head.weight")).count(), 2);
