@@ -264,7 +264,10 @@ async fn identified_languages_reach_caps_and_documents() {
     let german = "Am Morgen war es still im Hafen, und die Boote, die in der Nacht gekommen waren, lagen an der Mauer. \
                   Niemand hatte dem alten Mann gesagt, was dort geschehen war.";
     let mut documents: Vec<Value> = (0..60)
-        .map(|n| json!({ "url": format!("http://a.example/{n}"), "text": [english, german][usize::from(n % 3 == 0)] }))
+        .map(|n| {
+            let text = if n % 3 == 0 { german } else { english };
+            json!({ "url": format!("http://a.example/{n}"), "text": text })
+        })
         .collect();
     // Nothing to tell a language by; and one without any.
     documents.push(json!({ "url": "http://a.example/60", "text": "12 34 56", "language": "fr" }));
