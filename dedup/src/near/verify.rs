@@ -535,7 +535,7 @@ mod tests {
         let config = NearConfig { mode: Mode::Fast, ngram: 2, bands: 40, rows: 2, verify, ..NearConfig::default() };
         let texts = Texts::new("documents", None);
         let mut stages: Vec<Arc<dyn Stage>> = vec![
-            Arc::new(signatures::Signatures { config: config.clone(), texts: texts.clone(), signals: None }),
+            Arc::new(signatures::Signatures::new(config.clone(), texts.clone(), None)),
             Arc::new(pairs::Pairs::new(config.clone(), Vec::new())),
         ];
         if verify == Verify::Exact {
