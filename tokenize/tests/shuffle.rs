@@ -125,7 +125,7 @@ fn sorts_that_spill_to_disk_write_the_same_bytes() {
 fn documents_of_half_a_megabyte_are_sorted_in_little_memory() {
     let tokenizer = tempfile::tempdir().unwrap();
     let config = TokenizeConfig { shard_tokens: 1 << 40, ..far_tokens(tokenizer.path()) };
-    let words: Vec<&str> = SPEECHES.split_whitespace().collect();
+    let words: Vec<&str> = common::SPEECHES.split_whitespace().collect();
     let mut state = 1u64;
     let mut word = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
