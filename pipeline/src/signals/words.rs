@@ -460,7 +460,7 @@ pub(super) fn ends_sentence(word: &str) -> bool {
         return false;
     }
     let stem = stem.trim_start_matches(|c: char| !c.is_alphanumeric());
-    !(stem.len() <= 4 && ABBREVIATIONS.contains(&stem)) && !is_initials(stem)
+    !(stem.len() <= 4 && ABBREVIATIONS.contains(&stem) || is_initials(stem))
 }
 
 /// `J`, `U.S`, `e.g`: single letters joined by full stops.
