@@ -211,6 +211,7 @@ mod tests {
         assert_eq!(of("train a.toml --nproc 4 --json"), ["train", "a.toml", "--json"]);
         assert_eq!(of("train --nproc=4 a.toml"), ["train", "a.toml"]);
     }
+
     #[test]
     fn a_rank_that_was_told_to_stop_and_does_has_not_failed() {
         let ended = |code: i32| ExitStatus::from_raw(code << 8);

@@ -463,7 +463,11 @@ pub fn load_newest(directory: &Path, group: &dyn Collective) -> Result<Option<Ch
     for step in steps.lines().rev() {
         let path = directory.join(format!("step-{step}"));
         // A directory that rank 0 has seen is there for all, or it is not the same on all hosts.
-        let seen = names(&path).map(|names| names.join(", ")).map_err(|error| advise(error, &path));
+        let seen = names(&path).map(|mut names| {
+            names.extend(path.join(CHECKSUMS).exists().then(|| CHECKSUMS.to_owned()));
+            names.join(", ")
+        });
+        let seen = seen.map_err(|error| advise(error, &path));
         let seen = all_of(group, seen)?;
         if let Some(rank) = seen.iter().position(|names| *names != seen[0]) {
             let (first, other) = (&seen[0], &seen[rank]);

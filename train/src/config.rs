@@ -390,10 +390,16 @@ impl TrainConfig {
         self.schedule.validate(self.steps)
     }
 
+    /// Tokens of a micro batch that one rank has, at most, where several share its rows.
+    pub(crate) fn tokens_of_rank(&self) -> usize {
+        self.batch * self.sequence_length.div_ceil(self.sequence_ranks.max(1))
+    }
+
     /// Of `ranks` ranks how many together have one copy of what `sharding` cuts, those that share blocks among them.
     ///
     /// # Errors
-    /// [`Error::Config`] when the ranks are no multiple of `hybrid` or `tensor_ranks`, or the one is none of the other.
+    /// [`Error::Config`] when the ranks are no multiple of `hybrid`, `tensor_ranks` or, those that share blocks for one, of
+    /// `sequence_ranks`, or `hybrid` is none of `tensor_ranks`.
     pub fn neighbours(&self, sharding: Sharding, ranks: usize) -> Result<usize, Error> {
         let size = match (sharding, self.hybrid) {
             (Sharding::None, _) | (_, 0) => ranks,
@@ -410,6 +416,12 @@ impl TrainConfig {
             let reason =
                 format!("{size} ranks have one copy of the model, which is no multiple of tensor_ranks = {tensor}");
             return Err(Error::config("hybrid", reason));
+        }
+        let parts = self.sequence_ranks.clamp(1, ranks / tensor);
+        let both = tensor * parts;
+        if !ranks.is_multiple_of(both) || self.sequence_length < parts {
+            let reason = format!("{ranks} ranks are not a multiple of {both}, or a row has fewer tokens");
+            return Err(Error::config("sequence_ranks", reason));
         }
         Ok(size)
     }

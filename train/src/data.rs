@@ -67,11 +67,17 @@ pub(crate) struct Data {
 }
 
 impl Data {
-    /// Opens the shards for a run of `config`, for the rows of rank `rank` of `world`.
+    /// Opens the shards for a run of `config`, for the rows of rank `rank` of `world`; the one that `leads` tells what packing
+    /// costs.
     ///
     /// # Errors
     /// [`Error::Data`] for shards that cannot be read, [`Error::Config`] when the vocabulary does not fit.
-    pub(crate) fn open(places: &Places, config: &TrainConfig, rank: usize, world: usize) -> Result<Self, Error> {
+    pub(crate) fn open(
+        places: &Places,
+        config: &TrainConfig,
+        (rank, world): (usize, usize),
+        leads: bool,
+    ) -> Result<Self, Error> {
         let rows = config.batch * config.gradient_accumulation;
         if rows < world {
             let reason = format!("a step has {rows} rows for {world} ranks; each needs one");
@@ -89,7 +95,7 @@ impl Data {
         let own = LoaderConfig { rank, world_size: world, ..loader_config.clone() };
         let loader = places.training.open(own)?;
         let loader = loader.ok_or_else(|| Error::Data("there are no token shards to train on".to_owned()))?;
-        if rank == 0 && config.data.packing == Packing::BestFit {
+        if leads && config.data.packing == Packing::BestFit {
             let report = loader.packing().map_err(|error| Error::Data(error.to_string()))?;
             tracing::info!("{report}");
         }

@@ -112,6 +112,8 @@ fn layer_flops(config: &TrainConfig, layer: usize) -> f64 {
 
 /// The estimate of `config` for `gpu`, with the configured activation checkpointing and the others beside it.
 pub fn estimate(config: &TrainConfig, gpu: Gpu) -> Estimate {
+    // One rank has whole rows.
+    let config = &TrainConfig { sequence_ranks: 1, ..config.clone() };
     let parameters = ParameterList::of(&config.model).total() as u64;
     let mut settings = vec![config.activation_checkpointing];
     for other in [Recompute::None, Recompute::Every { every: 2 }, Recompute::Full] {
@@ -193,8 +195,7 @@ pub(crate) fn activation_bytes(config: &TrainConfig, setting: Recompute) -> (u64
     let model = &config.model;
     let (d, e, g) = (model.decoder_embed_dim, model.hidden_dim, model.glu_dim);
     let again: Vec<bool> = (0..model.decoder_layers).map(|layer| setting.again(layer)).collect();
-    // Of one rank, where several share rows.
-    let tokens = config.batch * config.sequence_length.div_ceil(config.sequence_ranks.max(1));
+    let tokens = config.tokens_of_rank();
     // Bytes per token, two a value.
     let products = 4 * d + 10 * e + 4 * g;
     let kept: usize = again.iter().map(|&again| if again { 2 * d } else { products }).sum();

@@ -62,12 +62,12 @@ impl Job {
 
     fn work(&self, options: &Options<'_>, on_step: &mut dyn FnMut(&Metrics)) -> Result<Outcome, Error> {
         let group = options.group.as_ref();
-        let (rank, world) = Team::new(options.group, &self.train)?.rows();
+        let rows = Team::new(options.group, &self.train)?.rows();
         let (training, run) = self.locations()?;
         let held_out = run.as_ref().map(|run| run.join(TOKENS_VALIDATION));
         let held_out = held_out.filter(|_| self.train.evaluation.every_steps > 0);
         let places = Places { training: Place::At(training), held_out: held_out.map_or(Place::None, Place::IfAt) };
-        let Data { mut source, held_out, config } = Data::open(&places, &self.train, rank, world)?;
+        let Data { mut source, held_out, config } = Data::open(&places, &self.train, rows, group.rank() == 0)?;
         if held_out.is_none() && config.evaluation.every_steps > 0 {
             tracing::warn!("no loss is evaluated: there are no held-out documents beside the tokens");
         }

@@ -205,11 +205,13 @@ pub fn joined_bytes(config: &ModelConfig, tokens: usize, rank: usize, ranks: usi
 }
 
 /// The settings of one of `ranks` ranks at most that share the blocks: those of a smaller model, for so many ranks that have
-/// other tokens.
+/// other tokens, of the same rows or of others.
 fn of_part(config: &TrainConfig, model: &ModelConfig, ranks: usize) -> Result<(TrainConfig, usize), Error> {
     let tensor_ranks = config.tensor_ranks.clamp(1, ranks);
     let model = model.part(tensor_ranks)?;
-    Ok((TrainConfig { model, tensor_ranks, ..config.clone() }, (ranks / tensor_ranks).max(1)))
+    let places = (ranks / tensor_ranks).max(1);
+    let sequence_ranks = config.sequence_ranks.clamp(1, places);
+    Ok((TrainConfig { model, tensor_ranks, sequence_ranks, ..config.clone() }, places))
 }
 
 /// Bytes of weights, gradients and moments in float32 as CPUs have them, of rank `rank` by the formulas of ZeRO.
@@ -256,7 +258,7 @@ fn mode(whole: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Res
     let config = &part;
     let neighbours = config.neighbours(sharding, ranks)? / config.tensor_ranks;
     let partition = Partition::new(&config.model, neighbours);
-    let rounds = config.gradient_accumulation.div_ceil(places);
+    let rounds = config.gradient_accumulation.div_ceil((places / config.sequence_ranks).max(1));
     let (all, own) = (partition.parameters().total() as u64, partition.shard_len(0) as u64);
     let peak = peak_bytes(config, &partition, sharding, rounds);
     let fits = |name: &&str| {
@@ -269,7 +271,7 @@ fn mode(whole: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Res
     // The pieces of a copy are added to those of the others.
     let copies = (places / neighbours).max(1) as u64;
     let between = 2 * widths(config)[1] * own * (copies - 1) / copies;
-    let tokens = config.batch * config.sequence_length;
+    let tokens = config.tokens_of_rank();
     let joined = rounds as u64 * joined_bytes(&config.model, tokens, 0, config.tensor_ranks, widths(config)[0]);
     Ok(Mode {
         sharding,
@@ -293,13 +295,14 @@ fn scale(whole: &TrainConfig, gpu: &Gpu, links: &Links, sharding: Sharding, rank
     let config = &part;
     let neighbours = config.neighbours(sharding, ranks)? / config.tensor_ranks;
     let partition = Partition::new(&config.model, neighbours);
-    let rounds = (config.gradient_accumulation / places).max(1);
+    let rows = (places / config.sequence_ranks).max(1);
+    let rounds = (config.gradient_accumulation / rows).max(1);
     let of_round = TrainConfig { gradient_accumulation: rounds, ..config.clone() };
-    let whole = TrainConfig { tensor_ranks: 1, ..whole.clone() };
+    let whole = TrainConfig { tensor_ranks: 1, sequence_ranks: 1, ..whole.clone() };
     let alone = step_seconds(&whole, gpu, links, Sharding::None, &Partition::new(&whole.model, 1), 1).0;
     let alone = whole.tokens_per_step() as f64 / alone;
     let (step_s, busy_s) = step_seconds(&of_round, gpu, links, sharding, &partition, places / neighbours);
-    let tokens_per_step = places as u64 * of_round.tokens_per_step();
+    let tokens_per_step = rows as u64 * of_round.tokens_per_step();
     let tokens_per_s = tokens_per_step as f64 / step_s;
     Ok(Scale {
         tokens_per_step,
@@ -356,7 +359,7 @@ fn step_seconds(
     let ranks = partition.world();
     let [weight, gradient] = widths(config).map(|bytes| bytes as f64);
     let (layers, head) = (config.model.decoder_layers, partition.buckets().len() - 1);
-    let tokens = (config.batch * config.sequence_length) as f64;
+    let tokens = config.tokens_of_rank() as f64;
     let values = |bucket: usize| partition.buckets()[bucket].len() as f64;
     let gather = |bucket: usize| links.seconds(weight * values(bucket), ranks, 1.0);
     // Within a copy, then each piece over the copies.
@@ -528,6 +531,7 @@ mod tests {
             [&Links::default(), &slow].map(|links| scale(&config, &gpu, links, Sharding::Full, 64).unwrap());
         assert!(slow.efficiency < fast.efficiency / 4.0, "{slow:?} {fast:?}");
     }
+
     /// Every step that was measured, docs/RESULTS.md: GPUs, model, rows of a GPU, sharding, what gradients are sent in, tokens
     /// per second of all, and of one GPU in the same call.
     const MEASURED: [(usize, &str, usize, Sharding, GradientReduction, f64, f64); 16] = {

@@ -58,7 +58,8 @@ impl TrainStage {
             training: Place::Shards(task.run.shards(TOKENS)?),
             held_out: Place::Shards(task.run.shards(TOKENS_VALIDATION)?),
         };
-        let Data { mut source, held_out, config } = Data::open(&places, &self.config, 0, 1).map_err(severity)?;
+        let Data { mut source, held_out, config } =
+            Data::open(&places, &self.config, (0, 1), true).map_err(severity)?;
         let statistics = TokenStatistics::load(run_dir).map_err(StageError::abort)?;
         let device = self.device.select().map_err(StageError::abort)?;
         let tokenizer = tokenizer_path(run_dir);

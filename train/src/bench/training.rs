@@ -87,7 +87,7 @@ pub fn training(
     config.validate()?;
     let world = group.world();
     let team = Team::new(group, config)?;
-    let shard = team.partition(config).shard(team.inner.rank());
+    let shard = team.partition(config).places(team.inner.rank());
     let snapshot = Snapshot::fresh(model::initial_shard(&config.model, config.seed, &shard));
     let mut engine = engine::start(config, device, group, snapshot)?;
     let memory_before_bytes = engine.memory_bytes();

@@ -233,6 +233,8 @@ struct Flying {
 pub struct Unfinished {
     /// Its number among those of the communicator.
     pub number: u64,
+    /// That of the one that was put on the stream last.
+    pub newest: u64,
     /// What it is, for people.
     pub what: String,
     /// Whether it has begun, which is when this rank's GPU has done all that was asked for before it; unknown while the
@@ -572,8 +574,10 @@ impl Communicator {
     pub fn unfinished(&self) -> Option<Unfinished> {
         let asking = self.0.asking.load(Ordering::Acquire);
         let flying = lock(&self.0.flying);
+        let newest = flying.0.back().map_or(0, |newest| newest.number);
         flying.0.front().map(|oldest| Unfinished {
             number: oldest.number,
+            newest,
             what: oldest.what.clone(),
             begun: if asking { None } else { Some(oldest.has_begun) },
         })

@@ -74,7 +74,8 @@ impl Launch {
             None => PORT,
         };
         let step = variable("SLURM_STEP_ID").filter(|_| slurm).map_or(String::new(), |step| format!(".{step}"));
-        let of_slurm = || variable("SLURM_JOB_ID").map(|job| format!("{job}{step}"));
+        // Ranks that somebody else has numbered may be of several jobs of SLURM.
+        let of_slurm = || variable("SLURM_JOB_ID").filter(|_| slurm).map(|job| format!("{job}{step}"));
         let job = variable("TORCHELASTIC_RUN_ID").filter(|_| !slurm).or_else(of_slurm);
         Ok(Self { rank, world, local_rank, master: (host, port), job })
     }
@@ -133,7 +134,7 @@ mod tests {
         assert_eq!(of(&variables).unwrap(), launch);
         // Steps of one job may be what starts the ranks, each one of them.
         let job = |more: &[(&str, &str)]| of(&[&variables[..], more].concat()).unwrap().job;
-        assert_eq!(job(&[("SLURM_JOB_ID", "7"), ("SLURM_STEP_ID", "2")]).unwrap(), "7");
+        assert_eq!(job(&[("SLURM_JOB_ID", "7"), ("SLURM_STEP_ID", "2")]), None);
         assert_eq!(job(&[("SLURM_JOB_ID", "7"), ("TORCHELASTIC_RUN_ID", "a")]).unwrap(), "a");
         let error = of(&[("RANK", "0")]).unwrap_err();
         assert!(error.contains("WORLD_SIZE"), "{error}");

@@ -174,10 +174,6 @@ impl Team {
         let size = config.neighbours(config.sharding, world)?;
         let parts = config.sequence_ranks.clamp(1, world / tensor);
         let both = tensor * parts;
-        if !world.is_multiple_of(both) || config.sequence_length < parts {
-            let reason = format!("{world} ranks are not a multiple of {both}, or a row has fewer tokens");
-            return Err(Error::config("sequence_ranks", reason));
-        }
         // Of the neighbourhood of `size` ranks those that are `step` apart.
         let group = |size: usize, step: usize| -> Vec<usize> {
             (rank / size * size + rank % step..).step_by(step).take(size / step).collect()

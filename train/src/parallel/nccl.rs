@@ -94,8 +94,8 @@ const LAST: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Patience {
     limit: Duration,
-    /// Its number, and when it became the oldest.
-    oldest: Option<(u64, Instant)>,
+    /// Its number, that of the newest when it was looked at last, and when it became the oldest.
+    oldest: Option<(u64, u64, Instant)>,
 }
 
 impl Patience {
@@ -103,14 +103,20 @@ impl Patience {
         Self { limit, oldest: None }
     }
 
-    /// How long `oldest` has been that, where it is longer than the limit.
-    fn over(&mut self, oldest: Option<u64>, now: Instant) -> Option<Duration> {
-        match (oldest, self.oldest) {
-            (Some(number), Some((same, since))) if number == same => {
-                Some(now.saturating_duration_since(since)).filter(|waited| *waited >= self.limit)
+    /// How long `oldest` has been that, where it is longer than the limit. While the driver does not answer, which it does not
+    /// either where a healthy rank is far ahead of its GPU, the time begins anew with whatever is put on the stream.
+    fn over(&mut self, oldest: Option<&Unfinished>, now: Instant) -> Option<Duration> {
+        let Some(&Unfinished { number, newest, begun, .. }) = oldest else {
+            self.oldest = None;
+            return None;
+        };
+        match &mut self.oldest {
+            Some((same, last, since)) if *same == number && (begun.is_some() || *last == newest) => {
+                *last = newest;
+                Some(now.saturating_duration_since(*since)).filter(|waited| *waited >= self.limit)
             }
             _ => {
-                self.oldest = oldest.map(|number| (number, now));
+                self.oldest = Some((number, newest, now));
                 None
             }
         }
@@ -121,7 +127,7 @@ impl Patience {
 /// people.
 fn stalled(unfinished: &[Option<Unfinished>], patience: &mut [Patience], now: Instant) -> Option<String> {
     let over = patience.iter_mut().zip(unfinished).filter_map(|(patience, oldest)| {
-        let waited = patience.over(oldest.as_ref().map(|oldest| oldest.number), now)?;
+        let waited = patience.over(oldest.as_ref(), now)?;
         oldest.as_ref().map(|oldest| (oldest, waited.as_secs_f64()))
     });
     let over: Vec<(&Unfinished, f64)> = over.collect();
@@ -341,7 +347,11 @@ mod tests {
     use super::*;
 
     fn unfinished(number: u64, begun: Option<bool>) -> Option<Unfinished> {
-        Some(Unfinished { number, what: format!("all-gather number {number}, of 8 values"), begun })
+        behind(number, number, begun)
+    }
+
+    fn behind(number: u64, newest: u64, begun: Option<bool>) -> Option<Unfinished> {
+        Some(Unfinished { number, newest, what: format!("all-gather number {number}, of 8 values"), begun })
     }
 
     #[test]
@@ -361,6 +371,22 @@ mod tests {
         assert_eq!(look(unfinished(3, Some(true)), 109), None);
         let said = look(unfinished(3, Some(true)), 110).unwrap();
         assert!(said.contains("all-gather number 3") && said.contains("10.0 s"), "{said}");
+    }
+
+    #[test]
+    fn a_driver_that_does_not_answer_is_waited_for_while_more_is_put_on_the_stream() {
+        let (begin, limit) = (Instant::now(), Duration::from_secs(10));
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let mut patience = [Patience::new(limit)];
+        let mut look = |oldest, seconds| stalled(&[oldest], &mut patience, at(seconds));
+        for (newest, seconds) in [(1, 0), (2, 9), (3, 18), (4, 27)] {
+            assert_eq!(look(behind(1, newest, None), seconds), None);
+        }
+        assert_eq!(look(behind(1, 4, None), 36), None);
+        assert!(look(behind(1, 4, None), 37).unwrap().contains("does not answer"));
+        // Where it answers, what comes behind says nothing of the oldest.
+        assert_eq!(look(behind(2, 5, Some(true)), 40), None);
+        assert!(look(behind(2, 9, Some(true)), 50).unwrap().contains("has begun"));
     }
 
     #[test]
