@@ -13,7 +13,7 @@
 //!
 //! Text is read once, by the signatures (and again by `near_sets`, of shards with candidates). What grows
 //! with the corpus is in sorted runs on disk (`runs.rs`); a task holds a partition of some two million records at
-//! a time. In memory stays one number a document, in `near_clusters`: 4 bytes, 8 beyond 2³² documents,
+//! a time, of up to 2²⁵ beyond 2²⁷ documents. In memory stays one number a document, in `near_clusters`: 4 bytes, 8 beyond 2³² documents,
 //! and in a file where the memory limit has no room for it; and 4 bytes a document of a group of more than a million in `near_verified`.
 //!
 //! `against` puts the signatures of older runs before those of this one: keys are grouped together, so the

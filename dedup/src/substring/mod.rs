@@ -34,7 +34,7 @@
 //! | `substring` | document shard | documents without the repeats; dropped, where nothing is left |
 //! | its table `substring_cuts` | | a row for every cut: `ordinal`, `start`, `bytes`, `first_ordinal`, `first_start`, `text` |
 //!
-//! Memory is a partition of some two million records, or the candidates and the merged repeats of one document shard; a window that
+//! Memory is a partition of some two million records (of up to 2²⁵ beyond 2²⁷), or the candidates and the merged repeats of one document shard; a window that
 //! stands a million times is held once. On disk, with 50 words and a tenth of the corpus repeated: 0.11 bytes a byte of text for
 //! anchors, half a byte for windows; of a corpus that is copies alone 2.9 bytes for windows, and as many for repeats.
 
