@@ -8,10 +8,12 @@
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
+use super::partners::Partners;
 use super::relay::{Line, Relay};
 use crate::cuda;
-use crate::ops::attention::gated_cuda::{Documents, Mixer};
+use crate::ops::attention::gated_cuda::{Documents, Mixer, gate_of};
 use crate::ops::attention::lightning::States;
+use crate::ops::gate::Part;
 use crate::ops::weight::GradientSum;
 use crate::ops::{gate, linear, sglu, srms_norm};
 
@@ -54,8 +56,28 @@ fn add(sum: &GradientSum, dy: &CubeTensor, x: &CubeTensor) {
 pub(super) enum Kept {
     /// All that is not cheap to make again.
     Products(Box<Products>),
-    /// What it began with, the stream and the state; the forward is made again.
-    Input(Box<(CubeTensor, Option<CubeTensor>)>),
+    /// What the forward is made again from.
+    Input(Box<Input>),
+}
+
+/// What a block begins with.
+#[derive(Debug)]
+pub(super) struct Input {
+    /// The stream.
+    x: CubeTensor,
+    /// The state, where ranks share rows.
+    before: Option<CubeTensor>,
+    /// What ranks that share the block have made together: nothing is sent again.
+    joined: Option<Joined>,
+}
+
+/// What the token mixer of all ranks has made.
+#[derive(Clone, Debug)]
+struct Joined {
+    /// Σ o² over the heads of all, of every token: `[N]` in float32.
+    squares: CubeTensor,
+    /// The stream after it.
+    middle: CubeTensor,
 }
 
 /// Tensors `[N, ..]` in bf16.
@@ -69,6 +91,8 @@ pub(super) struct Products {
     before: Option<CubeTensor>,
     /// The attention's output: E.
     attended: CubeTensor,
+    /// Σ o² over the heads of all ranks, where they share the block: 1, in float32.
+    squares: Option<CubeTensor>,
     /// The stream between the mixers: D.
     middle: CubeTensor,
     /// 2G.
@@ -89,11 +113,18 @@ impl Weights {
         line.map_or_else(Relay::default, |line| line.relay(&room, backwards))
     }
 
-    /// As far as the factors of SGLU.
-    fn products(&self, x: CubeTensor, documents: &Documents, relay: Relay<'_>) -> Products {
+    /// As far as the factors of SGLU, of `partners`' parts too where there are any. `joined` is what they have made before.
+    fn products(
+        &self,
+        input: Input,
+        documents: &Documents,
+        relay: Relay<'_>,
+        partners: Option<&dyn Partners>,
+    ) -> Products {
         let (mixer, theta) = (self.mixer(documents), self.theta.as_ref());
+        let Input { x, before, joined } = input;
         let projected = linear::forward(&srms_norm::forward_on_cuda(&x), &self.qkvu, None);
-        let before = relay.receive.map(|receive| receive());
+        let before = before.or_else(|| relay.receive.map(|receive| receive()));
         let attended = match relay.send {
             None => mixer.attend(&projected, theta, before.as_ref(), None),
             Some(send) => {
@@ -102,9 +133,42 @@ impl Weights {
                 attended
             }
         };
-        let middle = linear::forward(&mixer.gate(&projected, &attended), &self.out, Some(&x));
-        let factors = linear::forward(&srms_norm::forward_on_cuda(&middle), &self.up, None);
-        Products { x, projected, before, attended, middle, factors }
+        let (middle, normed, squares) = match (joined, partners) {
+            (Some(Joined { squares, middle }), _) => {
+                let normed = srms_norm::forward_on_cuda(&middle);
+                (middle, normed, Some(squares))
+            }
+            (None, Some(partners)) => {
+                let ([middle, normed], squares) = self.mixed(&x, &projected, &attended, partners);
+                (middle, normed, Some(squares))
+            }
+            (None, None) => {
+                let middle = linear::forward(&mixer.gate(&projected, &attended), &self.out, Some(&x));
+                let normed = srms_norm::forward_on_cuda(&middle);
+                (middle, normed, None)
+            }
+        };
+        let factors = linear::forward(&normed, &self.up, None);
+        Products { x, projected, before, attended, squares, middle, factors }
+    }
+
+    /// The stream after the token mixer of all partners and its norm, and the squares of the attention's output of all.
+    fn mixed(
+        &self,
+        x: &CubeTensor,
+        projected: &CubeTensor,
+        attended: &CubeTensor,
+        partners: &dyn Partners,
+    ) -> ([CubeTensor; 2], CubeTensor) {
+        let (u, channels) = (gate_of(projected), cuda::rows(attended).0[1] * partners.world());
+        let [gated, squares] = Part { u: &u, o: attended, width: channels }.forward();
+        let squares_come = partners.add_up(&squares);
+        let term = linear::forward(&gated, &self.out, None);
+        drop(gated);
+        let sum_comes = partners.add_up(&term);
+        squares_come();
+        sum_comes();
+        (srms_norm::add_scaled_forward_on_cuda(x, &term, &squares, channels), squares)
     }
 
     /// The stream after the block for the stream `x: [N, D]` before it, and what the backward needs;
@@ -115,11 +179,25 @@ impl Weights {
         documents: &Documents,
         again: bool,
         relay: Relay<'_>,
+        partners: Option<&dyn Partners>,
     ) -> (CubeTensor, Kept) {
-        let products = self.products(x, documents, relay);
-        let y = linear::forward(&sglu::forward(&products.factors), &self.down, Some(&products.middle));
+        let input = Input { x, before: None, joined: None };
+        let products = self.products(input, documents, relay, partners);
+        let past = partners.is_none().then_some(&products.middle);
+        let term = linear::forward(&sglu::forward(&products.factors), &self.down, past);
+        let y = match partners {
+            None => term,
+            Some(partners) => {
+                partners.add_up(&term)();
+                srms_norm::add_on_cuda(&products.middle, &term)
+            }
+        };
         let kept = match again {
-            true => Kept::Input(Box::new((products.x, products.before))),
+            true => {
+                let Products { x, before, squares, middle, .. } = products;
+                let joined = squares.map(|squares| Joined { squares, middle });
+                Kept::Input(Box::new(Input { x, before, joined }))
+            }
             false => Kept::Products(Box::new(products)),
         };
         (y, kept)
@@ -137,23 +215,23 @@ impl Weights {
     }
 
     /// The gradient of the stream before the block from that after it; those of the weights are added
-    /// to their sums.
-    pub(super) fn backward(
+    /// to their sums. `relay` is asked for once.
+    pub(super) fn backward<'a>(
         &self,
         sums: &Gradients,
         kept: Kept,
         dy: CubeTensor,
         documents: &Documents,
-        relay: Relay<'_>,
+        relay: impl Fn() -> Relay<'a>,
+        partners: Option<&dyn Partners>,
     ) -> CubeTensor {
+        // What partners add up for the channel mixer goes before a state that may be long in coming.
+        let early = partners.is_none().then(&relay);
         let products = match kept {
             Kept::Products(products) => *products,
-            Kept::Input(began) => {
-                let (x, before) = *began;
-                self.products(x, documents, Relay::again(before))
-            }
+            Kept::Input(input) => self.products(*input, documents, Relay::default(), partners),
         };
-        let Products { x, projected, before, attended, middle, factors } = products;
+        let Products { x, projected, before, attended, squares, middle, factors } = products;
         let ([tokens, width], _) = cuda::rows(&middle);
 
         // The channel mixer.
@@ -164,17 +242,37 @@ impl Weights {
         add(&sums.down, &dy, &product);
         drop(product);
         let d_normed = linear::backward_input(&d_factors, &self.up);
-        let normed = cuda::empty_like(&middle);
-        let d_middle = srms_norm::backward_on_cuda(&middle, &d_normed, Some(&dy), Some(&normed));
-        drop((middle, d_normed, dy));
-        add(&sums.up, &d_factors, &normed);
-        drop((d_factors, normed));
+        let d_middle = match partners {
+            None => {
+                let normed = cuda::empty_like(&middle);
+                let d_middle = srms_norm::backward_on_cuda(&middle, &d_normed, Some(&dy), Some(&normed));
+                drop((middle, d_normed, dy));
+                add(&sums.up, &d_factors, &normed);
+                d_middle
+            }
+            Some(partners) => {
+                let d_middle = joined_backward(partners, &middle, &d_normed, &dy, (&sums.up, &d_factors));
+                drop((middle, d_normed, dy));
+                d_middle
+            }
+        };
+        drop(d_factors);
 
         // The token mixer.
         let d_gated = linear::backward_input(&d_middle, &self.out);
         let ([_, inner], _) = cuda::rows(&attended);
-        let gated = cuda::empty(&attended, [tokens, inner], DType::BF16);
+        let u = gate_of(&projected);
+        let part = partners.zip(squares.as_ref()).map(|(partners, squares)| {
+            let part = Part { u: &u, o: &attended, width: inner * partners.world() };
+            let [gated, dots] = part.again(&d_gated, squares);
+            let dots_come = partners.add_up(&dots);
+            add(&sums.out, &d_middle, &gated);
+            dots_come();
+            (part, squares, dots)
+        });
+        let relay = early.unwrap_or_else(&relay);
         let (mixer, theta) = (self.mixer(documents), self.theta.as_ref().zip(sums.theta.as_ref()));
+        let gated = part.is_none().then(|| cuda::empty(&attended, [tokens, inner], DType::BF16));
         let d_after = relay.receive.map(|receive| receive());
         let leaving = relay.send.map(|send| (send, mixer.state(&attended, inner, theta.is_some())));
         let states = States {
@@ -182,19 +280,46 @@ impl Weights {
             d_after: d_after.as_ref(),
             d_before: leaving.as_ref().map(|(_, d_before)| d_before),
         };
-        let d_projected = mixer.backward(&projected, theta, &attended, &d_gated, Some(&gated), states);
+        let d_projected = match &part {
+            None => mixer.backward(&projected, theta, &attended, &d_gated, gated.as_ref(), states),
+            Some((part, squares, dots)) => {
+                let backward = |_: &CubeTensor, du: &CubeTensor| part.backward(&d_gated, squares, dots, du);
+                mixer.backward_with(&projected, theta, backward, states)
+            }
+        };
         if let Some((send, d_before)) = leaving {
             send(d_before);
         }
-        drop((projected, before, d_after, attended, d_gated));
-        add(&sums.out, &d_middle, &gated);
-        drop(gated);
+        drop(part);
+        drop((u, projected, before, d_after, attended, d_gated));
+        if let Some(gated) = gated {
+            add(&sums.out, &d_middle, &gated);
+        }
         let d_normed = linear::backward_input(&d_projected, &self.qkvu);
+        if let Some(partners) = partners {
+            return joined_backward(partners, &x, &d_normed, &d_middle, (&sums.qkvu, &d_projected));
+        }
         let normed = cuda::empty(&x, [tokens, width], DType::BF16);
         let dx = srms_norm::backward_on_cuda(&x, &d_normed, Some(&d_middle), Some(&normed));
         add(&sums.qkvu, &d_projected, &normed);
         dx
     }
+}
+
+/// The gradient of the stream `x` that a half of a block begins with, from the partners' terms of that of its norm and from `dy`,
+/// which reaches it past the half. Meanwhile adds the gradient of the projection of the norm to its sum, from that of what
+/// it gave.
+fn joined_backward(
+    partners: &dyn Partners,
+    x: &CubeTensor,
+    d_normed: &CubeTensor,
+    dy: &CubeTensor,
+    (sum, d_projected): (&GradientSum, &CubeTensor),
+) -> CubeTensor {
+    let sum_comes = partners.add_up(d_normed);
+    add(sum, d_projected, &srms_norm::forward_on_cuda(x));
+    sum_comes();
+    srms_norm::backward_on_cuda(x, d_normed, Some(dy), None)
 }
 
 impl Gradients {

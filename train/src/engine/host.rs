@@ -839,16 +839,13 @@ impl Engine for Host {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
     use std::sync::Arc;
-    use std::sync::atomic::AtomicBool;
-    use std::time::Duration;
 
     use super::super::tape::Tape;
     use super::*;
     use crate::config::{ModelConfig, OptimizerConfig};
     use crate::model::{initial_shard, initial_values};
-    use crate::parallel::{Launch, Meeting, connect};
+    use crate::parallel::testing::together;
     use crate::rng::Rng;
 
     #[test]
@@ -896,24 +893,6 @@ mod tests {
         }
         let read = |engine: &mut dyn Engine| engine.reader().unwrap().unwrap().read(&[1, 2, 3]).unwrap();
         assert_eq!(read(&mut host), read(&mut tape));
-    }
-
-    static GO_ON: AtomicBool = AtomicBool::new(false);
-
-    /// What `work` gives on each of `world` ranks, which are threads.
-    fn together<T: Send>(world: usize, work: impl Fn(Arc<dyn Collective>) -> T + Sync) -> Vec<T> {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let work = &work;
-        std::thread::scope(|scope| {
-            let rank = |rank| {
-                let master = ("127.0.0.1".to_owned(), free.port());
-                let launch = Launch { rank, world, local_rank: rank, master, job: None };
-                let meeting = Meeting { run: "a run", timeout: Duration::from_secs(60), stop: &GO_ON };
-                scope.spawn(move || work(connect(&launch, &meeting).unwrap()))
-            };
-            let ranks: Vec<_> = (0..world).map(rank).collect();
-            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-        })
     }
 
     /// ‖got − want‖ / ‖want‖.

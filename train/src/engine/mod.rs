@@ -9,6 +9,7 @@ pub(crate) mod decoder;
 mod host;
 mod join;
 mod mixed;
+mod partners;
 mod relay;
 mod shards;
 mod tape;
@@ -163,10 +164,10 @@ pub fn start(
             return Err(Error::config("precision", "bf16 needs a CUDA device; \"auto\" is float32 on the CPU"));
         }
         Precision::Bf16 => {
-            Mixed::check(config).map_err(|reason| Error::config("precision", reason))?;
+            Mixed::check(config, team.tensor.world()).map_err(|reason| Error::config("precision", reason))?;
             true
         }
-        Precision::Auto if is_cuda(device) => match Mixed::check(config) {
+        Precision::Auto if is_cuda(device) => match Mixed::check(config, team.tensor.world()) {
             Ok(()) => true,
             Err(reason) => {
                 tracing::warn!("training in float32, which is several times slower: {reason}");
@@ -178,9 +179,6 @@ pub fn start(
     if mixed {
         relay::check(config.sequence_length, team.sequence.world())
             .map_err(|reason| Error::config("sequence_ranks", reason))?;
-        if team.tensor.world() > 1 {
-            return Err(Error::config("tensor_ranks", "GPUs do not have it; leave it out, or 1"));
-        }
         return Ok(Box::new(Mixed::new(config, device, team, snapshot)?));
     }
     if config.optimizer.moments == Moments::Bf16 {

@@ -26,14 +26,6 @@ pub(super) struct Relay<'a> {
     pub(super) send: Option<Box<dyn FnOnce(CubeTensor) + 'a>>,
 }
 
-impl Relay<'_> {
-    /// What came once more, where nothing goes.
-    pub(super) fn again(before: Option<CubeTensor>) -> Self {
-        let receive = before.map(|state| Box::new(move || state) as Box<dyn FnOnce() -> CubeTensor>);
-        Self { receive, send: None }
-    }
-}
-
 /// The way of states from rank to rank. All of them go through it for the same blocks in the same order.
 pub(super) trait Line {
     /// Makes ready for the state of one block to come, into what `room` gives, and to go; `backwards` for its gradient.

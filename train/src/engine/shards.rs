@@ -83,6 +83,11 @@ impl Room {
         self.partition.piece(bucket, self.rank)
     }
 
+    /// Whether other ranks have other parts of this bucket's parameters.
+    pub(super) fn is_split(&self, bucket: usize) -> bool {
+        self.partition.is_split(bucket)
+    }
+
     /// The bucket as a range of the parameters' list.
     pub(super) fn range(&self, bucket: usize) -> Range<usize> {
         self.partition.buckets()[bucket].range.clone()

@@ -34,7 +34,7 @@ pub(super) fn check(model: &ModelConfig) -> Result<(), String> {
     Ok(())
 }
 
-/// Where the parameters of a model lie in its buckets, and what its blocks need besides them.
+/// Where the parameters of a model, or of what one rank has of it, lie in its buckets, and what its blocks need besides them.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     list: ParameterList,
@@ -65,10 +65,17 @@ impl Layer<'_> {
 
 impl Plan {
     pub(super) fn new(model: &ModelConfig, device: &CubeDevice) -> Self {
-        let partition = Partition::new(model, 1);
-        let heads = model.decoder_attention_heads;
-        let decays = (0..model.decoder_layers)
-            .map(|layer| gated_cuda::upload_decay(&decay_rates(heads, layer, model.decoder_layers), device));
+        Self::part(model, [0, 1], device)
+    }
+
+    /// Of what rank `rank` of `world` has that share the blocks.
+    pub(super) fn part(model: &ModelConfig, [rank, world]: [usize; 2], device: &CubeDevice) -> Self {
+        let partition = Partition::of(ParameterList::part(model, rank, world), 1);
+        let heads = model.decoder_attention_heads / world;
+        let decays = (0..model.decoder_layers).map(|layer| {
+            let rates = decay_rates(model.decoder_attention_heads, layer, model.decoder_layers);
+            gated_cuda::upload_decay(&rates[rank * heads..(rank + 1) * heads], device)
+        });
         Self {
             decays: decays.collect(),
             heads,

@@ -16,6 +16,7 @@ pub(crate) mod lanes;
 pub mod linear;
 pub mod lrpe;
 pub(crate) mod operation;
+pub(crate) mod parts;
 pub mod sequences;
 pub mod sglu;
 pub mod srms_norm;
@@ -65,6 +66,7 @@ pub fn kernels() -> Vec<Kernel> {
         Kernel::new(&crate::cuda::COMPARE, "compare"),
         Kernel::new(&attention::lightning::ANY, "lightning_any_forward"),
         Kernel::new(&attention::gated_cuda::LRPE, "lrpe_forward"),
+        Kernel::new(&parts::SOURCE, "put_part"),
         Kernel::new(&crate::engine::decoder::SOURCE, "recurrent_step").define("HEAD", 128).define("ROTATED", 1),
     ]
 }

@@ -129,6 +129,43 @@ pub fn add_forward_on_cuda(x: &CubeTensor, branch: &CubeTensor) -> [CubeTensor; 
     [sum, y]
 }
 
+/// `x + branch` alone.
+pub(crate) fn add_on_cuda(x: &CubeTensor, branch: &CubeTensor) -> CubeTensor {
+    let ([rows, width], _) = cuda::rows(x);
+    let sum = cuda::empty_like(x);
+    let (kernel, grid) = kernel("add_norm_forward", rows, width);
+    let mut work = Work::near(x);
+    let rows = cuda::u32(rows as u32);
+    work.launch(&kernel, grid, &[cuda::read(x), cuda::read(branch), cuda::write(&sum), cuda::absent(), rows]);
+    work.submit();
+    sum
+}
+
+/// `x + s · branch` and its norm, with the s of rows of `channels` values whose `squares: [N]` in float32 have been added up.
+pub(crate) fn add_scaled_forward_on_cuda(
+    x: &CubeTensor,
+    branch: &CubeTensor,
+    squares: &CubeTensor,
+    channels: usize,
+) -> [CubeTensor; 2] {
+    let ([rows, width], _) = cuda::rows(x);
+    let (sum, y) = (cuda::empty_like(x), cuda::empty_like(x));
+    let (kernel, grid) = kernel("add_scaled_norm_forward", rows, width);
+    let arguments = [
+        cuda::read(x),
+        cuda::read(branch),
+        cuda::read(squares),
+        cuda::u32(channels as u32),
+        cuda::write(&sum),
+        cuda::write(&y),
+        cuda::u32(rows as u32),
+    ];
+    let mut work = Work::near(x);
+    work.launch(&kernel, grid, &arguments);
+    work.submit();
+    [sum, y]
+}
+
 /// The gradient of `x`, plus `residual`: what reaches x past the norm. Writes the norm once more into `y` where
 /// that is given, for who did not keep it.
 pub fn backward_on_cuda(
@@ -189,6 +226,45 @@ mod tests {
             let want = run(rounded(x), rounded(factor));
             for (what, (got, want)) in ["y", "dx"].into_iter().zip(got.into_iter().zip(want)) {
                 assert_close_on_cuda(what, got, want, 3e-3);
+            }
+        }
+    }
+
+    #[test]
+    fn sums_and_their_norms_are_those_of_float64() {
+        let Some(device) = cuda_device("sums with a norm") else { return };
+        for [rows, width, channels] in [[1, 8, 16], [70, 1024, 512], [9, 1032, 1032], [3, 8192, 2048]] {
+            let (x, branch) = (random([rows, width], 1), random([rows, width], 2));
+            let values = |tensor: &Tensor<2>| -> Vec<f64> { rounded(tensor.clone()).try_into_vec_as().unwrap() };
+            let (tx, tb) = (values(&x), values(&branch));
+            let squares: Vec<f32> = (0..rows).map(|row| channels as f32 * (0.5 + row as f32)).collect();
+            let near = cuda::of(on(&x, &device));
+            let sums = cuda::upload_floats(&near.device, &squares);
+            let branch = cuda::of(on(&branch, &device));
+            let one = add_on_cuda(&near, &branch);
+            let [plain, plain_norm] = add_forward_on_cuda(&near, &branch);
+            let [scaled, scaled_norm] = add_scaled_forward_on_cuda(&near, &branch, &sums, channels);
+            let [one, plain, scaled] = [one, plain, scaled].map(|sum| cuda::download_floats(&sum).unwrap());
+            assert!(one == plain);
+            let scale = |row: usize| 1.0 / ((f64::from(squares[row]) / channels as f64).sqrt() + EPSILON);
+            for (at, (plain, scaled)) in plain.iter().zip(&scaled).enumerate() {
+                for (got, want) in [(plain, tx[at] + tb[at]), (scaled, tx[at] + tb[at] * scale(at / width))] {
+                    // Half a unit of bf16, and what float32 loses where much cancels.
+                    let most = want.abs() * 2f64.powi(-8) + 1e-6 * tx[at].abs();
+                    assert!((f64::from(*got) - want).abs() <= most, "{rows} {width} {at}: {got} {want}");
+                }
+            }
+            for (sum, norm) in [(plain, plain_norm), (scaled, scaled_norm)] {
+                let norm = cuda::download_floats(&norm).unwrap();
+                for (row, norm) in norm.chunks(width).enumerate() {
+                    let sum = &sum[row * width..(row + 1) * width];
+                    let square: f64 = sum.iter().map(|x| f64::from(*x).powi(2)).sum();
+                    let root = (square / width as f64).sqrt() + EPSILON;
+                    for (got, x) in norm.iter().zip(sum) {
+                        let want = f64::from(*x) / root;
+                        assert!((f64::from(*got) - want).abs() <= want.abs() * 2f64.powi(-8), "{got} {want}");
+                    }
+                }
             }
         }
     }

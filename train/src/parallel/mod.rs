@@ -309,3 +309,28 @@ impl Collective for Alone {
         0
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    static GO_ON: AtomicBool = AtomicBool::new(false);
+
+    /// What `work` gives on each of `world` ranks, which are threads.
+    pub(crate) fn together<T: Send>(world: usize, work: impl Fn(Arc<dyn Collective>) -> T + Sync) -> Vec<T> {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let work = &work;
+        std::thread::scope(|scope| {
+            let rank = |rank| {
+                let master = ("127.0.0.1".to_owned(), free.port());
+                let launch = Launch { rank, world, local_rank: rank, master, job: None };
+                let meeting = Meeting { run: "a run", timeout: Duration::from_secs(60), stop: &GO_ON };
+                scope.spawn(move || work(connect(&launch, &meeting).unwrap()))
+            };
+            let ranks: Vec<_> = (0..world).map(rank).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        })
+    }
+}

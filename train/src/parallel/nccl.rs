@@ -28,6 +28,8 @@ pub struct Gpus {
     outer: Option<Communicator>,
     /// Those that share the tokens of every row, where there are others.
     sequence: Option<Communicator>,
+    /// Those that share each block, where there are others.
+    tensor: Option<Communicator>,
     group: Arc<dyn Collective>,
     _watch: Option<Watch>,
 }
@@ -256,20 +258,32 @@ impl Gpus {
             1 => None,
             _ => Some(join(near, team.sequence.as_ref(), Some(&inner))?),
         };
+        let tensor = match team.tensor.world() {
+            1 => None,
+            _ => Some(join(near, team.tensor.as_ref(), Some(&inner))?),
+        };
         let group = team.all.clone();
-        let communicators = [&inner].into_iter().chain(&outer).chain(&sequence).cloned().collect();
+        let communicators = [&inner].into_iter().chain(&outer).chain(&sequence).chain(&tensor).cloned().collect();
         let watch = match group.world() {
             1 => None,
             _ => Some(Watch::new(communicators, group.clone()).map_err(device_error)?),
         };
-        let gpus = Self { inner, outer, sequence, group, _watch: watch };
+        let gpus = Self { inner, outer, sequence, tensor, group, _watch: watch };
         gpus.greet(near);
         Ok(gpus)
     }
 
     /// Lets neighbours connect, which NCCL does when they first send something, and for which it holds up the thread that asks
-    /// until the other asks too: now, where no other work waits behind it.
+    /// until the other asks too: now, where no other work waits behind it. And those that share blocks, which wait for each
+    /// other in all that follows.
     fn greet(&self, near: &CubeTensor) {
+        if let Some(tensor) = &self.tensor {
+            let values = cuda::empty(near, [8], DType::F32);
+            let mut work = Work::near(near);
+            work.zero(&values);
+            work.submit();
+            tensor.start(cuda::Collective::AllReduce, &values, &values).wait(near);
+        }
         for backwards in [false, true] {
             let [from, to] = self.neighbours(backwards);
             let values = cuda::empty(near, [8], DType::F32);
@@ -287,7 +301,7 @@ impl Gpus {
 
     /// The communicators besides the first.
     fn beside(&self) -> impl Iterator<Item = &Communicator> {
-        self.outer.iter().chain(&self.sequence)
+        self.outer.iter().chain(&self.sequence).chain(&self.tensor)
     }
 
     /// Puts a collective of the ranks that share one copy on its way, see [`Communicator::start`].
@@ -308,6 +322,11 @@ impl Gpus {
     pub fn add_up(&self, collective: cuda::Collective, from: &CubeTensor, to: &CubeTensor) -> Sum {
         let inner = self.inner.start(collective, from, to);
         Sum(inner, self.outer.as_ref().map(|outer| outer.start(cuda::Collective::AllReduce, to, to)))
+    }
+
+    /// The ranks that share each block with this one.
+    pub fn partners(&self) -> Option<&Communicator> {
+        self.tensor.as_ref()
     }
 
     /// The rank that states come from among those that share the tokens of rows, and the one that they go to; the other way round

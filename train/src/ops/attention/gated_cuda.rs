@@ -181,8 +181,7 @@ impl Mixer {
 
     /// `u ⊙ SRMSNorm(o)`.
     pub(crate) fn gate(&self, projected: &CubeTensor, o: &CubeTensor) -> CubeTensor {
-        let width = cuda::rows(o).0[1];
-        gate::forward(&cuda::columns(projected, 3 * width, width), o)
+        gate::forward(&gate_of(projected), o)
     }
 
     /// The gradient of the projection from that of the gate's output, and what `states` asks for. Adds the gradient of θ to its
@@ -196,10 +195,22 @@ impl Mixer {
         y: Option<&CubeTensor>,
         states: States<'_>,
     ) -> CubeTensor {
-        let ([tokens, width], _) = cuda::rows(o);
-        let d_projected = cuda::empty(o, [tokens, 4 * width], DType::BF16);
-        let u = cuda::columns(projected, 3 * width, width);
-        let d_o = gate::backward(&u, o, dy, &cuda::columns(&d_projected, 3 * width, width), y);
+        let backward = |u: &CubeTensor, du: &CubeTensor| gate::backward(u, o, dy, du, y);
+        self.backward_with(projected, theta, backward, states)
+    }
+
+    /// [`Mixer::backward`], where `backward` gives the gradient of the attention's output for u and writes that of u.
+    pub(crate) fn backward_with(
+        &self,
+        projected: &CubeTensor,
+        theta: Option<(&CubeTensor, &GradientSum)>,
+        backward: impl FnOnce(&CubeTensor, &CubeTensor) -> CubeTensor,
+        states: States<'_>,
+    ) -> CubeTensor {
+        let ([tokens, width], _) = cuda::rows(projected);
+        let d_projected = cuda::empty(projected, [tokens, width], DType::BF16);
+        let width = width / 4;
+        let d_o = backward(&gate_of(projected), &gate_of(&d_projected));
         let d_o = Heads::columns(&d_o, 0, [self.documents.rows, self.heads, width / self.heads]);
         let (v, d_v) = (self.part(projected, 2), self.part(&d_projected, 2));
         let Some((theta, d_theta)) = theta else {
@@ -275,6 +286,12 @@ impl Mixer {
         work.launch(&Kernel::new(&LRPE, "lrpe_backward"), stripes(tokens, width), &arguments);
         work.submit();
     }
+}
+
+/// u of a projection, or its gradient: `[B·T, E]`, the rows apart.
+pub(crate) fn gate_of(projected: &CubeTensor) -> CubeTensor {
+    let width = cuda::rows(projected).0[1] / 4;
+    cuda::columns(projected, 3 * width, width)
 }
 
 /// Adds up the sums `[rows, E]` of the attention's backward, and adds the gradient of θ to its own sum.
