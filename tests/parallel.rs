@@ -262,7 +262,7 @@ fn blocks_that_ranks_share_give_the_curve_of_one_process_for_two_sums_each_way()
         if more.is_empty() {
             let partition = Partition::of(ParameterList::part(&full, 0, parts), world / parts);
             let rounds = MICRO_BATCHES / (world / parts);
-            let joined = rounds as u64 * joined_bytes(&full, 32, 0, parts, 4);
+            let joined = rounds as u64 * joined_bytes(&full, 32, 0, parts, [4, 4]);
             let want = (joined + sent_bytes(&partition, 0, mode, rounds, [4, 4])) as f64;
             // Heads of messages of 18 bytes: eight operations a block and micro batch, to each of the others.
             let heads = (18 * 8 * 2 * rounds * (parts - 1)) as f64;

@@ -202,7 +202,7 @@ fn print_scaling(scaling: &Scaling) -> Result<()> {
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_string();
     let shared = match scaling.tensor_ranks {
         1 => String::new(),
-        ranks => format!(", where {ranks} share each block (on CPUs so far)"),
+        ranks => format!(", where {ranks} share each block"),
     };
     output::line(format!("\nof each of {} ranks{shared}:", scaling.ranks))?;
     let head = [

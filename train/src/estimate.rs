@@ -112,8 +112,8 @@ fn layer_flops(config: &TrainConfig, layer: usize) -> f64 {
 
 /// The estimate of `config` for `gpu`, with the configured activation checkpointing and the others beside it.
 pub fn estimate(config: &TrainConfig, gpu: Gpu) -> Estimate {
-    // One rank has whole rows.
-    let config = &TrainConfig { sequence_ranks: 1, ..config.clone() };
+    // One rank has whole rows and whole blocks.
+    let config = &TrainConfig { sequence_ranks: 1, tensor_ranks: 1, ..config.clone() };
     let parameters = ParameterList::of(&config.model).total() as u64;
     let mut settings = vec![config.activation_checkpointing];
     for other in [Recompute::None, Recompute::Every { every: 2 }, Recompute::Full] {
@@ -198,7 +198,9 @@ pub(crate) fn activation_bytes(config: &TrainConfig, setting: Recompute) -> (u64
     let tokens = config.tokens_of_rank();
     // Bytes per token, two a value.
     let products = 4 * d + 10 * e + 4 * g;
-    let kept: usize = again.iter().map(|&again| if again { 2 * d } else { products }).sum();
+    // Ranks that share blocks keep the stream between the mixers too, which is not sent again.
+    let began = if config.tensor_ranks > 1 { 4 * d } else { 2 * d };
+    let kept: usize = again.iter().map(|&again| if again { began } else { products }).sum();
     let made_again = if again.contains(&true) { products } else { 0 };
     let transient = made_again + 2 * d + (8 * g).max(12 * e + 4 * d);
     let logits = LOGIT_BYTES.min(2 * model.vocab_size.next_multiple_of(8) * tokens);

@@ -192,16 +192,16 @@ pub fn sent_bytes(
     (0..=last).map(of).sum()
 }
 
-/// Bytes that `rank` of `ranks` sends to the others that share its blocks for one micro batch of `tokens` tokens, when a
-/// value takes `width`: in each block two sums each way, of reduce-scatter and all-gather straight from rank to rank, that of
-/// the token mixer in the forward with one value more for every token.
-pub fn joined_bytes(config: &ModelConfig, tokens: usize, rank: usize, ranks: usize, width: u64) -> u64 {
-    let stream = tokens * config.decoder_embed_dim;
+/// Bytes that `rank` of `ranks` sends to the others that share its blocks for one micro batch of `tokens` tokens: in each block
+/// two sums of the stream each way, of reduce-scatter and all-gather straight from rank to rank, of `stream` bytes a value, and
+/// sums of `token` bytes for every token: 4 on CPUs, which add up squares in the forward, 8 on GPUs, which have a sum of
+/// the backward, too.
+pub fn joined_bytes(config: &ModelConfig, tokens: usize, rank: usize, ranks: usize, [stream, token]: [u64; 2]) -> u64 {
     let sum = |count: usize| {
         let own = share(count, rank, ranks).len();
         (count - own + own * (ranks - 1)) as u64
     };
-    width * config.decoder_layers as u64 * (sum(stream + tokens) + 3 * sum(stream))
+    config.decoder_layers as u64 * (4 * stream * sum(tokens * config.decoder_embed_dim) + token * sum(tokens))
 }
 
 /// The settings of one of `ranks` ranks at most that share the blocks: those of a smaller model, for so many ranks that have
@@ -272,7 +272,7 @@ fn mode(whole: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Res
     let copies = (places / neighbours).max(1) as u64;
     let between = 2 * widths(config)[1] * own * (copies - 1) / copies;
     let tokens = config.tokens_of_rank();
-    let joined = rounds as u64 * joined_bytes(&config.model, tokens, 0, config.tensor_ranks, widths(config)[0]);
+    let joined = rounds as u64 * joined_bytes(&config.model, tokens, 0, config.tensor_ranks, [widths(config)[0], 8]);
     Ok(Mode {
         sharding,
         state_bytes: state_bytes(config, &partition, sharding, rounds),
@@ -369,7 +369,7 @@ fn step_seconds(
         links.seconds(gradient * values(bucket), ranks, rounds) + links.between_hosts(piece, copies)
     };
     let full = sharding == Sharding::Full && ranks > 1;
-    // Two sums of the stream, each of which everything waits for.
+    // Two sums of the stream, each of which everything waits for; those of one number for each token are beside products.
     let stream = weight * tokens * config.model.decoder_embed_dim as f64;
     let joined = 2.0 * links.seconds(stream, config.tensor_ranks, 2.0);
     // What is computed with which bucket, and whether its gradient is ready then.
@@ -486,10 +486,10 @@ mod tests {
         let more = four.modes[3].zero_bytes as f64 - one.modes[3].zero_bytes as f64;
         assert!((more / (16.0 * tables * (4.0 - 1.0) / 8.0) - 1.0).abs() < 0.02, "{more}");
         // Beside the gradients four sums in each of 30 blocks for each micro batch, each of them three quarters of it twice.
-        let joined = joined_bytes(&config.model, 8192, 0, 4, 2);
+        let joined = joined_bytes(&config.model, 8192, 0, 4, [2, 8]);
         let stream = 2.0 * 8192.0 * 4096.0;
         assert!((joined as f64 / (30.0 * 4.0 * 2.0 * 0.75 * stream) - 1.0).abs() < 1e-3, "{joined}");
-        assert_eq!(joined_bytes(&config.model, 8192, 0, 1, 2), 0);
+        assert_eq!(joined_bytes(&config.model, 8192, 0, 1, [2, 8]), 0);
         let partition = Partition::new(&config.model.part(4).unwrap(), 2);
         let want = 4 * joined + sent_bytes(&partition, 0, Sharding::Full, 4, [2, 4]);
         assert_eq!(four.modes[3].sent_bytes, want);
