@@ -204,6 +204,22 @@ pub fn joined_bytes(config: &ModelConfig, tokens: usize, rank: usize, ranks: usi
     config.decoder_layers as u64 * (4 * stream * sum(tokens * config.decoder_embed_dim) + token * sum(tokens))
 }
 
+/// Bytes that one of `ranks` GPUs that share blocks sends to the others in a step of `rounds` micro batches of `tokens` tokens for
+/// the head, of which each makes loss and gradients of a part of the tokens: those of the stream are gathered, and of the
+/// head's, of which a GPU has `piece` values where they are added up, the sum is made.
+fn shared_head_bytes(
+    config: &ModelConfig,
+    tokens: usize,
+    piece: usize,
+    ranks: usize,
+    rounds: usize,
+    [stream, gradient]: [u64; 2],
+) -> u64 {
+    let others = ranks as u64 - 1;
+    let gathered = stream * others * (tokens.div_ceil(ranks) * config.decoder_embed_dim) as u64;
+    rounds as u64 * gathered + 2 * gradient * piece as u64 * others / ranks as u64
+}
+
 /// The settings of one of `ranks` ranks at most that share the blocks: those of a smaller model, for so many ranks that have
 /// other tokens, of the same rows or of others.
 fn of_part(config: &TrainConfig, model: &ModelConfig, ranks: usize) -> Result<(TrainConfig, usize), Error> {
@@ -273,6 +289,12 @@ fn mode(whole: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Res
     let between = 2 * widths(config)[1] * own * (copies - 1) / copies;
     let tokens = config.tokens_of_rank();
     let joined = rounds as u64 * joined_bytes(&config.model, tokens, 0, config.tensor_ranks, [widths(config)[0], 8]);
+    let head = partition.buckets().len() - 1;
+    let piece = match sharding {
+        Sharding::None => partition.buckets()[head].len(),
+        _ => partition.piece(head, 0).len(),
+    };
+    let of_head = shared_head_bytes(&config.model, tokens, piece, config.tensor_ranks, rounds, widths(config));
     Ok(Mode {
         sharding,
         state_bytes: state_bytes(config, &partition, sharding, rounds),
@@ -284,7 +306,7 @@ fn mode(whole: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Res
         },
         peak_bytes: peak,
         fits: peak < gpu.memory_bytes,
-        sent_bytes: joined + between + sent_bytes(&partition, 0, sharding, rounds, widths(config)),
+        sent_bytes: joined + of_head + between + sent_bytes(&partition, 0, sharding, rounds, widths(config)),
         largest_model: ModelConfig::names().filter(fits).last(),
     })
 }
@@ -366,12 +388,20 @@ fn step_seconds(
     let rounds = if sharding == Sharding::None { 2.0 } else { 1.0 };
     let reduce = |bucket: usize| {
         let piece = gradient * partition.piece(bucket, 0).len() as f64;
-        links.seconds(gradient * values(bucket), ranks, rounds) + links.between_hosts(piece, copies)
+        // Of the head's each of those that share blocks has made a part.
+        let made = if sharding == Sharding::None { gradient * values(bucket) } else { piece };
+        let over_parts = if bucket == head { links.seconds(made, config.tensor_ranks, 2.0) } else { 0.0 };
+        links.seconds(gradient * values(bucket), ranks, rounds) + links.between_hosts(piece, copies) + over_parts
     };
     let full = sharding == Sharding::Full && ranks > 1;
     // Two sums of the stream, each of which everything waits for; those of one number for each token are beside products.
     let stream = weight * tokens * config.model.decoder_embed_dim as f64;
     let joined = 2.0 * links.seconds(stream, config.tensor_ranks, 2.0);
+    // Of the head each makes a part of the tokens; their gradients are gathered.
+    let share = config.tensor_ranks as f64;
+    let of_head = head_cost(config);
+    let of_head = Cost { flops: of_head.flops / share, bytes: of_head.bytes / share };
+    let gathered = links.seconds(stream, config.tensor_ranks, 1.0);
     // What is computed with which bucket, and whether its gradient is ready then.
     let forward = |layer: usize| (layer + 1, forward_cost(config, layer), false);
     let backward =
@@ -379,7 +409,7 @@ fn step_seconds(
     let parts: Vec<_> = [(0, Cost::default(), false)]
         .into_iter()
         .chain((0..layers).map(forward))
-        .chain([(head, head_cost(config), true)])
+        .chain([(head, of_head, true)])
         .chain((0..layers).rev().map(backward))
         .collect();
 
@@ -405,9 +435,11 @@ fn step_seconds(
                     ahead = Some((*next, clock.send(begin, gather(*next))));
                 }
                 clock.compute(begin, cost.seconds(tokens, gpu));
-                if *bucket != 0 && *bucket != head {
-                    clock.free += joined;
-                }
+                clock.free += match *bucket {
+                    0 => 0.0,
+                    bucket if bucket == head => gathered,
+                    _ => joined,
+                };
                 if *ready && last {
                     clock.send(clock.free, reduce(*bucket));
                 }
@@ -491,9 +523,12 @@ mod tests {
         assert!((joined as f64 / (30.0 * 4.0 * 2.0 * 0.75 * stream) - 1.0).abs() < 1e-3, "{joined}");
         assert_eq!(joined_bytes(&config.model, 8192, 0, 1, [2, 8]), 0);
         let partition = Partition::new(&config.model.part(4).unwrap(), 2);
-        let want = 4 * joined + sent_bytes(&partition, 0, Sharding::Full, 4, [2, 4]);
+        let piece = partition.piece(31, 0).len();
+        assert_eq!(piece, 64000 * 4096 / 2);
+        let of_head = 4 * 3 * 2 * 8192 / 4 * 4096 + 2 * 4 * piece as u64 * 3 / 4;
+        let want = 4 * joined + of_head + sent_bytes(&partition, 0, Sharding::Full, 4, [2, 4]);
         assert_eq!(four.modes[3].sent_bytes, want);
-        // Who waits for sums and makes the whole head is slower.
+        // Who waits for sums is slower.
         assert!(four.scales[0].efficiency < one.scales[0].efficiency, "{:?} {:?}", four.scales[0], one.scales[0]);
         // The paper's 3b has 20 heads.
         let small = ModelConfig::named("3b").unwrap();

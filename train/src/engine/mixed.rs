@@ -22,6 +22,7 @@ use crate::generate::Reader;
 use crate::ops::adamw::{self, Settings, Steps, Stretch};
 use crate::ops::attention::gated_cuda::Documents;
 use crate::ops::cross_entropy::Head;
+use crate::ops::weight::GradientSum;
 use crate::ops::{embedding, parts, srms_norm};
 use crate::parallel::nccl::Gpus;
 use crate::parallel::{self, Partition, Team};
@@ -370,19 +371,10 @@ impl Mixed {
         let sums = self.reduction.sums(&self.plan, head);
         let mut dx = None;
         if let (Some(part), Some(x), Sums::Table(sum)) = (part, x, &sums) {
-            let hidden = srms_norm::forward_on_cuda(&x);
-            let head = Head { targets: &part.rows.targets, z_loss: self.config.z_loss as f32, factor: share };
-            let (dw, accumulate) = sum.next();
-            let (loss, d_hidden) = head.gradients(&hidden, &weight, dw, accumulate);
-            drop(hidden);
-            let mut work = Work::near(&loss);
-            work.copy(&loss, &cuda::flat_view(&self.losses, round, [1]));
-            work.submit();
-            profile::phase("backward");
-            dx = Some(srms_norm::backward_on_cuda(&x, &d_hidden, None, None));
+            dx = Some(self.head(round, part, x, &weight, sum, share));
         }
         if last {
-            self.reduction.reduce(head);
+            self.reduction.reduce(head, self.partners.as_deref());
         }
         profile::phase("backward");
         for layer in (0..self.plan.layers()).rev() {
@@ -395,7 +387,7 @@ impl Mixed {
                 dx = Some(block.backward(sums, kept, dy, &part.documents, relay, self.partners.as_deref()));
             }
             if last {
-                self.reduction.reduce(layer + 1);
+                self.reduction.reduce(layer + 1, None);
             }
         }
         let sums = self.reduction.sums(&self.plan, 0);
@@ -406,8 +398,56 @@ impl Mixed {
             backward.add(&dx, dw, accumulate);
         }
         if last {
-            self.reduction.reduce(0);
+            self.reduction.reduce(0, None);
         }
+    }
+
+    /// The gradient of the stream `x` after the last block; adds that of the head's `weight` to its `sum`, and keeps the loss.
+    /// Of ranks that share blocks, which have the same stream, each takes a part of the tokens.
+    fn head(
+        &self,
+        round: usize,
+        part: &Part<'_>,
+        x: CubeTensor,
+        weight: &CubeTensor,
+        sum: &GradientSum,
+        share: f32,
+    ) -> CubeTensor {
+        let ([tokens, width], _) = cuda::rows(&x);
+        let of = |x: CubeTensor, own: Range<usize>| {
+            let hidden = srms_norm::forward_on_cuda(&x);
+            let targets = &part.rows.targets[own];
+            let head = Head { targets, z_loss: self.config.z_loss as f32, factor: share };
+            let (dw, accumulate) = sum.next();
+            let (loss, d_hidden) = head.gradients(&hidden, weight, dw, accumulate);
+            drop(hidden);
+            let mut work = Work::near(&loss);
+            work.copy(&loss, &cuda::flat_view(&self.losses, round, [1]));
+            work.submit();
+            profile::phase("backward");
+            srms_norm::backward_on_cuda(&x, &d_hidden, None, None)
+        };
+        let Some(partners) = &self.partners else { return of(x, 0..tokens) };
+        let (rank, world) = (self.team.tensor.rank(), partners.world());
+        let piece = tokens.div_ceil(world);
+        let own = (rank * piece).min(tokens)..((rank + 1) * piece).min(tokens);
+        // There may be none left for the last ranks.
+        let of_own = (!own.is_empty()).then(|| of(cuda::row_range(&x, own.start, own.len()), own.clone()));
+        let padded = match of_own {
+            Some(dx) if own.len() == piece => dx,
+            fewer => {
+                let padded = cuda::empty(&x, [piece, width], DType::BF16);
+                if let Some(dx) = fewer {
+                    let mut work = Work::near(&dx);
+                    work.copy(&dx, &cuda::row_range(&padded, 0, own.len()));
+                    work.submit();
+                }
+                padded
+            }
+        };
+        let all = cuda::empty(&x, [world * piece, width], DType::BF16);
+        partners.gather(&padded, &all);
+        cuda::row_range(&all, 0, tokens)
     }
 
     /// Forward and backward of the ranks' batches; their gradients and losses are on their way.
@@ -426,10 +466,14 @@ impl Mixed {
         if let Some(line) = &self.line {
             line.finish(&self.losses);
         }
-        if let Some(gpus) = &self.gpus {
-            let losses = gpus.add_up(Collective::AllReduce, &self.losses, &self.losses);
-            self.reduction.finish();
+        let losses = self.gpus.as_ref().map(|gpus| gpus.add_up(Collective::AllReduce, &self.losses, &self.losses));
+        let of_partners = self.partners.as_ref().map(|partners| partners.add_up(&self.losses));
+        self.reduction.finish();
+        if let Some(losses) = losses {
             losses.wait(&self.losses);
+        }
+        if let Some(of_partners) = of_partners {
+            of_partners();
         }
         Ok(())
     }
@@ -936,7 +980,7 @@ mod tests {
         fn finish(&self, _near: &CubeTensor) {}
     }
 
-    /// Rows of 200 tokens for models of four heads.
+    /// Rows of 201 tokens, which do not fall into four equal parts, for models of four heads.
     fn four_heads() -> TrainConfig {
         let model = ModelConfig {
             vocab_size: 512,
@@ -949,7 +993,7 @@ mod tests {
             ..ModelConfig::default()
         };
         TrainConfig {
-            sequence_length: 200,
+            sequence_length: 201,
             batch: 2,
             gradient_accumulation: 2,
             precision: Precision::Bf16,
@@ -961,8 +1005,8 @@ mod tests {
 
     fn four_rows(stream: u64) -> Batch {
         let mut rng = Rng::new(21, stream);
-        let tokens = (0..4 * 201).map(|_| (rng.next_u64() % 512) as u32).collect();
-        Batch { tokens, starts: vec![vec![0, 64, 150], vec![0, 63, 129], vec![0], vec![0, 100]], length: 200 }
+        let tokens = (0..4 * 202).map(|_| (rng.next_u64() % 512) as u32).collect();
+        Batch { tokens, starts: vec![vec![0, 64, 150], vec![0, 63, 129], vec![0], vec![0, 100]], length: 201 }
     }
 
     /// As far as bf16 is from float32, which tests/mixed.rs measured.

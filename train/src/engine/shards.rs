@@ -24,6 +24,7 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::block::Gradients;
+use super::partners::{Coming, Partners};
 use super::weights::Plan;
 use crate::config::{GradientReduction, Sharding};
 use crate::cuda::{self, Collective, Ticket, Work};
@@ -359,7 +360,9 @@ struct Slots {
 
 /// A reduction on its way.
 struct Flight {
-    sum: Sum,
+    sum: Option<Sum>,
+    /// And over the ranks that share the blocks.
+    of_partners: Option<Coming>,
     /// What arrived in bf16, and where it goes.
     widen: Option<(CubeTensor, CubeTensor)>,
 }
@@ -424,8 +427,9 @@ impl Reduction {
         }
     }
 
-    /// After the last gradient was added to the sums of a bucket: begins to add them up over the ranks.
-    pub(super) fn reduce(&self, bucket: usize) {
+    /// After the last gradient was added to the sums of a bucket: begins to add them up over the ranks; over `partners`, too, where
+    /// each has made but a part of the gradient of what they all have.
+    pub(super) fn reduce(&self, bucket: usize, partners: Option<&dyn Partners>) {
         let (sums, made) = match &self.place {
             Place::Sums(sums) => (sums[bucket].clone(), self.room.bucket(&self.kept, bucket)),
             Place::Slots(from) => {
@@ -436,7 +440,12 @@ impl Reduction {
         let mut work = Work::near(&made);
         sums.complete(&mut work);
         work.submit();
-        let Some(gpus) = &self.gpus else { return };
+        let Some(gpus) = &self.gpus else {
+            let flight =
+                |partners: &dyn Partners| Flight { sum: None, of_partners: Some(partners.add_up(&made)), widen: None };
+            self.flying.borrow_mut().extend(partners.map(flight));
+            return;
+        };
         // Where the sum arrives of what is sent.
         let part = |sent: &CubeTensor| match self.everywhere {
             true => sent.clone(),
@@ -460,8 +469,9 @@ impl Reduction {
             }
         };
         let collective = if self.everywhere { Collective::AllReduce } else { Collective::ReduceScatter };
-        let sum = gpus.add_up(collective, &sent, &to);
-        self.flying.borrow_mut().push_back(Flight { sum, widen });
+        let sum = Some(gpus.add_up(collective, &sent, &to));
+        let of_partners = partners.map(|partners| partners.add_up(&to));
+        self.flying.borrow_mut().push_back(Flight { sum, of_partners, widen });
     }
 
     /// A copy in bf16; few of them are there at once.
@@ -476,9 +486,14 @@ impl Reduction {
     fn land(&self, left: usize) {
         let mut flying = self.flying.borrow_mut();
         while flying.len() > left
-            && let Some(Flight { sum, widen }) = flying.pop_front()
+            && let Some(Flight { sum, of_partners, widen }) = flying.pop_front()
         {
-            sum.wait(&self.kept);
+            if let Some(sum) = sum {
+                sum.wait(&self.kept);
+            }
+            if let Some(of_partners) = of_partners {
+                of_partners();
+            }
             if let Some((from, to)) = widen {
                 adamw::widen(&from, &to);
             }
