@@ -135,7 +135,8 @@ fn training(args: &BenchTrain) -> Result<()> {
     }
     let mfu = time.mfu.map_or(String::new(), |mfu| format!(", MFU {:.1} %", 100.0 * mfu));
     let memory = time.memory_bytes.zip(time.memory_before_bytes).map_or(String::new(), |(after, before)| {
-        format!(", {} of device memory, {} before the first step", output::bytes(after), output::bytes(before))
+        let states = time.state_bytes.map_or(String::new(), |states| format!(", {} of states", output::bytes(states)));
+        format!(", {} of device memory, {} before the first step{states}", output::bytes(after), output::bytes(before))
     });
     output::line(format!(
         "{} parameters, {} tokens a step: {:.2} ms, {} tokens/s{mfu}{memory}; loss {:.4} to {:.4}",

@@ -98,7 +98,7 @@ pub struct Metrics {
     /// Bytes that rank 0 sent to each step to other ranks through the host, the mean since the line before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_bytes: Option<f64>,
-    /// Bytes of weights, gradients and moments that rank 0 had at the fullest moment of the step, on CPUs.
+    /// Bytes of weights, gradients and moments that rank 0 had at the fullest moment of the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_bytes: Option<u64>,
     /// Steps so far that changed nothing, since the gradient was no number.

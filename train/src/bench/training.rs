@@ -39,6 +39,9 @@ pub struct StepTime {
     /// Bytes of it that were taken before the first step: weights, moments, gradients and what libraries need.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_before_bytes: Option<u64>,
+    /// Bytes of the weights, gradients and moments of rank 0, counted buffer by buffer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_bytes: Option<u64>,
     /// Collectives of one step, where there are other ranks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub communication: Option<Communication>,
@@ -130,6 +133,7 @@ pub fn training(
         mfu: engine.peak_flops().map(|peak| operations_per_s / (peak * world as f64)),
         memory_bytes: memory_bytes.and(most),
         memory_before_bytes,
+        state_bytes: engine.state_bytes(),
         communication: Communication::of(&spans),
         loss: [first, last],
         kernels: totals(&spans),

@@ -33,6 +33,17 @@ pub fn empty<const D: usize>(near: &CubeTensor, shape: [usize; D], dtype: DType)
     empty_device_contiguous_dtype(near.client.clone(), near.device.clone(), Shape::new(shape), dtype)
 }
 
+/// Like [`empty`], for what lives as long as the engine: an allocation of exactly its size. Others lie in pages as large as the
+/// largest of them, which what is kept would fill in part, and hold.
+pub fn lasting<const D: usize>(near: &CubeTensor, shape: [usize; D], dtype: DType) -> CubeTensor {
+    near.client.memory_persistent_allocation((), |()| empty(near, shape, dtype))
+}
+
+/// Bytes of a tensor's values.
+pub fn bytes(tensor: &CubeTensor) -> u64 {
+    (tensor.meta.num_elements() * tensor.dtype.size()) as u64
+}
+
 /// Uninitialised memory of the shape and type of `like`, contiguous.
 pub fn empty_like(like: &CubeTensor) -> CubeTensor {
     empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), like.meta.shape().clone(), like.dtype)

@@ -28,8 +28,8 @@ pub use argument::{
     view, write,
 };
 pub use buffer::{
-    aligned_to, columns, contiguous, download, download_floats, empty, empty_like, flat_view, in_rows, is_contiguous,
-    of, row_range, rows, to_tensor, upload, upload_bf16, upload_floats,
+    aligned_to, bytes, columns, contiguous, download, download_floats, empty, empty_like, flat_view, in_rows,
+    is_contiguous, lasting, of, row_range, rows, to_tensor, upload, upload_bf16, upload_floats,
 };
 pub use communicator::{COMMUNICATION, Collective, Communicator, EXPOSED, ID_BYTES, Ticket, Unfinished, UniqueId};
 pub use compile::{Architecture, Source};
@@ -37,7 +37,7 @@ pub use driver::{DeviceFacts, Memory, architecture, device_count, device_facts, 
 pub use kernel::{Grid, Kernel, warm_up};
 pub use product::Product;
 pub(crate) use tune::SOURCE as COMPARE;
-pub use work::{Work, flush, give_back, together};
+pub use work::{Work, flush, give_all_back, give_back, together};
 
 /// Why CUDA work cannot be done.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -65,6 +65,14 @@ pub fn flush(near: &CubeTensor) {
     DeviceHandle::<CudaServer>::new(near.client.service_id().device).flush_queue();
 }
 
+/// Gives all memory back to the driver that nothing is in. Waits for the device; for those who ask for other sizes from now on.
+///
+/// # Errors
+/// When the device has failed.
+pub fn give_all_back(near: &CubeTensor) -> Result<(), Error> {
+    near.client.memory_cleanup().map_err(|error| Error::call("giving memory back", error))
+}
+
 /// Gives memory back to the driver that nothing is in any more and nothing new goes into: pages of a size that a larger
 /// allocation has outgrown. CubeCL takes them out, but gives them back only when memory is short, or where it is asked to.
 /// Waits for the device, so that it is for those who have waited for it anyway.

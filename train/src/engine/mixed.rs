@@ -150,12 +150,13 @@ impl Mixed {
         let taken = u32::try_from(taken).unwrap_or(u32::MAX);
         let place = |values: Vec<f32>| {
             let values = TensorData::new(room.pad(values), [room.own_len()]);
-            cuda::contiguous(cuda::of(Tensor::<1>::from_data(values, device)))
+            let upload = |values| cuda::contiguous(cuda::of(Tensor::<1>::from_data(values, device)));
+            near.client.memory_persistent_allocation(values, upload)
         };
         // The shards of all ranks, where this one keeps everything.
         let spread = |own: CubeTensor| match &gpus {
             Some(gpus) if sharding == Sharding::None => {
-                let all = cuda::empty(&near, [room.all_len()], own.dtype);
+                let all = cuda::lasting(&near, [room.all_len()], own.dtype);
                 for bucket in 0..room.buckets() {
                     let to = room.bucket(&all, bucket);
                     gpus.start(Collective::AllGather, &room.own(&own, bucket), &to).wait(&near);
@@ -222,7 +223,7 @@ impl Mixed {
         }
         mixed.settle()?;
         // Of what was here on its way only.
-        cuda::give_back(&mixed.values).map_err(failed)?;
+        cuda::give_all_back(&mixed.values).map_err(failed)?;
         Ok(mixed)
     }
 
@@ -708,6 +709,11 @@ impl Engine for Mixed {
 
     fn memory_bytes(&self) -> Option<u64> {
         cuda::memory(self.near()).ok().map(|memory| memory.total - memory.free)
+    }
+
+    fn state_bytes(&self) -> Option<u64> {
+        let moments = self.moments.iter().map(cuda::bytes).sum::<u64>();
+        Some(cuda::bytes(&self.values) + moments + self.working.bytes() + self.reduction.bytes())
     }
 
     fn peak_flops(&self) -> Option<f64> {

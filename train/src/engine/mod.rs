@@ -127,7 +127,7 @@ pub trait Engine {
     }
 
     /// Bytes of weights, gradients and moments that this rank had at the fullest moment of the last step, counted over the
-    /// buffers that there were; where they are counted.
+    /// buffers that there were.
     fn state_bytes(&self) -> Option<u64> {
         None
     }

@@ -162,7 +162,7 @@ struct Slot {
 
 impl Gathered {
     fn new(near: &CubeTensor, len: usize) -> Self {
-        let slot = || Slot { buffer: cuda::empty(near, [len], DType::BF16), bucket: None, coming: None };
+        let slot = || Slot { buffer: cuda::lasting(near, [len], DType::BF16), bucket: None, coming: None };
         Self { slots: [slot(), slot()], used: 0 }
     }
 
@@ -189,15 +189,25 @@ impl Working {
     pub(super) fn new(room: &Room, gpus: Option<Arc<Gpus>>, sharding: Sharding, near: &CubeTensor) -> Self {
         let held = match sharding {
             Sharding::Full => Held::Own {
-                own: cuda::empty(near, [room.own_len()], DType::BF16),
+                own: cuda::lasting(near, [room.own_len()], DType::BF16),
                 gathered: Box::new(RefCell::new(Gathered::new(near, room.largest()))),
             },
             _ => Held::All {
-                all: cuda::empty(near, [room.all_len()], DType::BF16),
+                all: cuda::lasting(near, [room.all_len()], DType::BF16),
                 coming: RefCell::new((0..room.buckets()).map(|_| None).collect()),
             },
         };
         Self { room: room.clone(), gpus, held }
+    }
+
+    /// Bytes of the weights that are held here, those that come and go included.
+    pub(super) fn bytes(&self) -> u64 {
+        match &self.held {
+            Held::All { all, .. } => cuda::bytes(all),
+            Held::Own { own, gathered } => {
+                cuda::bytes(own) + gathered.borrow().slots.iter().map(|slot| cuda::bytes(&slot.buffer)).sum::<u64>()
+            }
+        }
     }
 
     fn gpus(&self) -> &Gpus {
@@ -385,7 +395,7 @@ impl Reduction {
         let few = matches!(sharding, Sharding::None | Sharding::Optimizer);
         let apart = rounds == 1 && (narrow || !few);
         let keeps_all = few || !apart;
-        let empty = |len, dtype| cuda::empty(near, [len], dtype);
+        let empty = |len, dtype| cuda::lasting(near, [len], dtype);
         let len = if keeps_all { room.all_len() } else { room.own_len() };
         let kept = empty(len, if narrow && apart { DType::BF16 } else { DType::F32 });
         let place = if apart {
@@ -400,6 +410,15 @@ impl Reduction {
         };
         let everywhere = sharding == Sharding::None;
         Self { room: room.clone(), gpus, everywhere, narrow, kept, keeps_all, place, flying: RefCell::default() }
+    }
+
+    /// Bytes of the gradients that are held here, and of those that are made bucket by bucket.
+    pub(super) fn bytes(&self) -> u64 {
+        let made = match &self.place {
+            Place::Sums(_) => 0,
+            Place::Slots(to) => to.slots.iter().map(cuda::bytes).sum(),
+        };
+        cuda::bytes(&self.kept) + made
     }
 
     /// Forgets all sums, for the first micro batch of a step.

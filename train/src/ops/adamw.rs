@@ -221,7 +221,7 @@ pub fn zero_moments(values: &CubeTensor, moments: Moments) -> [CubeTensor; 2] {
         Moments::Float32 => DType::F32,
         Moments::Bf16 => DType::BF16,
     };
-    let zeros = [0; 2].map(|_| cuda::empty(values, [values.meta.shape()[0]], dtype));
+    let zeros = [0; 2].map(|_| cuda::lasting(values, [values.meta.shape()[0]], dtype));
     let mut work = Work::near(values);
     zeros.iter().for_each(|buffer| work.zero(buffer));
     work.submit();
