@@ -233,9 +233,9 @@ mod tests {
                     (0..rows).flat_map(|row| row * width + part * own..row * width + (part + 1) * own).collect();
                 let cut = |tensor: &Tensor<2>| on(&tensor.clone().narrow(1, part * own, own), &device);
                 // u and its gradient are the last quarters of wider matrices.
-                let wide = cuda::of(Tensor::cat(vec![cut(&u), cut(&u), cut(&u), cut(&u)], 1));
+                let wide = cuda::contiguous(cuda::of(Tensor::cat(vec![cut(&u), cut(&u), cut(&u), cut(&u)], 1)));
                 let d_wide = cuda::empty_like(&wide);
-                let [of_o, of_dy] = [&o, &dy].map(|tensor| cuda::of(cut(tensor)));
+                let [of_o, of_dy] = [&o, &dy].map(|tensor| cuda::contiguous(cuda::of(cut(tensor))));
                 let [of_u, d_u] = [&wide, &d_wide].map(|wide| cuda::columns(wide, 3 * own, own));
                 let gate = Part { u: &of_u, o: &of_o, width };
                 let of_place = |of: &dyn Fn(usize) -> f64| -> Vec<f64> { places.iter().map(|&at| of(at)).collect() };

@@ -238,9 +238,8 @@ mod tests {
             let values = |tensor: &Tensor<2>| -> Vec<f64> { rounded(tensor.clone()).try_into_vec_as().unwrap() };
             let (tx, tb) = (values(&x), values(&branch));
             let squares: Vec<f32> = (0..rows).map(|row| channels as f32 * (0.5 + row as f32)).collect();
-            let near = cuda::of(on(&x, &device));
+            let [near, branch] = [&x, &branch].map(|tensor| cuda::contiguous(cuda::of(on(tensor, &device))));
             let sums = cuda::upload_floats(&near.device, &squares);
-            let branch = cuda::of(on(&branch, &device));
             let one = add_on_cuda(&near, &branch);
             let [plain, plain_norm] = add_forward_on_cuda(&near, &branch);
             let [scaled, scaled_norm] = add_scaled_forward_on_cuda(&near, &branch, &sums, channels);
