@@ -105,7 +105,7 @@ impl Mixed {
         }
         weights::check(&config.model)?;
         let part = config.model.part(parts).map_err(|error| error.to_string())?;
-        weights::check(&part).map_err(|reason| format!("of each of {parts} ranks that share a block {reason}"))
+        weights::check(&part).map_err(|reason| format!("{reason} for each of {parts} ranks that share a block"))
     }
 
     /// The engine at `snapshot`, which is this rank's shard. All ranks of `team` make theirs together.
@@ -1038,6 +1038,17 @@ mod tests {
             }
         }
         whole
+    }
+
+    #[test]
+    fn parts_of_blocks_that_have_no_kernel_are_refused() {
+        let mut config = four_heads();
+        assert_eq!(Mixed::check(&config, 4), Ok(()));
+        config.model.glu_dim = 392;
+        assert_eq!(Mixed::check(&config, 1), Ok(()));
+        let reason = Mixed::check(&config, 2).unwrap_err();
+        assert!(reason.ends_with("model.glu_dim is 196 for each of 2 ranks that share a block"), "{reason}");
+        assert!(Mixed::check(&config, 3).unwrap_err().contains("4 heads"));
     }
 
     #[test]
