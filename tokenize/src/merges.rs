@@ -8,8 +8,11 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Words of more symbols are merged with a queue, shorter ones by looking for the best pair each time.
-const QUEUE_ABOVE: usize = 48;
+/// Words of more symbols are merged by sweeps and with a queue, shorter ones by looking for the best pair each time.
+const SEARCH_UP_TO: usize = 48;
+
+/// A sweep has to merge one symbol of so many for another one to be tried.
+const SWEEP_GAIN: usize = 16;
 
 /// What stands for no merge; greater than any.
 const NONE: u64 = u64::MAX;
@@ -65,11 +68,63 @@ impl Merges {
 
     /// Merge the symbols in `ids` from `start` on, in place.
     pub fn merge(&self, ids: &mut Vec<u32>, start: usize, buffers: &mut Buffers) {
-        if ids.len() - start > QUEUE_ABOVE {
+        if ids.len() - start > SEARCH_UP_TO {
+            self.merge_by_sweeps(ids, start, buffers);
+        }
+        if ids.len() - start > SEARCH_UP_TO {
             self.merge_with_queue(ids, start, buffers);
         } else {
             self.merge_by_search(ids, start, buffers);
         }
+    }
+
+    /// Begins with a long word: merges the best pair wherever it stands, in one pass over the word, as long as that shortens it
+    /// well and it is long. Lines of tables and runs of spaces, which text has much of, are one pair for the most part.
+    fn merge_by_sweeps(&self, ids: &mut Vec<u32>, start: usize, buffers: &mut Buffers) {
+        let ranks = &mut buffers.ranks;
+        let word = &mut ids[start..];
+        let mut length = word.len();
+        ranks.clear();
+        ranks.extend(word.windows(2).map(|pair| self.get(pair[0], pair[1])));
+        ranks.push(NONE);
+        while length > SEARCH_UP_TO {
+            let best = ranks[..length].iter().copied().min().unwrap_or(NONE);
+            if best == NONE {
+                break;
+            }
+            let (mut read, mut write) = (0, 0);
+            while read < length {
+                if ranks[read] != best {
+                    (word[write], ranks[write]) = (word[read], ranks[read]);
+                    (read, write) = (read + 1, write + 1);
+                    continue;
+                }
+                word[write] = best as u32;
+                read += 2;
+                let left = match write {
+                    0 => NONE,
+                    _ => {
+                        ranks[write - 1] = self.get(word[write - 1], word[write]);
+                        ranks[write - 1]
+                    }
+                };
+                ranks[write] = if read < length { self.get(word[write], word[read]) } else { NONE };
+                let right = ranks[write];
+                write += 1;
+                if left.min(right) <= best {
+                    // What this has made comes before the next of its kind.
+                    break;
+                }
+            }
+            word.copy_within(read..length, write);
+            ranks.copy_within(read..length, write);
+            let merged = read - write;
+            length -= merged;
+            if merged * SWEEP_GAIN < length {
+                break;
+            }
+        }
+        ids.truncate(start + length);
     }
 
     fn merge_by_search(&self, ids: &mut Vec<u32>, start: usize, buffers: &mut Buffers) {
@@ -194,6 +249,20 @@ mod tests {
             prop_assert_eq!(&merged(Merges::merge_by_search), &expected);
             prop_assert_eq!(&merged(Merges::merge_with_queue), &expected);
             prop_assert_eq!(&merged(Merges::merge), &expected);
+        }
+
+        /// Runs, as tables and spaces are: sweeps go far, and what they make may come before what is left.
+        #[test]
+        fn long_runs_are_merged_as_defined(
+            merges in merges(),
+            runs in prop::collection::vec((0u32..3, 1usize..90), 1..8),
+        ) {
+            let word: Vec<u32> = runs.iter().flat_map(|&(id, count)| std::iter::repeat_n(id, count)).collect();
+            let table = Merges::new(merges.iter().copied());
+            let mut ids = vec![7, 7];
+            ids.extend(&word);
+            table.merge(&mut ids, 2, &mut Buffers::default());
+            prop_assert_eq!(&ids[2..], naive(&merges, &word));
         }
     }
 }
