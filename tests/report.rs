@@ -161,8 +161,8 @@ fn look_at(page: &Path, facts: &serde_json::Value) {
                 [...figure.querySelectorAll('rect')].filter(bar => bar.getBoundingClientRect().height > 1).length)",
         );
         let tall = tall.as_array().unwrap();
-        assert!(tall.len() > 8 && tall.iter().all(|bars| bars.as_u64().unwrap() > 0), "{tall:?}");
-        assert!(browser.evaluate("document.querySelectorAll('figure line').length").as_u64().unwrap() > 8);
+        assert!(tall.len() > 5 && tall.iter().all(|bars| bars.as_u64().unwrap() > 0), "{tall:?}");
+        assert!(browser.evaluate("document.querySelectorAll('figure line').length").as_u64().unwrap() > 5);
         let over = browser.evaluate("document.documentElement.scrollWidth - innerWidth");
         assert!(over.as_f64().unwrap() <= 0.0, "at {width} pixels the page is {over} wider than the window");
         let picture = browser.picture();
@@ -253,6 +253,8 @@ fn a_review_is_done_from_the_keyboard_of_a_browser() {
     for width in [400, 1280] {
         browser.visit(page, width);
         browser.wait_for("document.getElementById('place').textContent !== ''");
+        let over = browser.evaluate("document.documentElement.scrollWidth - innerWidth");
+        assert!(over.as_f64().unwrap() <= 0.0, "at {width} pixels the page is {over} wider than the window");
         let picture = browser.picture();
         assert!(picture.width == width && picture.colours > 20 && picture.ink > 0.03, "{picture:?}");
     }
@@ -347,7 +349,7 @@ fn marks_are_of_documents_whatever_is_run_again() {
     std::fs::write(&file, &lines).unwrap();
     let of = |summary: &serde_json::Value, rule: Option<&str>| {
         let rows = summary.as_array().unwrap().iter().filter(|row| row["rule"] == serde_json::json!(rule));
-        rows.fold([0; 4], |sums, row| {
+        rows.fold([0u64; 4], |sums, row| {
             let keys = ["drop", "keep", "changed", "gone"].map(|key| row[key].as_u64().unwrap());
             std::array::from_fn(|at| sums[at] + keys[at])
         })
@@ -377,7 +379,7 @@ fn marks_are_of_documents_whatever_is_run_again() {
         dropped.iter().map(|row| row["source"].as_str().unwrap()).find(|source| *source != "extracts").unwrap();
     let tables: Vec<&str> = whole.split("[[ingest.inputs]]").collect();
     let (with, without): (Vec<_>, Vec<_>) =
-        tables.iter().partition(|table| !table.contains(&format!("source = \"{source}\"")));
+        tables.into_iter().partition(|table| !table.contains(&format!("source = \"{source}\"")));
     assert_eq!(without.len(), 1);
     assert!(!without[0].contains("[signals]"), "the last input, behind which the other tables stand, is not {source}");
     std::fs::write(&recipe, with.join("[[ingest.inputs]]")).unwrap();
