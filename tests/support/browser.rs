@@ -109,11 +109,12 @@ impl Browser {
             complaints: Vec::new(),
             profile,
         };
-        started.page = started.open();
         started.desk = started.open();
+        started.page = started.open();
         let page = started.page.clone();
-        for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
-            started.call(&page, domain, json!({}));
+        // A page behind another one is not painted, and its picture is waited for without end.
+        for method in ["Page.bringToFront", "Page.enable", "Runtime.enable", "Log.enable"] {
+            started.call(&page, method, json!({}));
         }
         started
     }
