@@ -275,6 +275,9 @@ pub struct ClassifierTrain {
     /// Field of a record that holds the text
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub field: String,
+    /// Examples of each kind at most, chosen by hash: each takes 4 bytes for each n-gram of its first 2,000 words
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    pub max_examples: usize,
     /// Words of the longest n-grams
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub ngrams: usize,

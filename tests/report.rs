@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use pipeline::pii::{Pii, PiiCounts, PiiFinder};
-use support::{fulgurite, root, small_recipe, succeed};
+use support::browser::Browser;
+use support::{fulgurite, json_lines, root, small_recipe, succeed};
 
 /// A run of the small recipe as far as its curated shards.
 fn curated(dir: &Path) -> PathBuf {
@@ -67,7 +68,7 @@ fn a_report_is_one_file_and_its_figures_are_those_of_the_run() {
         let opened = html.matches(&format!("<{element}>")).count() + html.matches(&format!("<{element} ")).count();
         assert_eq!(opened, html.matches(&format!("</{element}>")).count(), "{element}");
     }
-    look_at(&run.join("report.html"), dir.path());
+    look_at(&run.join("report.html"), &json);
 
     let output = fulgurite().arg("report").arg(&run).args(["--output", "/nonexistent-path/x.html"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -141,23 +142,37 @@ fn every_stage_that_decides_on_documents_is_reported_and_reviewed() {
     }
 }
 
-/// A picture of the page by a browser without a window, if this machine has one.
-fn look_at(page: &Path, dir: &Path) {
-    let names = ["chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell"];
-    let Some(browser) = names.into_iter().find(|name| Command::new(name).arg("--version").output().is_ok()) else {
-        println!("the report was not looked at in a browser: none of {} is on this machine", names.join(", "));
-        return;
-    };
-    let picture = dir.join("report.png");
-    let output = Command::new(browser)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,3000"])
-        .arg(format!("--screenshot={}", picture.display()))
-        .arg(format!("file://{}", page.display()))
-        .output()
-        .unwrap();
-    let size = std::fs::metadata(&picture).map_or(0, |m| m.len());
-    // A page that shows nothing compresses to next to nothing.
-    assert!(size > 40_000, "{size} bytes: {}", String::from_utf8_lossy(&output.stderr));
+/// The page as a browser shows it, wide and narrow: everything is there, in colour, and inside of the window.
+fn look_at(page: &Path, facts: &serde_json::Value) {
+    let Some(mut browser) = Browser::find() else { return };
+    let (stages, signals) = (facts["funnel"].as_array().unwrap(), facts["histograms"].as_array().unwrap());
+    for width in [1280, 400] {
+        browser.visit(&format!("file://{}", page.display()), width);
+        assert_eq!(browser.evaluate("document.querySelectorAll('table.funnel tr').length"), stages.len());
+        assert_eq!(browser.evaluate("document.querySelectorAll('figure').length"), signals.len());
+        let first = "[...document.querySelectorAll('table.funnel tr:first-of-type .bar i')]";
+        let bars = browser.evaluate(&format!("{first}.map(bar => bar.getBoundingClientRect().width)"));
+        let bars: Vec<f64> = bars.as_array().unwrap().iter().map(|bar| bar.as_f64().unwrap()).collect();
+        assert_eq!(bars.len(), stages[0]["by_source"].as_object().unwrap().len());
+        assert!(bars.iter().all(|bar| *bar > 0.0) && bars.iter().sum::<f64>() > width as f64 / 4.0, "{bars:?}");
+        // Of every signal that a rule asks for: bars of some height, and the thresholds that lie among them.
+        let tall = browser.evaluate(
+            "[...document.querySelectorAll('.grid:not(details *) figure')].map(figure =>
+                [...figure.querySelectorAll('rect')].filter(bar => bar.getBoundingClientRect().height > 1).length)",
+        );
+        let tall = tall.as_array().unwrap();
+        assert!(tall.len() > 5 && tall.iter().all(|bars| bars.as_u64().unwrap() > 0), "{tall:?}");
+        assert!(browser.evaluate("document.querySelectorAll('figure line').length").as_u64().unwrap() > 5);
+        let over = browser.evaluate("document.documentElement.scrollWidth - innerWidth");
+        assert!(over.as_f64().unwrap() <= 0.0, "at {width} pixels the page is {over} wider than the window");
+        let picture = browser.picture();
+        assert!(picture.width == width && picture.height > 2000, "{picture:?}");
+        assert!(picture.colours > 100 && picture.ink > 0.03, "{picture:?}");
+        assert_eq!(browser.evaluate("document.querySelector('details').open"), false);
+        browser.evaluate("document.querySelector('summary').click()");
+        assert_eq!(browser.evaluate("document.querySelector('details').open"), true);
+    }
+    assert!(browser.complaints().is_empty(), "{:?}", browser.complaints());
 }
 
 /// A server of documents of the stage `filter`, and the line that it says first.
@@ -197,7 +212,7 @@ fn a_review_serves_documents_and_keeps_marks() {
     let first = &documents[0];
     for mark in ["keep", "drop"] {
         let body = serde_json::json!({
-            "ordinal": first["ordinal"], "rule": first["rule"], "source": first["source"], "mark": mark
+            "id": first["id"], "stage": first["stage"], "rule": first["rule"], "source": first["source"], "mark": mark
         })
         .to_string();
         let answer = ask(format!(
@@ -229,6 +244,161 @@ fn a_review_serves_documents_and_keeps_marks() {
 }
 
 #[test]
+fn a_review_is_done_from_the_keyboard_of_a_browser() {
+    let Some(mut browser) = Browser::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run = curated(dir.path());
+    let (mut server, line) = review(&run, &["--documents", "3"]);
+    let page = line.trim();
+    for width in [400, 1280] {
+        browser.visit(page, width);
+        browser.wait_for("document.getElementById('place').textContent !== ''");
+        let over = browser.evaluate("document.documentElement.scrollWidth - innerWidth");
+        assert!(over.as_f64().unwrap() <= 0.0, "at {width} pixels the page is {over} wider than the window");
+        let picture = browser.picture();
+        assert!(picture.width == width && picture.colours > 20 && picture.ink > 0.03, "{picture:?}");
+    }
+    let documents = browser.evaluate("fetch('/documents').then(answer => answer.json())");
+    let documents = documents.as_array().unwrap();
+    assert!(documents.len() > 5);
+    let shown = |browser: &mut Browser| browser.evaluate("document.getElementById('text').textContent");
+    assert!(shown(&mut browser).as_str().unwrap().starts_with(documents[0]["text"].as_str().unwrap()));
+
+    // What a rule counts is marked.
+    let marked = |browser: &mut Browser, rule: &str| {
+        let d = serde_json::json!({ "text": "a b c\na b d a b c\na b c", "stage": "filter", "rule": rule });
+        browser.evaluate(&format!("hits({d}).map(([start, end]) => ({d}).text.slice(start, end))"))
+    };
+    assert_eq!(marked(&mut browser, "gopher_top_2gram"), serde_json::json!(["a b", "a b", "a b", "a b"]));
+    assert_eq!(marked(&mut browser, "gopher_duplicate_3grams"), serde_json::json!(["a b c", "a b c"]));
+    assert_eq!(marked(&mut browser, "massiveweb_repeated_3grams"), serde_json::json!(["a b c\na b", "a b c\na b c"]));
+    assert_eq!(marked(&mut browser, "gopher_duplicate_lines"), serde_json::json!(["a b c"]));
+    assert_eq!(marked(&mut browser, "gopher_too_few_words"), serde_json::json!([]));
+
+    // Faster than anything can be stored: each key is of the document in sight.
+    let keys = [("k", "keep"), ("d", "drop"), ("u", "unsure"), ("d", "drop")];
+    keys.iter().for_each(|(key, _)| browser.press(key));
+    assert!(shown(&mut browser).as_str().unwrap().starts_with(documents[4]["text"].as_str().unwrap()));
+    browser.wait_for("waiting === 0");
+    let marks = json_lines(&run.join("review/marks.jsonl"));
+    assert_eq!(marks.len(), keys.len());
+    for ((mark, document), (_, said)) in marks.iter().zip(documents).zip(keys) {
+        assert_eq!((&mark["id"], &mark["rule"], &mark["mark"]), (&document["id"], &document["rule"], &said.into()));
+    }
+    let place = browser.evaluate("document.getElementById('place').textContent");
+    assert_eq!(place, format!("5 of {}, 4 marked", documents.len()));
+    browser.press("ArrowLeft");
+    browser.press("ArrowLeft");
+    assert_eq!(browser.evaluate("document.querySelector('button.on').dataset.mark"), "unsure");
+    assert!(browser.evaluate("document.querySelectorAll('#precision tr').length").as_u64().unwrap() > 1);
+    assert!(browser.complaints().is_empty(), "{:?}", browser.complaints());
+
+    // After another start the page begins behind what is marked.
+    browser.visit(page, 1280);
+    browser.wait_for("document.getElementById('place').textContent.startsWith('5 of')");
+    // A mark that cannot be stored is taken back and told.
+    server.kill().unwrap();
+    server.wait().unwrap();
+    browser.press("k");
+    browser.wait_for("document.getElementById('failed').textContent.startsWith('not stored')");
+    let place = browser.evaluate("document.getElementById('place').textContent");
+    assert_eq!(place, format!("5 of {}, 4 marked", documents.len()));
+    assert_eq!(json_lines(&run.join("review/marks.jsonl")).len(), keys.len());
+}
+
+#[test]
+fn marks_are_of_documents_whatever_is_run_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let recipe = small_recipe(dir.path());
+    let run = dir.path().join("run");
+    let again = |set: &[&str]| {
+        let mut command = fulgurite();
+        command.args(["run", "-q", "--until", "filter", "--run-dir"]).arg(&run);
+        for set in set {
+            command.args(["--set", set]);
+        }
+        succeed(command.arg(&recipe));
+    };
+    let query = |sql: &str| -> Vec<serde_json::Value> {
+        let rows = text(fulgurite().arg("sql").arg(&run).args([sql, "--json"]));
+        rows.lines().map(|row| serde_json::from_str(row).unwrap()).collect()
+    };
+    let summary = || -> serde_json::Value {
+        serde_json::from_str(&text(fulgurite().arg("review").arg(&run).args(["--summary", "--json"]))).unwrap()
+    };
+    again(&[]);
+    let rule = "gopher_too_few_words";
+    let sql = format!(
+        "select f.id, f.ordinal, f.value, i.source from filter_dropped f join ingest i on f.ordinal = i.ordinal \
+         where f.rule = '{rule}' order by f.value, f.id"
+    );
+    let dropped = query(&sql);
+    let kept =
+        query("select i.id, i.source from filter f join ingest i on f.ordinal = i.ordinal order by i.id limit 2");
+    assert!(dropped.len() > 2, "{dropped:?}");
+    let line = |row: &serde_json::Value, rule: Option<&str>, mark: &str| {
+        let mark = serde_json::json!({
+            "id": row["id"], "stage": "filter", "rule": rule, "source": row["source"], "mark": mark
+        });
+        format!("{mark}\n")
+    };
+    let mut lines: String = dropped.iter().map(|row| line(row, Some(rule), "drop")).collect();
+    lines.extend(kept.iter().map(|row| line(row, None, "keep")));
+    std::fs::create_dir(run.join("review")).unwrap();
+    let file = run.join("review/marks.jsonl");
+    std::fs::write(&file, &lines).unwrap();
+    let of = |summary: &serde_json::Value, rule: Option<&str>| {
+        let rows = summary.as_array().unwrap().iter().filter(|row| row["rule"] == serde_json::json!(rule));
+        rows.fold([0u64; 4], |sums, row| {
+            let keys = ["drop", "keep", "changed", "gone"].map(|key| row[key].as_u64().unwrap());
+            std::array::from_fn(|at| sums[at] + keys[at])
+        })
+    };
+    let all = dropped.len() as u64;
+    assert_eq!(of(&summary(), Some(rule)), [all, 0, 0, 0]);
+    assert_eq!(of(&summary(), None), [0, 2, 0, 0]);
+
+    // Other shards: documents have other places in the run and the ids they had.
+    again(&["ingest.split_bytes=25000"]);
+    let moved = query(&sql);
+    assert_eq!(moved.len(), dropped.len());
+    assert!(moved.iter().zip(&dropped).any(|(now, before)| now["ordinal"] != before["ordinal"]));
+    assert_eq!(of(&summary(), Some(rule)), [all, 0, 0, 0]);
+
+    // Another threshold: what the rule drops no longer is told and counts for nothing.
+    let threshold = dropped[dropped.len() / 2]["value"].as_f64().unwrap();
+    let still = dropped.iter().filter(|row| row["value"].as_f64().unwrap() < threshold).count() as u64;
+    let set = format!("filter.thresholds={{{rule}={threshold}}}");
+    again(&["ingest.split_bytes=25000", &set]);
+    assert_eq!(of(&summary(), Some(rule)), [still, 0, all - still, 0]);
+    assert!(text(fulgurite().arg("review").arg(&run).arg("--summary")).contains("changed: marks"));
+
+    // Without one of the inputs: its documents are gone. With it, they are back.
+    let whole = std::fs::read_to_string(&recipe).unwrap();
+    let source =
+        dropped.iter().map(|row| row["source"].as_str().unwrap()).find(|source| *source != "extracts").unwrap();
+    let tables: Vec<&str> = whole.split("[[ingest.inputs]]").collect();
+    let (with, without): (Vec<_>, Vec<_>) =
+        tables.into_iter().partition(|table| !table.contains(&format!("source = \"{source}\"")));
+    assert_eq!(without.len(), 1);
+    assert!(!without[0].contains("[signals]"), "the last input, behind which the other tables stand, is not {source}");
+    std::fs::write(&recipe, with.join("[[ingest.inputs]]")).unwrap();
+    again(&[]);
+    let left = dropped.iter().filter(|row| row["source"] != source).count() as u64;
+    assert_eq!(of(&summary(), Some(rule)), [left, 0, 0, all - left]);
+    std::fs::write(&recipe, whole).unwrap();
+    again(&[]);
+    assert_eq!(of(&summary(), Some(rule)), [all, 0, 0, 0]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), lines);
+
+    std::fs::write(&file, "{\"ordinal\":7,\"rule\":null,\"source\":\"web\",\"mark\":\"keep\"}\n").unwrap();
+    let output = fulgurite().arg("review").arg(&run).arg("--summary").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("earlier version") && said.contains("ordinal = 7"), "{said}");
+}
+
+#[test]
 fn a_classifier_is_trained_from_files_and_used_in_a_recipe() {
     let dir = tempfile::tempdir().unwrap();
     let corpus = root().join("configs/quickstart/corpus");
@@ -245,6 +415,12 @@ fn a_classifier_is_trained_from_files_and_used_in_a_recipe() {
     let bytes = std::fs::read(&model).unwrap();
     succeed(&mut train(&corpus.join("docs.jsonl.gz")));
     assert_eq!(std::fs::read(&model).unwrap(), bytes, "the same examples give the same file");
+    let output = succeed(train(&corpus.join("docs.jsonl.gz")).args(["--max-examples", "60"]));
+    let fewer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(fewer["trained"].as_u64().unwrap() + fewer["held_out"].as_u64().unwrap(), 120, "{fewer}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("60 of 342 positive examples are used"), "{said}");
+    succeed(&mut train(&corpus.join("docs.jsonl.gz")));
 
     let recipe = small_recipe(dir.path());
     let run = dir.path().join("run");

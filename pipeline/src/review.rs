@@ -1,7 +1,9 @@
 //! Marks that people give to documents, and what they say about rules.
 //!
 //! Marks are lines of `RUN/review/marks.jsonl`, appended and synced one by one, so that they survive whatever happens to
-//! the program or the run. A later mark of the same document under the same rule replaces an earlier one.
+//! the program or the run. A mark names its document by the id, which is the same when stages run again. A later mark of the same
+//! document under the same rule replaces an earlier one; one of a verdict that the run does not give any more stays in the file and
+//! out of the figures, and counts again when the run gives that verdict again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -10,8 +12,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::sync_dir;
+use crate::report::{Standing, standing};
+use crate::status::StageSummary;
 
 /// What a person says of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,8 +34,10 @@ pub enum Verdict {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mark {
-    /// The document's place in the run.
-    pub ordinal: u64,
+    /// The document.
+    pub id: Digest,
+    /// The stage that dropped it, or the one that kept it.
+    pub stage: String,
     /// The rule that dropped it; none for a document that was kept.
     #[serde(default)]
     pub rule: Option<String>,
@@ -51,20 +58,26 @@ pub struct Precision {
     pub keep: u64,
     /// Marked to drop.
     pub drop: u64,
-    /// Marked unsure: in none of the figures.
+    /// Marked unsure: in neither of the fractions.
     pub unsure: u64,
+    /// Marks of documents of which the run says something else by now: in no other figure.
+    pub changed: u64,
+    /// Marks of documents that the run does not have any more: in no other figure.
+    pub gone: u64,
     /// Fraction of the decided marks that agree with the run: `drop` for a rule, `keep` for kept documents.
     pub precision: Option<f64>,
     /// Wilson's interval for it, 95%.
     pub interval: Option<(f64, f64)>,
 }
 
-/// The marks of a run.
+/// The marks of a run, by rule and document, each with what has become of the verdict that it is of.
+type Marked = BTreeMap<(Option<String>, Digest), (Mark, Standing)>;
+
+/// The marks of a run, to add to.
 pub struct Marks {
     path: PathBuf,
     file: File,
-    /// By rule and ordinal.
-    marks: BTreeMap<(Option<String>, u64), Mark>,
+    marks: Marked,
 }
 
 impl Marks {
@@ -73,15 +86,15 @@ impl Marks {
         run_dir.join("review").join("marks.jsonl")
     }
 
-    /// The marks of a run so far; a last line that a crash has torn is cut off.
+    /// The marks of a run with these stages so far; a last line that a crash has torn is cut off.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for another line that is no mark, with its number.
-    pub fn open(run_dir: &Path) -> Result<Self> {
+    pub fn open(run_dir: &Path, stages: &[StageSummary]) -> Result<Self> {
         let path = Self::path(run_dir);
         let dir = path.parent().unwrap_or(run_dir);
         fs::create_dir_all(dir).map_err(|e| Error::io(dir, e))?;
-        let (marks, whole) = Self::parse(&path)?;
+        let (marks, whole) = Self::parse(run_dir, stages)?;
         let open = || -> std::io::Result<File> {
             let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
             file.set_len(whole)?;
@@ -93,54 +106,81 @@ impl Marks {
         Ok(Self { path, file, marks })
     }
 
-    /// The marks of a run, to look at.
-    pub fn read(run_dir: &Path) -> Result<Vec<Mark>> {
-        Ok(Self::parse(&Self::path(run_dir))?.0.into_values().collect())
+    /// The marks of a run with these stages, to look at.
+    ///
+    /// # Errors
+    /// As [`Marks::open`].
+    pub fn read(run_dir: &Path, stages: &[StageSummary]) -> Result<Vec<(Mark, Standing)>> {
+        Ok(Self::parse(run_dir, stages)?.0.into_values().collect())
     }
 
-    #[allow(clippy::type_complexity)]
-    fn parse(path: &Path) -> Result<(BTreeMap<(Option<String>, u64), Mark>, u64)> {
-        let bytes = match fs::read(path) {
+    /// The marks, and the bytes of the lines that are whole.
+    fn parse(run_dir: &Path, stages: &[StageSummary]) -> Result<(Marked, u64)> {
+        let path = Self::path(run_dir);
+        let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(Error::io(path, e)),
+            Err(e) => return Err(Error::io(&path, e)),
         };
         let mut marks = BTreeMap::new();
         let mut start = 0;
         for (number, end) in memchr::memchr_iter(b'\n', &bytes).enumerate() {
-            let mark: Mark = serde_json::from_slice(&bytes[start..end]).map_err(|e| Error::Corrupt {
-                path: path.into(),
-                reason: format!("line {}: {e}; mend or remove the line", number + 1),
+            let line = &bytes[start..end];
+            let mark: Mark = serde_json::from_slice(line).map_err(|e| Error::Corrupt {
+                path: path.clone(),
+                reason: format!("line {}: {}", number + 1, no_mark(line, &e)),
             })?;
-            marks.insert((mark.rule.clone(), mark.ordinal), mark);
+            marks.insert((mark.rule.clone(), mark.id), mark);
             start = end + 1;
         }
+        let verdicts: Vec<_> = marks.values().map(|m: &Mark| (m.id, m.stage.as_str(), m.rule.as_deref())).collect();
+        let found = if verdicts.is_empty() { Vec::new() } else { standing(run_dir, stages, &verdicts)? };
+        let marks = marks.into_iter().zip(found).map(|((key, mark), standing)| (key, (mark, standing))).collect();
         Ok((marks, start as u64))
     }
 
-    /// Adds a mark: it is on the disk when this returns.
+    /// Adds a mark of a verdict that the run gives: it is on the disk when this returns.
     pub fn add(&mut self, mark: Mark) -> Result<()> {
         let mut line = serde_json::to_vec(&mark).map_err(Error::abort)?;
         line.push(b'\n');
         self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(|e| Error::io(&self.path, e))?;
-        self.marks.insert((mark.rule.clone(), mark.ordinal), mark);
+        self.marks.insert((mark.rule.clone(), mark.id), (mark, Standing::Stands));
         Ok(())
     }
 
     /// All marks.
-    pub fn all(&self) -> impl Iterator<Item = &Mark> {
+    pub fn all(&self) -> impl Iterator<Item = &(Mark, Standing)> {
         self.marks.values()
     }
 }
 
-/// What marks say: a line for each rule, and one for the kept documents of each source.
-pub fn precision<'m>(marks: impl IntoIterator<Item = &'m Mark>) -> Vec<Precision> {
-    let mut counts: BTreeMap<(Option<&str>, Option<&str>), [u64; 3]> = BTreeMap::new();
-    for mark in marks {
-        let source = mark.rule.is_none().then_some(mark.source.as_str());
-        counts.entry((mark.rule.as_deref(), source)).or_default()[mark.mark as usize] += 1;
+/// Why a line of the file is no mark, and what to do about it.
+fn no_mark(line: &[u8], error: &serde_json::Error) -> String {
+    let fields = serde_json::from_slice::<serde_json::Value>(line).unwrap_or_default();
+    match fields["ordinal"].as_u64().filter(|_| fields.get("id").is_none()) {
+        Some(ordinal) => format!(
+            "a mark of an earlier version, which names its document by its place in the run ({ordinal}) and not by its id, so \
+             that nobody can tell whether it is the same document still; move the file away and mark again, or, if `ingest` has not \
+             run since, put `id` (`fulgurite sql RUN \"select id from ingest where ordinal = {ordinal}\"`) and `stage` in the \
+             place of `ordinal`"
+        ),
+        None => format!("{error}; mend or remove the line"),
     }
-    let line = |((rule, source), [keep, drop, unsure]): ((Option<&str>, Option<&str>), [u64; 3])| {
+}
+
+/// What marks say: a line for each rule, and one for the kept documents of each source.
+pub fn precision<'m>(marks: impl IntoIterator<Item = &'m (Mark, Standing)>) -> Vec<Precision> {
+    let mut counts: BTreeMap<(Option<&str>, Option<&str>), [u64; 5]> = BTreeMap::new();
+    for (mark, standing) in marks {
+        let source = mark.rule.is_none().then_some(mark.source.as_str());
+        let counter = match standing {
+            Standing::Stands => mark.mark as usize,
+            Standing::Changed => 3,
+            Standing::Gone => 4,
+        };
+        counts.entry((mark.rule.as_deref(), source)).or_default()[counter] += 1;
+    }
+    let line = |((rule, source), [keep, drop, unsure, changed, gone]): ((Option<&str>, Option<&str>), [u64; 5])| {
         let agree = if rule.is_some() { drop } else { keep };
         Precision {
             rule: rule.map(str::to_owned),
@@ -148,6 +188,8 @@ pub fn precision<'m>(marks: impl IntoIterator<Item = &'m Mark>) -> Vec<Precision
             keep,
             drop,
             unsure,
+            changed,
+            gone,
             precision: (keep + drop > 0).then(|| agree as f64 / (keep + drop) as f64),
             interval: wilson(agree, keep + drop),
         }
@@ -173,8 +215,9 @@ pub fn wilson(part: u64, whole: u64) -> Option<(f64, f64)> {
 mod tests {
     use super::*;
 
-    fn mark(ordinal: u64, rule: Option<&str>, mark: Verdict) -> Mark {
-        Mark { ordinal, rule: rule.map(str::to_owned), source: "web".into(), mark }
+    fn mark(id: u128, rule: Option<&str>, mark: Verdict) -> Mark {
+        let rule = rule.map(str::to_owned);
+        Mark { id: Digest(id), stage: "filter".into(), rule, source: "web".into(), mark }
     }
 
     #[test]
@@ -194,30 +237,39 @@ mod tests {
     #[test]
     fn marks_survive_and_the_last_one_counts() {
         let dir = tempfile::tempdir().unwrap();
-        let mut marks = Marks::open(dir.path()).unwrap();
+        let mut marks = Marks::open(dir.path(), &[]).unwrap();
         marks.add(mark(1, Some("short"), Verdict::Drop)).unwrap();
         marks.add(mark(2, Some("short"), Verdict::Drop)).unwrap();
         marks.add(mark(2, Some("short"), Verdict::Keep)).unwrap();
         marks.add(mark(3, Some("short"), Verdict::Unsure)).unwrap();
         marks.add(mark(2, None, Verdict::Keep)).unwrap();
+        let found = precision(marks.all());
+        assert_eq!((found[0].source.as_deref(), found[0].precision), (Some("web"), Some(1.0)));
+        assert_eq!((found[1].keep, found[1].drop, found[1].unsure, found[1].gone), (1, 1, 1, 0));
+        assert_eq!(found[1].precision, Some(0.5));
+        assert_eq!(found[1].interval, wilson(1, 2));
         drop(marks);
         // A line that a crash has torn.
         let path = Marks::path(dir.path());
         let mut bytes = fs::read(&path).unwrap();
-        bytes.extend_from_slice(b"{\"ordinal\": 9");
+        bytes.extend_from_slice(b"{\"id\": 9");
         fs::write(&path, &bytes).unwrap();
-        let mut marks = Marks::open(dir.path()).unwrap();
+        let mut marks = Marks::open(dir.path(), &[]).unwrap();
         marks.add(mark(4, Some("short"), Verdict::Drop)).unwrap();
-        let read = Marks::read(dir.path()).unwrap();
-        assert_eq!(read, marks.all().cloned().collect::<Vec<_>>());
+        let read = Marks::read(dir.path(), &[]).unwrap();
+        assert_eq!(read.iter().map(|m| &m.0).collect::<Vec<_>>(), marks.all().map(|m| &m.0).collect::<Vec<_>>());
         assert_eq!(read.len(), 5);
+        // This run has no documents: what was marked before it is kept, and no figure of a rule.
         let found = precision(&read);
-        assert_eq!((found[0].source.as_deref(), found[0].precision), (Some("web"), Some(1.0)));
-        assert_eq!((found[1].keep, found[1].drop, found[1].unsure), (1, 2, 1));
-        assert_eq!(found[1].precision, Some(2.0 / 3.0));
-        assert_eq!(found[1].interval, wilson(2, 3));
+        assert_eq!((found[1].keep, found[1].drop, found[1].unsure, found[1].gone), (0, 0, 0, 4));
+        assert_eq!((found[1].precision, found[1].interval), (None, None));
 
-        fs::write(&path, "{}\n").unwrap();
-        assert!(Marks::open(dir.path()).err().unwrap().to_string().contains("line 1"));
+        let refused = |line: &str| {
+            fs::write(&path, format!("{line}\n")).unwrap();
+            Marks::open(dir.path(), &[]).err().unwrap().to_string()
+        };
+        assert!(refused("{}").contains("line 1: missing field"));
+        let old = refused(r#"{"ordinal":4294967300,"rule":"short","source":"web","mark":"drop"}"#);
+        assert!(old.contains("line 1: a mark of an earlier version") && old.contains("ordinal = 4294967300"), "{old}");
     }
 }

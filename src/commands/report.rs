@@ -7,7 +7,7 @@ use pipeline::report::{Report as Facts, RuleReport};
 
 use crate::cli::{Report, ReportFormat};
 use crate::commands::existing;
-use crate::output::{self, thousands};
+use crate::output::{self, bytes, thousands};
 
 mod html;
 mod markdown;
@@ -74,6 +74,31 @@ fn threshold(rule: &RuleReport) -> Option<String> {
 /// A fraction as people read it.
 fn percent(part: u64, whole: u64) -> String {
     if whole == 0 { "–".into() } else { format!("{:.2}%", 100.0 * part as f64 / whole as f64) }
+}
+
+/// What [`tokens`] tells.
+const TOKENS_HEAD: [&str; 6] = ["part", "source", "documents", "tokens", "text", "bytes per token"];
+
+/// The tokens of each part, source by source, where the run has come so far.
+fn tokens(facts: &Facts) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    for part in ["train", "validation"] {
+        let counts = &facts.tokens[part];
+        let sources = counts["sources"].as_object().into_iter().flatten();
+        let all = (counts["tokens"].is_u64()).then_some(("all", counts));
+        for (source, counts) in sources.map(|(source, counts)| (source.as_str(), counts)).chain(all) {
+            let count = |key: &str| counts[key].as_u64().unwrap_or_default();
+            rows.push(vec![
+                part.to_owned(),
+                source.to_owned(),
+                thousands(count("documents")),
+                thousands(count("tokens")),
+                bytes(count("bytes")),
+                counts["bytes_per_token"].as_f64().map_or("–".into(), number),
+            ]);
+        }
+    }
+    rows
 }
 
 /// Documents at the start and at the end of the curation.

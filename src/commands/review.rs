@@ -21,7 +21,7 @@ pub fn review(args: &Review) -> Result<()> {
     let run = existing(&args.run)?;
     let stages = summaries(run)?;
     if args.summary {
-        let found = precision(&Marks::read(run)?);
+        let found = precision(&Marks::read(run, &stages)?);
         return if args.json { output::json(&found) } else { Ok(output::line(table(&found))?) };
     }
     let stage = args.stage.as_deref();
@@ -34,7 +34,7 @@ pub fn review(args: &Review) -> Result<()> {
     let samples = match args.by {
         ReviewBy::Rule => {
             let mut dropped = by_rule(run, &stages, args.documents, &excerpt, args.seed)?;
-            dropped.retain(|sample| stage.is_none_or(|stage| sample.stage.as_deref() == Some(stage)));
+            dropped.retain(|sample| stage.is_none_or(|stage| sample.stage == stage));
             dropped
         }
         ReviewBy::Source => by_source(run, &stages, stage, args.documents, &excerpt, args.seed)?,
@@ -43,7 +43,7 @@ pub fn review(args: &Review) -> Result<()> {
         return Ok(output::line("there is no document to review")?);
     }
     let count = samples.len();
-    let server = server::Server::bind(args.port, samples, Marks::open(run)?)
+    let server = server::Server::bind(args.port, samples, Marks::open(run, &stages)?)
         .with_context(|| format!("port {} of the loopback interface; choose another with --port", args.port))?;
     output::line(format!("http://{}/", server.address()))?;
     output::note(format!("{count} documents; marks go to {}; stop with Ctrl-C", Marks::path(run).display()));
@@ -56,7 +56,8 @@ fn table(found: &[Precision]) -> String {
     if found.is_empty() {
         return "no document has been marked; `fulgurite review RUN` serves a page to do it on".into();
     }
-    let mut rows = vec![["rule", "drop", "keep", "unsure", "precision", "95% interval"].map(String::from).to_vec()];
+    let head = ["rule", "drop", "keep", "unsure", "precision", "95% interval", "changed", "gone"];
+    let mut rows = vec![head.map(String::from).to_vec()];
     rows.extend(found.iter().map(|p| {
         let name = match (&p.rule, &p.source) {
             (Some(rule), _) => rule.clone(),
@@ -69,7 +70,16 @@ fn table(found: &[Precision]) -> String {
             p.unsure.to_string(),
             p.precision.map_or("-".into(), |p| format!("{p:.3}")),
             p.interval.map_or("-".into(), |(low, high)| format!("{low:.3} to {high:.3}")),
+            p.changed.to_string(),
+            p.gone.to_string(),
         ]
     }));
-    output::table(&rows)
+    let mut told = output::table(&rows);
+    if found.iter().any(|p| p.changed + p.gone > 0) {
+        told.push_str(
+            "\nchanged: marks of documents of which the run says something else by now; gone: of documents that it does not have \
+             any more. They are kept, and in no other figure.",
+        );
+    }
+    told
 }

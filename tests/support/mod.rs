@@ -7,6 +7,8 @@ use std::process::{Command, Output};
 
 use pipeline::digest::Digest;
 
+pub mod browser;
+
 /// The program, quiet about colours and free of the caller's settings.
 pub fn fulgurite() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fulgurite"));

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 pub use fasttext::{FastText, FastTextScratch};
 pub use linear::{Calibration, Linear, LinearScratch};
-pub use train::{Example, TrainReport, TrainSettings, train};
+pub use train::{Example, Examples, TrainReport, TrainSettings, train};
 
 /// A model that cannot be used.
 #[derive(Debug, thiserror::Error)]

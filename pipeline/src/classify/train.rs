@@ -1,6 +1,8 @@
 //! Training of [`Linear`]: stochastic gradient descent with steps per weight (AdaGrad), calibration on documents held
 //! out by hash. One thread, one order: the same examples and settings give the same bytes.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -44,6 +46,61 @@ impl Example {
         features::for_each(text, settings.ngrams, settings.bits, &mut Vec::new(), |feature| found.push(feature));
         let hash = xxh3_64_with_seed(text.as_bytes(), settings.seed);
         (!found.is_empty()).then_some(Self { features: found, positive, hash })
+    }
+}
+
+/// Examples of one kind in memory that does not grow with the texts: of all that are added those `most` of the smallest
+/// hashes, so that it does not matter in what order they come.
+pub struct Examples {
+    positive: bool,
+    settings: TrainSettings,
+    most: usize,
+    /// By hash, then by number, so that equal texts have places of their own.
+    kept: BTreeMap<(u64, u64), Example>,
+    texts: u64,
+}
+
+impl Examples {
+    /// None yet.
+    pub fn new(positive: bool, most: usize, settings: TrainSettings) -> Self {
+        Self { positive, settings, most, kept: BTreeMap::new(), texts: 0 }
+    }
+
+    /// Looks at one more text.
+    pub fn add(&mut self, text: &str) {
+        self.texts += 1;
+        let hash = xxh3_64_with_seed(text.as_bytes(), self.settings.seed);
+        let full = self.kept.len() >= self.most;
+        if full && self.kept.last_key_value().is_none_or(|((largest, _), _)| hash >= *largest) {
+            return;
+        }
+        let Some(example) = Example::new(text, self.positive, &self.settings) else { return };
+        self.kept.insert((hash, self.texts), example);
+        if full {
+            self.kept.pop_last();
+        }
+    }
+
+    /// Texts that were looked at.
+    pub fn texts(&self) -> u64 {
+        self.texts
+    }
+
+    /// Examples that are kept.
+    pub fn len(&self) -> usize {
+        self.kept.len()
+    }
+
+    /// Whether none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    /// The examples in the order in which they came.
+    pub fn finish(self) -> Vec<Example> {
+        let mut examples: Vec<_> = self.kept.into_iter().map(|((_, number), example)| (number, example)).collect();
+        examples.sort_by_key(|(number, _)| *number);
+        examples.into_iter().map(|(_, example)| example).collect()
     }
 }
 
@@ -278,6 +335,32 @@ mod tests {
         assert!(Linear::load(&path).unwrap_err().to_string().contains("damaged"));
         std::fs::write(&path, "{}").unwrap();
         assert!(Linear::load(&path).unwrap_err().to_string().contains("neither a classifier"));
+    }
+
+    #[test]
+    fn a_sample_is_the_same_in_any_order_and_whole_where_there_is_room() {
+        let settings = TrainSettings { bits: 12, ..TrainSettings::default() };
+        let text = |n: u64| format!("word{n} of text {n}");
+        let sample = |most: usize, order: &mut dyn Iterator<Item = u64>| {
+            let mut examples = Examples::new(true, most, settings);
+            order.for_each(|n| examples.add(&text(n)));
+            assert_eq!((examples.texts(), examples.len()), (200, most.min(200)));
+            examples.finish().into_iter().map(|e| (e.hash, e.features)).collect::<Vec<_>>()
+        };
+        let forward = sample(30, &mut (0..200));
+        let mut backward = sample(30, &mut (0..200).rev());
+        backward.reverse();
+        assert_eq!(forward, backward);
+        let whole = sample(1000, &mut (0..200));
+        let all: Vec<Example> = (0..200).filter_map(|n| Example::new(&text(n), true, &settings)).collect();
+        assert_eq!(whole, all.into_iter().map(|e| (e.hash, e.features)).collect::<Vec<_>>());
+        let mut hashes: Vec<u64> = whole.iter().map(|(hash, _)| *hash).collect();
+        hashes.sort_unstable();
+        assert!(forward.iter().all(|(hash, _)| *hash <= hashes[29]));
+
+        let mut none = Examples::new(true, 0, settings);
+        none.add("a text");
+        assert!(none.is_empty() && none.finish().is_empty());
     }
 
     #[test]

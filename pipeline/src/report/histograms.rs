@@ -7,13 +7,12 @@ use serde::Serialize;
 
 use super::shards::{columns, files, integers, numbers, read, texts};
 use crate::error::Result;
+use crate::signals::SIGNALS;
 use crate::signals::document::LANGUAGE;
 use crate::status::StageSummary;
 
 /// Bars of a fraction.
 const FRACTION_BARS: usize = 50;
-/// Bars of a factor of two, for what may be of any size.
-const BARS_PER_DOUBLING: f64 = 2.0;
 
 /// The distribution of one signal.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -105,9 +104,33 @@ fn thresholds(stages: &[StageSummary]) -> BTreeMap<String, Vec<Threshold>> {
     found
 }
 
-/// Bars of one signal: of equal width for fractions, by doubling for the rest, so that nothing need be known before.
+/// How wide the bars of a signal are, known before its values are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Scale {
+    /// All the same, from 0 to 1.
+    Fraction,
+    /// `per_doubling` of them for each doubling of 1 + value / `unit`: for what may be of any size.
+    Doubling { unit: f64, per_doubling: f64 },
+}
+
+impl Scale {
+    fn of(signal: &str) -> Self {
+        // What is none of the signals is a classifier's probability.
+        let fraction = ["_fraction", "_score", "compression_ratio"].iter().any(|end| signal.ends_with(end))
+            || SIGNALS.iter().all(|s| s.name != signal);
+        match signal {
+            _ if fraction => Self::Fraction,
+            // Most texts have next to none of what a ratio counts, and thresholds are at a tenth or so.
+            _ if signal.ends_with("_ratio") => Self::Doubling { unit: 1.0 / 64.0, per_doubling: 3.0 },
+            _ if signal.ends_with("_count") => Self::Doubling { unit: 1.0, per_doubling: 2.0 },
+            _ => Self::Doubling { unit: 1.0, per_doubling: 6.0 },
+        }
+    }
+}
+
+/// Bars of one signal.
 struct Bars {
-    fraction: bool,
+    scale: Scale,
     kept: Vec<u64>,
     dropped: Vec<u64>,
     missing: u64,
@@ -115,8 +138,7 @@ struct Bars {
 
 impl Bars {
     fn new(signal: &str) -> Self {
-        let fraction = ["_fraction", "_score", "compression_ratio"].iter().any(|end| signal.ends_with(end));
-        Self { fraction, kept: Vec::new(), dropped: Vec::new(), missing: 0 }
+        Self { scale: Scale::of(signal), kept: Vec::new(), dropped: Vec::new(), missing: 0 }
     }
 
     fn add(&mut self, value: f64, kept: bool) {
@@ -124,12 +146,9 @@ impl Bars {
             self.missing += 1;
             return;
         }
-        let bar = if self.fraction && value <= 1.0 {
-            ((value.max(0.0) * FRACTION_BARS as f64) as usize).min(FRACTION_BARS - 1)
-        } else if self.fraction {
-            FRACTION_BARS - 1
-        } else {
-            ((1.0 + value.max(0.0)).log2() * BARS_PER_DOUBLING) as usize
+        let bar = match self.scale {
+            Scale::Fraction => ((value.clamp(0.0, 1.0) * FRACTION_BARS as f64) as usize).min(FRACTION_BARS - 1),
+            Scale::Doubling { unit, per_doubling } => ((1.0 + value.max(0.0) / unit).log2() * per_doubling) as usize,
         };
         if bar >= self.kept.len() {
             self.kept.resize(bar + 1, 0);
@@ -140,13 +159,13 @@ impl Bars {
     }
 
     fn finish(mut self, thresholds: Vec<Threshold>, signal: String) -> Histogram {
-        if self.fraction {
+        if self.scale == Scale::Fraction {
             self.kept.resize(FRACTION_BARS, 0);
             self.dropped.resize(FRACTION_BARS, 0);
         }
-        let border = |bar: usize| match self.fraction {
-            true => bar as f64 / FRACTION_BARS as f64,
-            false => (bar as f64 / BARS_PER_DOUBLING).exp2() - 1.0,
+        let border = |bar: usize| match self.scale {
+            Scale::Fraction => bar as f64 / FRACTION_BARS as f64,
+            Scale::Doubling { unit, per_doubling } => ((bar as f64 / per_doubling).exp2() - 1.0) * unit,
         };
         let borders = (0..=self.kept.len()).map(border).collect();
         Histogram { signal, borders, kept: self.kept, dropped: self.dropped, missing: self.missing, thresholds }
@@ -166,12 +185,20 @@ mod tests {
         assert_eq!((histogram.kept[0], histogram.kept[1], histogram.kept[49]), (2, 1, 1));
         assert_eq!((histogram.dropped[25], histogram.missing, histogram.borders.len()), (1, 1, 51));
 
-        let mut bars = Bars::new("word_count");
-        [0.0, 1.0, 3.0, 100.0].into_iter().for_each(|value| bars.add(value, true));
-        let histogram = bars.finish(Vec::new(), "x".into());
-        for value in [0.0, 1.0, 3.0, 100.0] {
-            let bar = (0..histogram.kept.len()).find(|b| value < histogram.borders[b + 1]).unwrap();
-            assert!(histogram.borders[bar] <= value + 1e-9 && histogram.kept[bar] == 1, "{value}");
+        for (signal, values) in [
+            ("word_count", [0.0, 1.0, 3.0, 100.0]),
+            ("hash_ratio", [0.0, 0.02, 0.1, 2.5]),
+            ("mean_word_length", [2.9, 4.2, 4.9, 11.0]),
+        ] {
+            let mut bars = Bars::new(signal);
+            values.into_iter().for_each(|value| bars.add(value, true));
+            let histogram = bars.finish(Vec::new(), signal.into());
+            for value in values {
+                let bar = (0..histogram.kept.len()).find(|b| value < histogram.borders[b + 1]).unwrap();
+                assert!(histogram.borders[bar] <= value + 1e-9 && histogram.kept[bar] == 1, "{signal}: {value}");
+            }
         }
+        // A classifier's column: a probability.
+        assert_eq!(Scale::of("quality"), Scale::Fraction);
     }
 }

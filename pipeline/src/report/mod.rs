@@ -9,6 +9,7 @@ mod removed;
 mod rules;
 mod samples;
 mod shards;
+mod standing;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,6 +22,7 @@ pub use overlap::{Overlap, RulePair};
 pub use removed::{BenchmarkReport, FrequentLine, LinesReport};
 pub use rules::{RuleReport, rules};
 pub use samples::{Excerpt, Sample, by_rule, by_source};
+pub use standing::{Standing, standing};
 
 use crate::error::Result;
 use crate::pii::{Pii, PiiFinder};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::shards::{DocumentStage, columns, document_stages, files, integers, numbers, read, read_rows, texts};
+use super::shards::{DocumentStage, columns, document_stages, files, ids, integers, numbers, read, read_rows, texts};
+use crate::digest::Digest;
 use crate::error::Result;
 use crate::pii::{PiiCounts, PiiFinder};
 use crate::status::StageSummary;
@@ -33,15 +34,17 @@ impl Excerpt {
 /// A document to look at.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sample {
-    /// Its place in the run.
+    /// Its name, the same in every run over the same files.
+    pub id: Digest,
+    /// Its place in this run.
     pub ordinal: u64,
     /// Where it comes from.
     pub source: String,
     /// Its address, where it has one.
     pub url: Option<String>,
-    /// The stage that dropped it; none for one that was kept.
-    pub stage: Option<String>,
-    /// The rule that dropped it.
+    /// The stage that dropped it, or the one that kept it.
+    pub stage: String,
+    /// The rule that dropped it; none for a document that was kept.
     pub rule: Option<String>,
     /// The value that the rule met.
     pub value: Option<f64>,
@@ -60,8 +63,9 @@ pub struct Sample {
 struct Pick {
     hash: u64,
     task: u32,
+    id: Digest,
     ordinal: u64,
-    stage: Option<String>,
+    stage: String,
     rule: Option<String>,
     value: Option<f64>,
     threshold: Option<f64>,
@@ -92,6 +96,11 @@ impl Lowest {
     }
 }
 
+/// By what a document is picked: its id, so that the same ones are when the run is cut into other shards.
+fn hash(id: Digest, seed: u64) -> u64 {
+    xxh3_64_with_seed(&id.0.to_le_bytes(), seed)
+}
+
 /// Up to `most` documents that each rule dropped, with what `excerpt` shows of them.
 pub fn by_rule(
     run_dir: &Path,
@@ -108,13 +117,13 @@ pub fn by_rule(
         for (task, path) in files(run_dir, stage, true)? {
             let names = columns(&path)?;
             let has = |name: &str| names.iter().any(|n| n == name);
-            if !has("ordinal") || !has("rule") {
+            if !has("id") || !has("ordinal") || !has("rule") {
                 continue;
             }
-            let mut wanted = vec!["ordinal", "rule"];
+            let mut wanted = vec!["id", "ordinal", "rule"];
             wanted.extend(["value", "threshold", "detail", "similarity"].into_iter().filter(|name| has(name)));
             let rows = read(&path, &wanted)?;
-            let ordinals = integers(&rows, &path, "ordinal")?;
+            let (ids, ordinals) = (ids(&rows, &path)?, integers(&rows, &path, "ordinal")?);
             let rules = texts(&rows, &path, "rule")?;
             let optional = |name: &str| if has(name) { numbers(&rows, &path, name).map(Some) } else { Ok(None) };
             let (values, thresholds, similarity) =
@@ -124,10 +133,11 @@ pub fn by_rule(
                 let number = |column: &Option<Vec<f64>>| column.as_ref().map(|c| c[row]).filter(|v| v.is_finite());
                 let rule = rules[row].clone().unwrap_or_default();
                 let pick = Pick {
-                    hash: xxh3_64_with_seed(&ordinal.to_le_bytes(), seed),
+                    hash: hash(ids[row], seed),
                     task,
+                    id: ids[row],
                     ordinal,
-                    stage: Some(stage.to_owned()),
+                    stage: stage.to_owned(),
                     rule: Some(rule.clone()),
                     value: number(&values).or(number(&similarity)),
                     threshold: number(&thresholds),
@@ -162,13 +172,15 @@ pub fn by_source(
         let rows = read(documents, &["ordinal", "source"])?;
         let sources: HashMap<u64, Option<String>> =
             integers(&rows, documents, "ordinal")?.into_iter().zip(texts(&rows, documents, "source")?).collect();
-        for ordinal in integers(&read(&path, &["ordinal"])?, &path, "ordinal")? {
+        let rows = read(&path, &["id", "ordinal"])?;
+        for (id, ordinal) in ids(&rows, &path)?.into_iter().zip(integers(&rows, &path, "ordinal")?) {
             let source = sources.get(&ordinal).cloned().flatten().unwrap_or_default();
             let pick = Pick {
-                hash: xxh3_64_with_seed(&ordinal.to_le_bytes(), seed),
+                hash: hash(id, seed),
                 task,
+                id,
                 ordinal,
-                stage: None,
+                stage: last.to_owned(),
                 rule: None,
                 value: None,
                 threshold: None,
@@ -207,6 +219,7 @@ fn with_texts(run_dir: &Path, stages: &[DocumentStage<'_>], lowest: Lowest, exce
         // Before it is cut, so that no part of a number stays at its end.
         let text = excerpt.of(text);
         samples.push(Sample {
+            id: pick.id,
             ordinal: pick.ordinal,
             source: source.clone(),
             url: url.as_deref().map(|url| excerpt.of(url)),

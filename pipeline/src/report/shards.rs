@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use polars::prelude::{Column, DataFrame, DataType, LazyFrame, PlRefPath, PolarsError, ScanArgsParquet, col};
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::Journal;
 use crate::stages::curate::CurateStage;
@@ -87,6 +88,15 @@ pub(super) fn texts(frame: &DataFrame, path: &Path, name: &str) -> Result<Vec<Op
     let cast = column(frame, path, name)?.cast(&DataType::String).map_err(|e| fault(path, e))?;
     let values = cast.str().map_err(|e| fault(path, e))?;
     Ok((0..frame.height()).map(|row| values.get(row).map(str::to_owned)).collect())
+}
+
+/// The ids of documents, as they are written: numbers whose first byte is the highest.
+pub(super) fn ids(frame: &DataFrame, path: &Path) -> Result<Vec<Digest>> {
+    let column = column(frame, path, "id")?;
+    let values = column.binary().map_err(|e| fault(path, e))?;
+    let id = |row: usize| values.get(row).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+    let missing = || Error::Corrupt { path: path.into(), reason: "a document without an id of 16 bytes".into() };
+    (0..frame.height()).map(|row| id(row).map(|id| Digest(u128::from_be_bytes(id))).ok_or_else(missing)).collect()
 }
 
 /// A stage that decides on documents: its shards are one to one with those of `ingest` and hold what is left after it.

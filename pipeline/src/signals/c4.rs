@@ -56,6 +56,18 @@ impl C4Lines {
     }
 }
 
+/// The line without marks of citations at its end, `[3]`, `[edit]` and `[citation needed]`: the reference takes them out of a line
+/// before it looks at its end.
+fn without_citations(mut line: &str) -> &str {
+    while let Some((before, mark)) = line.strip_suffix(']').and_then(|rest| rest.rsplit_once('[')) {
+        if !(mark == "edit" || mark == "citation needed" || mark.bytes().all(|byte| byte.is_ascii_digit())) {
+            break;
+        }
+        line = before;
+    }
+    line
+}
+
 fn look(line: &str) -> (usize, Phrases) {
     let mut phrases = Phrases::default();
     let mut count = 0;
@@ -85,6 +97,7 @@ pub fn c4_clean(text: &str, out: &mut String) -> C4Lines {
 }
 
 fn has_terminal_mark(line: &str) -> bool {
+    let line = without_citations(line);
     line.ends_with(['.', '?', '!', '"']) && !line.ends_with("...")
 }
 
@@ -202,6 +215,18 @@ mod tests {
         assert_eq!(out, "A line that is kept.\nShe said \"this stays.\"\nIs this kept? Yes it is!");
         assert_eq!(counts, C4Lines { kept: 3, no_terminal_mark: 3, too_few_words: 1, javascript: 1, policy: 1 });
         assert_eq!(counts.removed(), 6);
+    }
+
+    #[test]
+    fn citations_hide_no_end_of_a_line() {
+        for line in ["He died in 1912.[3]", "It was so.[12][edit][]", "Who said that?[citation needed]"] {
+            assert_eq!(clean(line), (line.to_owned(), C4Lines { kept: 1, ..C4Lines::default() }));
+        }
+        for line in
+            ["He died in 1912[3]", "He died in 1912. [3]", "See the note.[a]", "And so on...[3]", "not so.]", "[1]"]
+        {
+            assert_eq!(clean(line).1.no_terminal_mark, 1, "{line}");
+        }
     }
 
     #[test]

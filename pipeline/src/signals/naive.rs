@@ -115,6 +115,11 @@ fn sentences(line: &str) -> usize {
     count + usize::from(open)
 }
 
+fn is_citation(mark: &str) -> bool {
+    let digits = mark.trim_start_matches('[').trim_end_matches(']').bytes().all(|b| b.is_ascii_digit());
+    mark == "[edit]" || mark == "[citation needed]" || (mark.matches(']').count() == 1 && mark.ends_with(']') && digits)
+}
+
 fn twin(text: &str) -> Signals {
     let words: Vec<String> = words_of(text);
     let raw_lines: Vec<&str> = text.split('\n').map(str::trim).collect();
@@ -140,7 +145,11 @@ fn twin(text: &str) -> Signals {
     let mut c4_text = Vec::new();
     for line in &lines {
         let lower = line.to_ascii_lowercase();
-        if !line.ends_with(['.', '?', '!', '"']) || line.ends_with("...") {
+        let mut end = line.as_str();
+        while let Some(at) = end.rfind('[').filter(|at| is_citation(&end[*at..])) {
+            end = &end[..at];
+        }
+        if !end.ends_with(['.', '?', '!', '"']) || end.ends_with("...") {
             c4.no_terminal_mark += 1;
         } else if words_of(line).len() < 3 {
             c4.too_few_words += 1;

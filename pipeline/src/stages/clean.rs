@@ -146,7 +146,7 @@ impl Stage for CleanStage {
     }
 
     fn version(&self) -> u32 {
-        4
+        5
     }
 
     fn inputs(&self) -> Vec<String> {

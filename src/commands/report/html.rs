@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pipeline::report::{Histogram, Report, Sample};
 
-use super::{ends, number, percent, threshold};
+use super::{TOKENS_HEAD, ends, number, percent, threshold, tokens};
 use crate::output::{bytes, thousands};
 
 /// Size of a histogram in pixels.
@@ -50,7 +50,13 @@ pub fn page(facts: &Report) -> String {
         facts.changes.iter().map(|(name, c)| vec![escape(name), thousands(c.documents), thousands(c.changes)]),
     );
     removed(&mut out, facts);
-    tokens(&mut out, facts);
+    let counts = tokens(facts);
+    simple(
+        &mut out,
+        "Tokens",
+        &TOKENS_HEAD,
+        counts.into_iter().map(|row| row.into_iter().map(|cell| escape(&cell)).collect()),
+    );
     simple(
         &mut out,
         "Stages",
@@ -275,26 +281,15 @@ fn removed(out: &mut String, facts: &Report) {
     );
 }
 
-fn tokens(out: &mut String, facts: &Report) {
-    if facts.tokens.is_null() {
-        return;
-    }
-    let text = serde_json::to_string_pretty(&facts.tokens).unwrap_or_default();
-    out.push_str(&format!(
-        "<h2>Tokens</h2>\n<details><summary>Counts by source</summary><pre>{}</pre></details>\n",
-        escape(&text)
-    ));
-}
-
 fn samples(out: &mut String, samples: &[Sample]) {
     if samples.is_empty() {
         return;
     }
     out.push_str("<h2>Samples</h2>\n<p>Chosen by hash: of each rule some of what it dropped, of each source some of what was kept.</p>\n");
     for sample in samples {
-        let verdict = match (&sample.stage, &sample.rule) {
-            (Some(stage), Some(rule)) => format!("<b class=\"gone\">{}</b> {}", escape(rule), escape(stage)),
-            _ => "<b class=\"kept\">kept</b>".to_owned(),
+        let verdict = match &sample.rule {
+            Some(rule) => format!("<b class=\"gone\">{}</b> {}", escape(rule), escape(&sample.stage)),
+            None => "<b class=\"kept\">kept</b>".to_owned(),
         };
         let mut facts = vec![escape(&sample.source)];
         facts.extend(sample.value.map(|v| format!("value {}", number(v))));

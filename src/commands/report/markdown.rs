@@ -2,7 +2,7 @@
 
 use pipeline::report::Report;
 
-use super::{ends, number, percent, threshold};
+use super::{TOKENS_HEAD, ends, number, percent, threshold, tokens};
 use crate::output::{bytes, thousands};
 
 /// The whole report.
@@ -117,6 +117,7 @@ pub fn page(facts: &Report) -> String {
         &["language", "documents"],
         facts.languages.iter().map(|(language, count)| vec![language.clone(), thousands(*count)]),
     );
+    section(&mut out, "Tokens", &TOKENS_HEAD, tokens(facts).into_iter());
     section(
         &mut out,
         "Samples",

@@ -102,7 +102,7 @@ impl State {
             ("GET", "/documents") => to_json(&self.samples),
             ("GET", "/marks") => {
                 let marks = self.marks.lock().unwrap_or_else(|e| e.into_inner());
-                let all: Vec<&Mark> = marks.all().collect();
+                let all: Vec<&Mark> = marks.all().map(|(mark, _)| mark).collect();
                 to_json(&serde_json::json!({ "marks": all, "precision": precision(marks.all()) }))
             }
             ("POST", "/marks") => self.mark(request, &ours),
@@ -120,7 +120,7 @@ impl State {
             Ok(mark) => mark,
             Err(error) => return Answer::refusal("400 Bad Request", format!("no mark: {error}")),
         };
-        if !self.samples.iter().any(|s| s.ordinal == mark.ordinal && s.rule == mark.rule) {
+        if !self.samples.iter().any(|s| s.id == mark.id && s.stage == mark.stage && s.rule == mark.rule) {
             return Answer::refusal("400 Bad Request", "that document is not under review");
         }
         let mut marks = self.marks.lock().unwrap_or_else(|e| e.into_inner());
@@ -184,14 +184,17 @@ impl Request {
 
 #[cfg(test)]
 mod tests {
+    use pipeline::digest::Digest;
+
     use super::*;
 
     fn server(dir: &std::path::Path) -> SocketAddr {
         let sample = Sample {
+            id: Digest(7),
             ordinal: 7,
             source: "web".into(),
             url: None,
-            stage: Some("filter".into()),
+            stage: "filter".into(),
             rule: Some("short".into()),
             value: Some(3.0),
             threshold: Some(50.0),
@@ -199,7 +202,7 @@ mod tests {
             text: "<b>three words here".into(),
             chars: 19,
         };
-        let server = Server::bind(0, vec![sample], Marks::open(dir).unwrap()).unwrap();
+        let server = Server::bind(0, vec![sample], Marks::open(dir, &[]).unwrap()).unwrap();
         let address = server.address();
         thread::spawn(move || server.serve());
         address
@@ -231,7 +234,8 @@ mod tests {
         );
         assert!(ask(address, "GET /documents HTTP/1.1\r\nHost: HERE\r\n\r\n").contains("<b>three words here"));
 
-        let mark = r#"{"ordinal":7,"rule":"short","source":"web","mark":"drop"}"#;
+        let mark =
+            r#"{"id":"00000000000000000000000000000007","stage":"filter","rule":"short","source":"web","mark":"drop"}"#;
         let json = "Content-Type: application/json\r\n";
         let taken = post(address, &format!("{json}Origin: http://{address}\r\n"), mark);
         assert!(taken.starts_with("HTTP/1.1 200") && taken.contains("\"precision\":1.0"), "{taken}");
@@ -239,6 +243,7 @@ mod tests {
             (format!("{json}Origin: http://elsewhere.example\r\n"), mark.to_owned(), "403"),
             ("Content-Type: text/plain\r\n".into(), mark.to_owned(), "403"),
             (json.into(), mark.replace("7", "8"), "400"),
+            (json.into(), mark.replace("filter", "near"), "400"),
             (json.into(), mark.replace("drop", "maybe"), "400"),
             (json.into(), "x".into(), "400"),
         ] {
@@ -248,7 +253,7 @@ mod tests {
         assert!(ask(address, "GET / HTTP/1.1\r\nHost: elsewhere.example\r\n\r\n").starts_with("HTTP/1.1 421"));
         assert!(ask(address, "GET /etc/passwd HTTP/1.1\r\nHost: HERE\r\n\r\n").starts_with("HTTP/1.1 404"));
         assert_eq!(ask(address, "nonsense\r\n\r\n"), "");
-        assert_eq!(Marks::read(dir.path()).unwrap().len(), 1);
+        assert_eq!(Marks::read(dir.path(), &[]).unwrap().len(), 1);
         assert!(ask(address, "GET /marks HTTP/1.1\r\nHost: HERE\r\n\r\n").contains("\"mark\":\"drop\""));
     }
 }
