@@ -172,9 +172,6 @@ impl Stage for FilterStage {
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let session = task.session();
-        // Rules make a wide plan without depth: a second look at it finds nothing and takes as long as the first, which is
-        // most of what a task of this stage takes.
-        session.state_ref().write().config_mut().options_mut().optimizer.max_passes = 1;
         let read = task.run.shard(&self.signals, task.index())?;
         let signals = task.read(&session, &self.signals, task.index()).await?;
         let verdicts = with_verdicts(signals, &self.rules)?;
