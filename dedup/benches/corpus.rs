@@ -1,8 +1,8 @@
 //! Deduplication from files of text to files of text, stage by stage, as a run does it.
 //!
-//!     cargo bench --workspace --bench corpus -- DIRECTORY compatible|fast|exact|substring THREADS FILE…
+//!     cargo bench --workspace --bench corpus -- DIRECTORY compatible|fast|exact|substring THREADS [--compression NAME] FILE…
 //!
-//! The files are those of an ingest input. Every chain begins with `ingest` and ends with `curate`; `compatible` and `fast`
+//! The files are those of an ingest input, NAME is as `ingest.compression` in a recipe. Every chain begins with `ingest` and ends with `curate`; `compatible` and `fast`
 //! are near-duplicate removal with 5-word shingles and 14 bands of 8 rows. Seconds are those of all processors together, which
 //! other work on the machine moves less than the clock; the clock is told for the whole.
 #![allow(missing_docs, clippy::print_stdout)]
@@ -26,7 +26,14 @@ fn main() {
         return;
     };
     let threads = threads.parse().unwrap_or(1);
-    let ingest = serde_json::json!({ "inputs": [{ "source": "text", "paths": files }] });
+    let (compression, files) = match files {
+        [option, name, files @ ..] if option == "--compression" => (Some(name), files),
+        files => (None, files),
+    };
+    let mut ingest = serde_json::json!({ "inputs": [{ "source": "text", "paths": files }] });
+    if let Some(name) = compression {
+        ingest["compression"] = name.as_str().into();
+    }
     let ingest = serde_json::from_value(ingest).unwrap_or_else(|e| failed(e));
     let here = std::path::absolute(Path::new(".")).unwrap_or_else(|e| failed(e));
     let near = |mode| {

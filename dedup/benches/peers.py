@@ -97,10 +97,10 @@ def rensa(texts, size):
     return size / (hashing + shingling)
 
 
-def fulgurite(work, binary, mode, size, rounds, peers):
+def fulgurite(work, binary, mode, compression, size, rounds, peers):
     with open(f"{work}/{mode}.toml", "w") as f:
-        f.write(f'name = "peers"\n\n[[ingest.inputs]]\nsource = "text"\npaths = ["datatrove/docs.jsonl"]\n\n'
-                f'[near]\nmode = "{mode}"\n')
+        f.write(f'name = "peers"\n\n[ingest]\ncompression = "{compression}"\n\n[[ingest.inputs]]\nsource = "text"\n'
+                f'paths = ["datatrove/docs.jsonl"]\n\n[near]\nmode = "{mode}"\n')
 
     def run(*more):
         """Processor seconds of a run from nothing."""
@@ -117,7 +117,7 @@ def fulgurite(work, binary, mode, size, rounds, peers):
     all_of_it = statistics.median(run() for _ in range(rounds))
     with open(f"{work}/{mode}/curate/manifest.json") as f:
         kept = json.load(f)["totals"]["rows_kept"]
-    print(f"fulgurite {mode}: to bands on disk {to_bands:.2f} s, {size / to_bands:.1f} MB/s, "
+    print(f"fulgurite {mode}, texts {compression}: to bands on disk {to_bands:.2f} s, {size / to_bands:.1f} MB/s, "
           f"{size / to_bands / peers[0]:.0f} times datatrove's; all {all_of_it:.2f} s, {size / all_of_it:.1f} MB/s, "
           f"{size / all_of_it / peers[1]:.0f} times; {kept} documents kept")
 
@@ -132,7 +132,8 @@ def main():
         peers = datatrove(work, texts, size)
         rensa(texts, size)
         for mode in ("compatible", "fast"):
-            fulgurite(work, os.path.abspath(binary), mode, size, rounds, peers)
+            for compression in ("zstd:1", "none"):
+                fulgurite(work, os.path.abspath(binary), mode, compression, size, rounds, peers)
     finally:
         shutil.rmtree(work)
 

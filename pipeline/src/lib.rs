@@ -6,6 +6,7 @@
 //! the stage's journal. Everything can be killed at any moment and continued.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod allocator;
 pub mod classify;
 pub mod digest;
 pub mod document;

@@ -31,10 +31,60 @@ pub const TEXT_BATCH_ROWS: usize = 64;
 pub const ROW_GROUP_BYTES: usize = 8 << 20;
 /// A row group is closed at this many rows.
 pub const ROW_GROUP_ROWS: usize = 64 << 10;
-/// Zstandard level of shards: level 3 saves a tenth of the bytes of English text and takes nearly twice the time, which
-/// is then the most of a stage that writes texts. Another level is other bytes: it raises the version of `ingest`, and so
-/// the fingerprint of every stage.
+/// Zstandard level of shards, and of their texts unless a stage says otherwise: level 3 saves a tenth of the bytes of English
+/// text and takes nearly twice the time, which is then the most of a stage that writes texts. Another level is other bytes: it
+/// raises the version of `ingest`, and so the fingerprint of every stage.
 const ZSTD_LEVEL: i32 = 1;
+
+/// How the column `text` of a shard is compressed; written `zstd:1` to `zstd:22` or `none`. The other columns are small and
+/// are always compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum TextCompression {
+    /// Zstandard of this level.
+    Zstd(ZstdLevel),
+    /// As it is: three times the bytes of English text on disk, for next to no time of a processor.
+    None,
+}
+
+impl Default for TextCompression {
+    fn default() -> Self {
+        Self::Zstd(ZstdLevel::try_new(ZSTD_LEVEL).unwrap_or_default())
+    }
+}
+
+impl TryFrom<String> for TextCompression {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        if name == "none" {
+            return Ok(Self::None);
+        }
+        let level = name.strip_prefix("zstd:").and_then(|level| level.parse().ok());
+        match level.map(ZstdLevel::try_new) {
+            Some(Ok(level)) => Ok(Self::Zstd(level)),
+            _ => Err(format!("unknown compression \"{name}\"; there are none and zstd:1 to zstd:22")),
+        }
+    }
+}
+
+impl From<TextCompression> for String {
+    fn from(compression: TextCompression) -> Self {
+        match compression {
+            TextCompression::Zstd(level) => format!("zstd:{}", level.compression_level()),
+            TextCompression::None => "none".into(),
+        }
+    }
+}
+
+impl From<TextCompression> for Compression {
+    fn from(compression: TextCompression) -> Self {
+        match compression {
+            TextCompression::Zstd(level) => Self::ZSTD(level),
+            TextCompression::None => Self::UNCOMPRESSED,
+        }
+    }
+}
 
 /// A committed file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,9 +220,20 @@ impl ShardWriter {
         schema: SchemaRef,
         metadata: Vec<(String, String)>,
     ) -> Result<Self> {
+        Self::create_compressed(stage_dir, name, schema, metadata, TextCompression::default())
+    }
+
+    /// As [`Self::create`], with the texts compressed as `compression` says.
+    pub fn create_compressed(
+        stage_dir: &Path,
+        name: impl Into<PathBuf>,
+        schema: SchemaRef,
+        metadata: Vec<(String, String)>,
+        compression: TextCompression,
+    ) -> Result<Self> {
         let file = PendingWriter::create(stage_dir, name)?;
         let path = file.temporary.clone();
-        let properties = properties(&schema, metadata)?;
+        let properties = properties(&schema, metadata, compression)?;
         // Without the Arrow schema in the footer: types are the Parquet ones that every reader knows.
         let options = ArrowWriterOptions::new().with_properties(properties).with_skip_arrow_metadata(true);
         let writer =
@@ -229,10 +290,11 @@ impl ShardWriter {
     }
 }
 
-fn properties(schema: &SchemaRef, metadata: Vec<(String, String)>) -> Result<WriterProperties> {
+fn properties(schema: &SchemaRef, metadata: Vec<(String, String)>, text: TextCompression) -> Result<WriterProperties> {
     let level = ZstdLevel::try_new(ZSTD_LEVEL).map_err(|e| Error::parquet("zstd", e))?;
     let mut builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(level))
+        .set_column_compression(ColumnPath::from("text"), text.into())
         .set_data_page_size_limit(BATCH_TEXT_BYTES)
         .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
@@ -271,6 +333,56 @@ mod tests {
     use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
     use super::*;
+
+    #[test]
+    fn compressions_are_named() {
+        for name in ["none", "zstd:1", "zstd:22"] {
+            let compression = TextCompression::try_from(name.to_owned()).unwrap();
+            assert_eq!(String::from(compression), name);
+        }
+        assert_eq!(String::from(TextCompression::default()), "zstd:1");
+        for name in ["", "zstd", "zstd:0", "zstd:23", "zstd:-1", "zstd:x", "lz4"] {
+            let error = TextCompression::try_from(name.to_owned()).unwrap_err();
+            assert!(error.contains(&format!("\"{name}\"")), "{error}");
+        }
+    }
+
+    #[test]
+    fn texts_are_compressed_as_told_and_read_back_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let texts: Vec<String> = (0..2000usize).map(|n| format!("{} and {n}. ", n % 7).repeat(n % 500)).collect();
+        let text: ArrayRef = Arc::new(StringViewArray::from_iter_values(&texts));
+        let url: ArrayRef = Arc::new(StringViewArray::from_iter_values(&texts));
+        let all = RecordBatch::try_from_iter([("text", text), ("url", url)]).unwrap();
+        let bytes = |compression: TextCompression| {
+            let name = String::from(compression).replace(':', "");
+            let mut writer =
+                ShardWriter::create_compressed(dir.path(), name, all.schema(), Vec::new(), compression).unwrap();
+            writer.write(all.clone()).unwrap();
+            let shard = writer.finish().unwrap();
+            let reader = SerializedFileReader::new(File::open(&shard.temporary).unwrap()).unwrap();
+            for group in reader.metadata().row_groups() {
+                assert_eq!(group.column(0).compression(), compression.into());
+                assert_eq!(group.column(1).compression(), TextCompression::default().into());
+            }
+            let file = File::open(&shard.temporary).unwrap();
+            let batches: Vec<_> =
+                ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap().map(Result::unwrap).collect();
+            let found: Vec<String> = batches
+                .iter()
+                .flat_map(|batch| {
+                    let column = cast(&batch["text"], &DataType::Utf8View).unwrap();
+                    column.as_string_view().iter().map(|t| t.unwrap().to_owned()).collect::<Vec<_>>()
+                })
+                .collect();
+            assert!(found == texts);
+            shard.entry.bytes
+        };
+        let total: usize = texts.iter().map(String::len).sum();
+        let none = bytes(TextCompression::None);
+        let zstd = bytes(TextCompression::default());
+        assert!(none > total as u64 && zstd < total as u64 / 4, "{none} and {zstd} of {total}");
+    }
 
     #[test]
     fn bytes_of_a_shard_depend_on_its_rows_alone() {

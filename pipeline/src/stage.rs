@@ -24,7 +24,9 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::manifest::Totals;
 use crate::run::RunContext;
-use crate::shard::{BATCH_ROWS, PendingFile, PendingWriter, Shard, ShardWriter, TEXT_BATCH_ROWS, part_name};
+use crate::shard::{
+    BATCH_ROWS, PendingFile, PendingWriter, Shard, ShardWriter, TEXT_BATCH_ROWS, TextCompression, part_name,
+};
 
 /// Name of the verdict column: null keeps the row, anything else names the rule that drops it.
 pub const RULE: &str = "rule";
@@ -216,27 +218,28 @@ impl TaskContext {
     /// Execute `plan` and write its rows: those with a null [`RULE`] to `part-N.parquet`, the others
     /// to `dropped/part-N.parquet`. Refuses to lose or invent rows.
     pub async fn write(&self, plan: DataFrame, output: Output<'_>, rows_read: RowsRead) -> Result<TaskReport> {
-        self.write_with_metadata(plan, output, rows_read, Vec::new()).await
+        self.write_compressed(plan, output, rows_read, TextCompression::default()).await
     }
 
-    /// As [`Self::write`], with key-value metadata in the footers.
-    pub async fn write_with_metadata(
+    /// As [`Self::write`], with the texts of the kept rows compressed as `compression` says.
+    pub async fn write_compressed(
         &self,
         plan: DataFrame,
         output: Output<'_>,
         rows_read: RowsRead,
-        metadata: Vec<(String, String)>,
+        compression: TextCompression,
     ) -> Result<TaskReport> {
         let mut stream = plan.execute_stream().await?;
         let schema = stream.schema();
         let index = self.index();
         let (kept_columns, kept_schema) = columns(&schema, output.kept)?;
-        let mut kept = ShardWriter::create(&self.stage_dir, part_name(index), kept_schema, metadata.clone())?;
+        let name = part_name(index);
+        let mut kept = ShardWriter::create_compressed(&self.stage_dir, name, kept_schema, Vec::new(), compression)?;
         let mut dropped = None;
         if !output.dropped.is_empty() {
             let (dropped_columns, dropped_schema) = columns(&schema, output.dropped)?;
             let name = Path::new("dropped").join(part_name(index));
-            let writer = ShardWriter::create(&self.stage_dir, name, dropped_schema, metadata)?;
+            let writer = ShardWriter::create(&self.stage_dir, name, dropped_schema, Vec::new())?;
             dropped = Some((writer, dropped_columns, schema.index_of(RULE)?));
         }
         let mut by_rule: BTreeMap<String, u64> = BTreeMap::new();

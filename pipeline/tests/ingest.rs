@@ -13,6 +13,7 @@ use datafusion::prelude::{ParquetReadOptions, SessionContext, col, lit};
 use pipeline::digest::Digest;
 use pipeline::document::{self, document_id};
 use pipeline::ingest::{FieldMapping, IngestConfig, InputConfig, InputFormat};
+use pipeline::shard::TextCompression;
 use pipeline::stage::tasks_per_shard;
 use pipeline::stages::clean::{CleanConfig, CleanStage};
 use pipeline::stages::curate::CurateStage;
@@ -177,6 +178,34 @@ async fn too_many_bad_records_stop_the_stage_and_a_changed_file_makes_it_stale()
     assert_eq!(status(5), StageStatus::Done);
     std::fs::write(dir.path().join("in/note.txt"), "Another note.").unwrap();
     assert!(matches!(status(5), StageStatus::Stale { .. }), "{:?}", status(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_compression_is_other_bytes_of_the_same_documents() {
+    let dir = tempfile::tempdir().unwrap();
+    write_inputs(dir.path());
+    let run = dir.path().join("run");
+    let stage = |name: &str| {
+        let compression = TextCompression::try_from(name.to_owned()).unwrap();
+        vec![ingest(dir.path(), IngestConfig { compression, ..config(10) })]
+    };
+    let mut found = Vec::new();
+    for name in ["zstd:1", "none", "zstd:3"] {
+        if name != "zstd:1" {
+            let plan = runner(&run, 1, stage(name)).plan(None).unwrap();
+            let StageStatus::Stale { reason } = &plan[0].status else { panic!("{name}: {:?}", plan[0].status) };
+            assert!(reason.contains("compression") && reason.contains(name), "{reason}");
+        }
+        runner(&run, 2, stage(name)).run(None).await.unwrap();
+        assert_eq!(runner(&run, 1, stage(name)).plan(None).unwrap()[0].status, StageStatus::Done);
+        found.push((outputs(&run), rows(&run.join("ingest"), "select * from shards order by ordinal").await));
+    }
+    // The default is what is compressed when nothing is said.
+    let plain = dir.path().join("plain");
+    runner(&plain, 1, vec![ingest(dir.path(), config(10))]).run(None).await.unwrap();
+    assert_eq!(outputs(&plain), found[0].0);
+    assert_eq!((&found[0].1, &found[0].1), (&found[1].1, &found[2].1));
+    assert!(found[0].0 != found[1].0 && found[0].0 != found[2].0);
 }
 
 #[test]

@@ -30,6 +30,7 @@ fn peak_mib() -> u64 {
 /// processors together, which other work on the machine moves less than the clock. Of the stages' own figures the `notes`
 /// are told.
 pub fn run(dir: &Path, threads: usize, stages: Vec<Arc<dyn Stage>>, notes: &[&str]) {
+    pipeline::allocator::keep_buffers();
     let spent: Arc<Mutex<HashMap<String, f64>>> = Arc::default();
     let seen = spent.clone();
     let observer = move |event: &Event| {

@@ -6,6 +6,7 @@ use std::io::Read;
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime};
 use datafusion::error::Result;
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
@@ -36,6 +37,7 @@ impl Span {
 pub(super) fn read(input: impl Read, span: Span, fields: &Fields, limit: usize, rows: &mut Rows) -> Result<()> {
     let mut lines = Lines::new(input, span.read_from(), limit);
     let mut records = 0u64;
+    let mut text = String::new();
     let skipped = if span.start == 0 { lines.skip_bom() } else { lines.skip_partial_line(span.end) };
     let mut failed = skipped.err();
     // The first line begins at byte 0, before the byte order mark.
@@ -63,7 +65,7 @@ pub(super) fn read(input: impl Read, span: Span, fields: &Fields, limit: usize, 
         records += 1;
         rows.count();
         match line.body {
-            Body::Whole(body) => match fields.parse(body) {
+            Body::Whole(body) => match fields.parse(body, &mut text) {
                 Ok(document) => rows.keep(place, document)?,
                 Err(bad) => rows.quarantine(bad.reason, place, None, &bad.detail, body)?,
             },
@@ -173,20 +175,26 @@ impl Fields {
         Self { mapping: mapping.clone(), root, names }
     }
 
-    /// The document of one line.
-    pub fn parse(&self, line: &[u8]) -> Result<Document<'static>, Bad> {
+    /// The document of one line, whose text is put into `text` in the place of what is there.
+    pub fn parse<'t>(&self, line: &[u8], text: &'t mut String) -> Result<Document<'t>, Bad> {
+        /// Bytes of memory that are kept for the next text; a longer one gives its memory back.
+        const KEEP: usize = 1 << 20;
+        text.clear();
+        text.shrink_to(KEEP);
         let line = std::str::from_utf8(line).map_err(|e| Bad {
             reason: Reason::InvalidUtf8,
             detail: format!("not UTF-8 at byte {} of the line", e.valid_up_to()),
         })?;
-        let mut slots: Vec<Option<Value>> = vec![None; self.names.len()];
+        let mut found = Found { text, is_string: false, slots: vec![None; self.names.len()] };
         let mut json = serde_json::Deserializer::from_str(line);
-        Wanted { node: &self.root, slots: &mut slots, top: true }
+        Wanted { node: &self.root, found: &mut found, top: true }
             .deserialize(&mut json)
             .and_then(|()| json.end())
             .map_err(|e| Bad { reason: Reason::InvalidJson, detail: e.to_string() })?;
+        let Found { text, is_string, mut slots } = found;
         let text = match slots[TEXT].take() {
-            Some(Value::String(text)) => text,
+            _ if is_string => Cow::Borrowed(text.as_str()),
+            Some(Value::String(text)) => Cow::Owned(text),
             None => return Err(Bad { reason: Reason::MissingText, detail: self.explain_missing(line) }),
             Some(Value::Null) => {
                 let detail = format!("field {:?} is null", self.mapping.text);
@@ -223,7 +231,7 @@ impl Fields {
             metadata.shift_insert(0, "id".into(), id);
         }
         Ok(Document {
-            text: Cow::Owned(text),
+            text,
             url: url.map(Cow::Owned),
             language: language.map(Cow::Owned),
             timestamp,
@@ -293,22 +301,98 @@ pub(super) fn unix_time(time: f64) -> Option<i64> {
     (millis.is_finite() && millis.abs() < 1e15).then_some(millis as i64)
 }
 
+/// What was found of a line.
+struct Found<'t> {
+    /// The text, if `is_string`: it is most of a line and goes from here to the rows, so it is no value of its own.
+    text: &'t mut String,
+    /// Whether the last field that is the text is a string; else it is in its slot.
+    is_string: bool,
+    /// The other fields, and the text where it is something else or wanted in other slots too.
+    slots: Vec<Option<Value>>,
+}
+
 /// Builds the wanted fields of an object and reads past the others.
-struct Wanted<'a> {
+struct Wanted<'a, 't> {
     node: &'a Node,
-    slots: &'a mut [Option<Value>],
+    found: &'a mut Found<'t>,
     top: bool,
 }
 
-impl<'de> DeserializeSeed<'de> for Wanted<'_> {
+impl<'de> DeserializeSeed<'de> for Wanted<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        if self.node.slots.is_empty() {
+        let Node { slots, children } = self.node;
+        if slots.is_empty() {
             return if self.top { deserializer.deserialize_map(self) } else { deserializer.deserialize_any(self) };
         }
+        if *slots == [TEXT] && children.is_empty() {
+            return deserializer.deserialize_any(Text(self.found));
+        }
         let value = <Value as serde::Deserialize>::deserialize(deserializer)?;
-        self.node.fill(value, self.slots);
+        self.node.fill(value, &mut self.found.slots);
+        self.found.is_string &= self.found.slots[TEXT].is_none();
+        Ok(())
+    }
+}
+
+/// Takes a string as the text, and anything else as a value of its slot.
+struct Text<'a, 't>(&'a mut Found<'t>);
+
+impl Text<'_, '_> {
+    fn other(self, value: Value) {
+        self.0.is_string = false;
+        self.0.slots[TEXT] = Some(value);
+    }
+}
+
+impl<'de> Visitor<'de> for Text<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        self.0.text.clear();
+        self.0.text.push_str(text);
+        self.0.is_string = true;
+        self.0.slots[TEXT] = None;
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
+        self.other(serde::Deserialize::deserialize(MapAccessDeserializer::new(map))?);
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<(), A::Error> {
+        self.other(serde::Deserialize::deserialize(SeqAccessDeserializer::new(seq))?);
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        self.other(Value::Null);
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<(), E> {
+        self.other(value.into());
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<(), E> {
+        self.other(value.into());
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<(), E> {
+        self.other(value.into());
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<(), E> {
+        self.other(value.into());
         Ok(())
     }
 }
@@ -336,7 +420,7 @@ impl<'a> Visitor<'_> for Key<'a> {
     }
 }
 
-impl<'de> Visitor<'de> for Wanted<'_> {
+impl<'de> Visitor<'de> for Wanted<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -346,7 +430,7 @@ impl<'de> Visitor<'de> for Wanted<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(wanted) = map.next_key_seed(Key(self.node))? {
             match wanted {
-                Some(node) => map.next_value_seed(Wanted { node, slots: self.slots, top: false })?,
+                Some(node) => map.next_value_seed(Wanted { node, found: self.found, top: false })?,
                 None => {
                     map.next_value::<IgnoredAny>()?;
                 }

@@ -163,10 +163,12 @@ fn fields_are_mapped_from_nested_objects_of_any_type() {
         metadata: vec!["meta".into(), "score".into(), "a.b".into(), "absent".into()],
     };
     let fields = Fields::new(&mapping);
+    let mut text = String::new();
     let document = fields
         .parse(
             br#"{"key":7,"junk":[{"text":1}],"doc":{"title":"t","body":"a\u00e9\nb"},"meta":{"url":"http://x","n":[1,2]},
             "lang":["en"],"when":"2020-02-03T04:05:06+01:00","score":0.5,"a.b":"literal"}"#,
+            &mut text,
         )
         .unwrap();
     assert_eq!(document.text, "aé\nb");
@@ -188,11 +190,41 @@ fn fields_are_mapped_from_nested_objects_of_any_type() {
     ];
     for (time, expected) in times {
         let line = format!(r#"{{"doc":{{"body":"x"}},"when":{time}}}"#);
-        let document = fields.parse(line.as_bytes()).unwrap();
+        let document = fields.parse(line.as_bytes(), &mut text).unwrap();
         assert_eq!(document.timestamp, expected, "{time}");
         let kept = expected.is_none().then(|| format!(r#"{{"when":{time}}}"#));
         assert_eq!(document.metadata, kept, "what is no time is not lost");
     }
+}
+
+#[test]
+fn the_last_text_counts_whatever_it_is() {
+    let parse = |mapping: &FieldMapping, line: &str| {
+        // A text from before is no text of this line.
+        let mut text = "before".to_owned();
+        Fields::new(mapping).parse(line.as_bytes(), &mut text).map(|d| d.text.into_owned()).map_err(|bad| bad.detail)
+    };
+    let plain = FieldMapping::default();
+    for (last, expected) in [
+        (r#""b\n""#, Ok("b\n")),
+        (r#"["b"], "text": "c""#, Ok("c")),
+        ("null", Err("field \"text\" is null")),
+        ("5", Err("field \"text\" is a number, not a string")),
+        ("-5", Err("field \"text\" is a number, not a string")),
+        ("0.5", Err("field \"text\" is a number, not a string")),
+        ("true", Err("field \"text\" is a boolean, not a string")),
+        (r#"["b", {"c": 1}]"#, Err("field \"text\" is an array, not a string")),
+        (r#"{"b": ["c"]}"#, Err("field \"text\" is an object, not a string")),
+    ] {
+        let line = format!(r#"{{"text": "a", "text": {last}}}"#);
+        assert_eq!(parse(&plain, &line), expected.map(str::to_owned).map_err(str::to_owned), "{line}");
+    }
+    // A text that is kept in the metadata too, and one below an object that is.
+    let both = FieldMapping { metadata: vec!["text".into()], ..FieldMapping::default() };
+    assert_eq!(parse(&both, r#"{"text": "a"}"#).unwrap(), "a");
+    let below = FieldMapping { text: "a.b".into(), metadata: vec!["a".into()], ..FieldMapping::default() };
+    assert_eq!(parse(&below, r#"{"a.b": "x", "a": {"b": "y"}}"#).unwrap(), "y");
+    assert_eq!(parse(&below, r#"{"a": {"b": "y"}, "a.b": "x"}"#).unwrap(), "x");
 }
 
 proptest! {

@@ -20,6 +20,7 @@ use crate::ingest::scan::{RawTable, ScanContext};
 use crate::ingest::splits::{self, Split};
 use crate::manifest::Totals;
 use crate::run::RunContext;
+use crate::shard::TextCompression;
 use crate::stage::{Output, RowsRead, Stage, Task, TaskContext, TaskReport};
 
 /// Reads the files of a recipe: one task per [`IngestConfig::split_bytes`] of input.
@@ -88,12 +89,17 @@ impl Stage for IngestStage {
             .iter()
             .map(|input| serde_json::json!({ "source": input.source, "fields": input.fields }))
             .collect();
-        Ok(serde_json::json!({
+        let mut config = serde_json::json!({
             "split_bytes": self.config.split_bytes,
             "max_record_bytes": self.config.max_record_bytes,
             "inputs": inputs,
             "files": self.listing.files,
-        }))
+        });
+        // Left out where it is what it was before there was a choice, so that shards of then are as good as new.
+        if self.config.compression != TextCompression::default() {
+            config["compression"] = serde_json::json!(self.config.compression);
+        }
+        Ok(config)
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
@@ -145,11 +151,12 @@ impl Stage for IngestStage {
         };
         let documents = task.session().read_table(Arc::new(RawTable::new(splits, context)?))?;
         let output = Output { kept: &COLUMNS, dropped: &DROPPED };
-        let mut report = match task.write(documents, output, RowsRead::Counted(read)).await {
-            Ok(report) => report,
-            // The readers stop at the limit; what they then say is not the cause.
-            Err(error) => return Err(self.too_many(task.run.dir()).err().unwrap_or(error)),
-        };
+        let mut report =
+            match task.write_compressed(documents, output, RowsRead::Counted(read), self.config.compression).await {
+                Ok(report) => report,
+                // The readers stop at the limit; what they then say is not the cause.
+                Err(error) => return Err(self.too_many(task.run.dir()).err().unwrap_or(error)),
+            };
         bad.keep();
         report.notes = serde_json::json!({ "input_bytes": bytes });
         Ok(report)
