@@ -50,7 +50,7 @@ impl Stage for SignalsStage {
 
     /// Raise it when a formula changes.
     fn version(&self) -> u32 {
-        3
+        4
     }
 
     fn inputs(&self) -> Vec<String> {
