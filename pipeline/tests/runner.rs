@@ -259,7 +259,7 @@ struct Holder {
     name: &'static str,
     before: Option<&'static str>,
     /// What it shares is alive as long as this can be upgraded.
-    held: Arc<std::sync::Mutex<std::sync::Weak<Vec<u8>>>>,
+    held: Arc<Mutex<std::sync::Weak<Vec<u8>>>>,
     fails: bool,
 }
 
@@ -293,7 +293,7 @@ impl Stage for Holder {
 async fn what_tasks_share_is_dropped_when_their_stage_has_ended() {
     for fails in [false, true] {
         let dir = tempfile::tempdir().unwrap();
-        let held = Arc::new(std::sync::Mutex::default());
+        let held = Arc::new(Mutex::default());
         let stage =
             |name, before, fails| -> Arc<dyn Stage> { Arc::new(Holder { name, before, held: held.clone(), fails }) };
         let stages = vec![stage("first", None, false), stage("second", Some("first"), fails)];
@@ -336,8 +336,8 @@ impl Stage for Sum {
             // The first waits for another that comes beside it.
             if threads > 1 && sum.1 == 1 {
                 let wait = std::time::Duration::from_secs(20);
-                let (_, late) = came.wait_timeout_while(sum, wait, |sum| sum.1 < 2).unwrap();
-                assert!(!late.timed_out(), "shards are read one after the other");
+                let waited = came.wait_timeout_while(sum, wait, |sum| sum.1 < 2).unwrap();
+                assert!(!waited.1.timed_out(), "shards are read one after the other");
             }
             Ok(())
         };
