@@ -86,8 +86,9 @@ fn every_stage_that_decides_on_documents_is_reported_and_reviewed() {
         "\n[urls]\n[clean]\n[lines]\n[substring]\nlength = 20\n[mix.fractions]\ndocs = 0.5\n\
          [decontaminate]\nbenchmarks = [{{ name = \"quiz\", paths = [{quiz:?}] }}]\n"
     );
-    let small = std::fs::read_to_string(&recipe).unwrap().replace("[exact]", "[exact]\nby = [\"url\", \"text\"]");
-    std::fs::write(&recipe, small + &more).unwrap();
+    let small = std::fs::read_to_string(&recipe).unwrap();
+    let large = small.replace("[exact]", "[exact]\nby = [\"url\", \"text\"]") + &more;
+    std::fs::write(&recipe, large).unwrap();
     let run = dir.path().join("run");
     succeed(fulgurite().args(["run", "-q", "--until", "curate", "--run-dir"]).arg(&run).arg(&recipe));
 
@@ -140,6 +141,23 @@ fn every_stage_that_decides_on_documents_is_reported_and_reviewed() {
         server.wait().unwrap();
         assert!(line.starts_with("http://"), "{stage}: {line}");
     }
+
+    // In a recipe without most of them their directories stay, and what they dropped is missing no more.
+    let gone = ["urls", "exact_url", "lines", "substring", "decontaminate", "mix"];
+    let of_gone = |told: &serde_json::Value| {
+        let rules = told["rules"].as_array().unwrap();
+        rules.iter().filter(|rule| gone.iter().any(|stage| rule["stage"] == *stage)).count()
+    };
+    assert!(of_gone(&told) > 0 && told["lines"].is_object() && told["benchmarks"][0]["benchmark"] == "quiz", "{told}");
+    std::fs::write(&recipe, small).unwrap();
+    succeed(fulgurite().args(["run", "-q", "--until", "curate", "--run-dir"]).arg(&run).arg(&recipe));
+    assert!(gone.iter().all(|stage| run.join(stage).join("manifest.json").exists()));
+    let told: serde_json::Value =
+        serde_json::from_str(&text(fulgurite().arg("report").arg(&run).arg("--json"))).unwrap();
+    assert_eq!(
+        (of_gone(&told), &told["lines"], told["benchmarks"].as_array().unwrap().len()),
+        (0, &serde_json::Value::Null, 0)
+    );
 }
 
 /// The page as a browser shows it, wide and narrow: everything is there, in colour, and inside of the window.

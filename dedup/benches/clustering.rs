@@ -1,11 +1,12 @@
 //! Near-duplicate clustering of many documents, from signatures on disk to removals and the selection of what stays.
 //!
-//!     cargo bench --workspace --bench clustering -- DIRECTORY DOCUMENTS [THREADS]
+//!     cargo bench --workspace --bench clustering -- DIRECTORY DOCUMENTS [THREADS [earliest|longest|highest]]
 //!
 //! Signatures are made by a generator, so that the number of documents is free. Document `i` of `N` draws
 //! from SplitMix64 of `i`: with probability 0.3 it belongs to cluster `c`, drawn from `N / 10`, and agrees with it
 //! in a band with probability 0.43 (0.9⁸: similarity 0.9, 8 rows), so that its key is that of `(c, band)`; every
-//! other key is of `(i, band)`. Sketches are drawn likewise.
+//! other key is of `(i, band)`. Sketches are drawn likewise, and so are lengths and values, by which the survivor is chosen where it is not
+//! the earliest. Processor seconds are those of all threads; other work on the machine moves them less than the clock.
 #![allow(missing_docs, clippy::print_stdout)]
 
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use async_trait::async_trait;
 use dedup::minhash::SKETCH_BYTES;
 use dedup::near::{SignatureWriter, clustering_stages, selection_stage};
-use dedup::{Mode, NearConfig};
+use dedup::{Keep, Mode, NearConfig};
 use pipeline::document::ordinal;
 use pipeline::shard::{BATCH_ROWS, ShardWriter, part_name};
 use pipeline::{Journal, Result, RunContext, RunOptions, Runner, Stage, Task, TaskContext, TaskReport};
@@ -78,7 +79,10 @@ impl Stage for Synthetic {
             }
             writer.push(&keys, |row| {
                 row.extend_from_slice(&((i - first) as u32).to_le_bytes());
-                row.extend_from_slice(&5000u32.to_le_bytes());
+                row.extend_from_slice(&(4000 + (mix(own) % 2000) as u32).to_le_bytes());
+                if matches!(self.config.keep, Keep::Highest(_)) {
+                    row.extend_from_slice(&mix(!own).to_le_bytes());
+                }
                 let sketch = cluster.map_or(own, |c| mix(!c));
                 row.extend((0..SKETCH_BYTES as u64).map(|byte| mix(sketch ^ byte) as u8));
             })?;
@@ -139,6 +143,14 @@ fn peak_bytes() -> u64 {
     line.and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
+/// Seconds that the threads of this process have worked so far, as Linux tells them in hundredths.
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // Behind the name, which may have spaces in it: user and system time are the twelfth and the thirteenth number.
+    let numbers = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    numbers.filter_map(|n| n.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
 fn failed(e: pipeline::Error) -> ! {
     panic!("{e}")
 }
@@ -152,7 +164,13 @@ fn main() {
     let documents = documents.parse::<f64>().unwrap_or(0.0) as u64;
     let threads = rest.first().and_then(|n| n.parse().ok()).unwrap_or(2);
     let dir = PathBuf::from(dir);
-    let config = NearConfig { mode: Mode::Fast, ..NearConfig::default() };
+    let keep = match rest.get(1).map(String::as_str) {
+        None | Some("earliest") => Keep::Earliest,
+        Some("longest") => Keep::Longest,
+        Some("highest") => Keep::Highest("value".into()),
+        Some(other) => panic!("there is no policy {other}"),
+    };
+    let config = NearConfig { mode: Mode::Fast, keep, ..NearConfig::default() };
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().expect("one pool");
     let run = RunContext::new(&dir, RunOptions { threads, ..RunOptions::new() }).unwrap_or_else(|e| failed(e));
     let mut stages: Vec<Arc<dyn Stage>> = vec![Arc::new(Synthetic { config: config.clone(), documents })];
@@ -165,7 +183,7 @@ fn main() {
     println!("documents {documents}, threads {threads}");
     let mut whole = 0.0;
     for name in &names {
-        let started = Instant::now();
+        let (started, worked) = (Instant::now(), processor_seconds());
         runtime.block_on(runner.run(Some(name))).unwrap_or_else(|e| failed(e));
         // Earlier stages are found done, which takes their checksums: that is not this stage's time.
         let work: f64 = run.journal(name).values().map(|e| e.seconds).sum();
@@ -176,8 +194,10 @@ fn main() {
             whole += work;
         }
         println!(
-            "{name:16} {work:8.1} s of tasks, {:8.1} s wall with checksums, {:6.1} bytes a document, {rows} rows, peak {} MiB",
+            "{name:16} {work:8.1} s of tasks, {:8.1} s wall and {:8.1} s of processors with checksums, {:6.1} bytes a document, {rows} rows, \
+             peak {} MiB",
             started.elapsed().as_secs_f64(),
+            processor_seconds() - worked,
             bytes as f64 / documents as f64,
             peak_bytes() >> 20
         );

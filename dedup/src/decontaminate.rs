@@ -2,7 +2,7 @@
 //!
 //! Texts of the evaluation sets and of the corpus are cut into the same shingles ([`crate::shingles`]). A
 //! document that shares an n-gram of `ngram` words with a record of an evaluation set is reported with
-//! benchmark, record and place, and dropped, or loses the words. Records of fewer words are looked for as a
+//! benchmark, record and the beginning of the first, and dropped, or loses the words. Records of fewer words are looked for as a
 //! whole, down to `min_ngram` words; what is shorter still says nothing and is counted. A benchmark of which nothing
 //! is long enough is refused: all documents would pass for clean of it.
 //!
@@ -20,7 +20,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::{
     ArrayRef, AsArray, RecordBatch, StringArray, StringViewBuilder, StructArray, UInt32Array, UInt32Builder,
@@ -121,6 +121,48 @@ const MOST_RECORDS: usize = 100;
 /// Bits of the filter: 128 KiB, which stay in the cache.
 const FILTER_BITS: u32 = 20;
 
+/// Give the texts of evaluation set `number` that are looked for to `take`: the number of the record in its set, from 1, and its
+/// name; words of an n-gram, and the n-grams.
+///
+/// # Errors
+/// [`Error::Setting`] for a set of which nothing would be found.
+fn each_text(
+    config: &DecontaminateConfig,
+    benchmark: &Benchmark,
+    number: usize,
+    base: &Path,
+    mut take: impl FnMut(u64, &str, usize, &[u64]),
+) -> Result<Counts> {
+    let mut counts = Counts { name: benchmark.name.clone(), ..Counts::default() };
+    let (mut shingles, mut places) = (Shingles::default(), Vec::new());
+    evaluation::read(benchmark, base, |name, texts| {
+        counts.records += 1;
+        for text in texts {
+            counts.texts += 1;
+            shingles.words(text, &mut places);
+            let small = places.iter().filter(|place| is_small_word(&text[place.start..place.end])).count();
+            let times = if 2 * small > places.len() { 2 } else { 1 };
+            if places.len() < config.min_ngram as usize * times {
+                counts.too_short += 1;
+                continue;
+            }
+            let n = places.len().min(config.ngram as usize * times);
+            take(counts.records, &name, n, shingles.again(n));
+        }
+    })?;
+    if counts.too_short == counts.texts {
+        return Err(Error::setting(
+            format!("decontaminate.benchmarks.{number}"),
+            format!(
+                "{}: none of the {} texts of its {} records has min_ngram = {} words, so nothing of it would be found: \
+                 name other fields, lower min_ngram, or leave it out",
+                counts.name, counts.texts, counts.records, config.min_ngram
+            ),
+        ));
+    }
+    Ok(counts)
+}
+
 impl Index {
     fn load(config: &DecontaminateConfig, base: &Path) -> Result<Self> {
         let mut index = Self {
@@ -131,46 +173,25 @@ impl Index {
             counts: Vec::new(),
             common: 0,
         };
-        let mut shingles = Shingles::default();
-        let mut places = Vec::new();
         for (number, benchmark) in config.benchmarks.iter().enumerate() {
-            let mut counts = Counts { name: benchmark.name.clone(), ..Counts::default() };
             let before = index.records.len() as u32;
-            evaluation::read(benchmark, base, |name, texts| {
-                let record = index.records.len() as u32;
-                index.records.push(Record { benchmark: number, name });
-                counts.records += 1;
-                for text in texts {
-                    counts.texts += 1;
-                    shingles.words(text, &mut places);
-                    let small = places.iter().filter(|place| is_small_word(&text[place.start..place.end])).count();
-                    let times = if 2 * small > places.len() { 2 } else { 1 };
-                    if places.len() < config.min_ngram as usize * times {
-                        counts.too_short += 1;
-                        continue;
-                    }
-                    let n = places.len().min(config.ngram as usize * times);
-                    for &gram in shingles.again(n) {
-                        let slot = filter_slot(gram);
-                        index.filter[slot / 64] |= 1 << (slot % 64);
-                        let records = index.grams.entry(n).or_default().entry(gram).or_default();
-                        let own = records.len() - records.partition_point(|held| *held < before);
-                        if records.last() != Some(&record) && own <= MOST_RECORDS {
-                            records.push(record);
-                        }
+            let mut last = 0;
+            let counts = each_text(config, benchmark, number, base, |record, name, n, grams| {
+                if record != last {
+                    last = record;
+                    index.records.push(Record { benchmark: number, name: name.into() });
+                }
+                let record = index.records.len() as u32 - 1;
+                for &gram in grams {
+                    let slot = filter_slot(gram);
+                    index.filter[slot / 64] |= 1 << (slot % 64);
+                    let records = index.grams.entry(n).or_default().entry(gram).or_default();
+                    let own = records.len() - records.partition_point(|held| *held < before);
+                    if records.last() != Some(&record) && own <= MOST_RECORDS {
+                        records.push(record);
                     }
                 }
             })?;
-            if counts.too_short == counts.texts {
-                return Err(Error::setting(
-                    format!("decontaminate.benchmarks.{number}"),
-                    format!(
-                        "{}: none of the {} texts of its {} records has min_ngram = {} words, so nothing of it would be found: \
-                         name other fields, lower min_ngram, or leave it out",
-                        benchmark.name, counts.texts, counts.records, config.min_ngram
-                    ),
-                ));
-            }
             index.counts.push(counts);
         }
         let benchmark = |record: &u32| index.records[*record as usize].benchmark;
@@ -289,7 +310,6 @@ pub struct DecontaminateStage {
     config: DecontaminateConfig,
     texts: Texts,
     base: PathBuf,
-    index: OnceLock<Arc<Index>>,
 }
 
 impl DecontaminateStage {
@@ -306,16 +326,7 @@ impl DecontaminateStage {
         if config.benchmarks.is_empty() {
             return refuse("benchmarks", "there is none: name the evaluation sets to look for");
         }
-        Ok(Self { config, texts: Texts::new(documents, selection), base: base.into(), index: OnceLock::new() })
-    }
-
-    fn index(&self) -> Result<Arc<Index>> {
-        if let Some(index) = self.index.get() {
-            return Ok(index.clone());
-        }
-        // Two tasks may both load it; the first to be done is kept.
-        let index = Arc::new(Index::load(&self.config, &self.base)?);
-        Ok(self.index.get_or_init(|| index).clone())
+        Ok(Self { config, texts: Texts::new(documents, selection), base: base.into() })
     }
 }
 
@@ -326,7 +337,7 @@ impl Stage for DecontaminateStage {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn inputs(&self) -> Vec<String> {
@@ -345,8 +356,10 @@ impl Stage for DecontaminateStage {
     }
 
     fn check_settings(&self, _: &BTreeMap<String, SchemaRef>) -> Result<()> {
-        // A benchmark that cannot be found is told before any work.
-        self.index().map(|_| ())
+        // A benchmark that cannot be found is told before any work; the index is made by the first task that wants it.
+        let sets = self.config.benchmarks.iter().enumerate();
+        sets.map(|(number, set)| each_text(&self.config, set, number, &self.base, |_, _, _, _| {}).map(|_| ()))
+            .collect()
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
@@ -361,7 +374,7 @@ impl Stage for DecontaminateStage {
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let index = self.index()?;
+        let index = task.run.shared("evaluation sets", || Index::load(&self.config, &self.base))?;
         let read = task.run.shard(self.texts.chosen(), task.index())?.rows;
         let session = crate::selection::session(task);
         let matches = Arc::new(Mutex::new(Matches::create(task, index.clone())?));

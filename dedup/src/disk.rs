@@ -1,6 +1,7 @@
 //! Room on the disk, looked at before a stage begins rather than when it is full.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use pipeline::{Error, Result, RunContext};
 
@@ -16,8 +17,18 @@ pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
 
 /// Bytes of text in the shards of a stage of documents, as their footers say.
 pub(crate) fn text_bytes(run: &RunContext, stage: &str) -> Result<u64> {
-    let sum = || run.shards(stage)?.iter().map(|shard| pipeline::shard::text_bytes(&shard.path)).sum::<Result<u64>>();
-    Ok(*run.shared(&format!("bytes of text of {stage}"), sum)?)
+    Ok(text_bytes_of_shards(run, stage)?.iter().sum())
+}
+
+/// Those of the shard that has the most.
+pub(crate) fn most_text_bytes(run: &RunContext, stage: &str) -> Result<u64> {
+    Ok(text_bytes_of_shards(run, stage)?.iter().copied().max().unwrap_or(0))
+}
+
+fn text_bytes_of_shards(run: &RunContext, stage: &str) -> Result<Arc<Vec<u64>>> {
+    run.shared(&format!("bytes of text of {stage}"), || {
+        run.shards(stage)?.iter().map(|shard| pipeline::shard::text_bytes(&shard.path)).collect::<Result<Vec<u64>>>()
+    })
 }
 
 /// Refuse to begin a stage that will write `bytes` where there is less room. What it has committed

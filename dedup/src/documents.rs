@@ -117,25 +117,22 @@ impl Documents {
     /// Look up the table rows of `numbers` (in any order, repeats allowed) and give each with its place in
     /// `numbers` to `take`. Files are opened one after the other.
     pub(crate) fn look_up(&self, numbers: &[u64], mut take: impl FnMut(usize, &Source, &[u8])) -> Result<()> {
-        let mut order: Vec<u32> = (0..numbers.len() as u32).collect();
-        order.sort_unstable_by_key(|&i| numbers[i as usize]);
-        let mut open: Option<(usize, RunFile)> = None;
-        let mut row = Vec::new();
-        let mut read = None;
-        for i in order {
-            let number = numbers[i as usize];
+        // Numbers beside their places: sorting places alone looks a number up for every comparison.
+        let mut order: Vec<(u64, u32)> = numbers.iter().copied().zip(0..).collect();
+        order.sort_unstable();
+        let (mut rest, mut rows) = (order.as_slice(), Vec::new());
+        while let Some(&(number, _)) = rest.first() {
             let missing = || Error::Recipe(format!("document number {number} is in no shard of the index"));
-            let at = self.source(number).ok_or_else(missing)?;
-            let source = &self.sources[at];
-            if open.as_ref().is_none_or(|(held, _)| *held != at) {
-                open = Some((at, RunFile::open(&source.path)?));
-            }
-            let Some((_, file)) = &open else { continue };
-            if read != Some(number) && !file.row(TABLE, number - source.start, &mut row)? {
+            let source = &self.sources[self.source(number).ok_or_else(missing)?];
+            let end = source.start + source.rows;
+            let (own, behind) = rest.split_at(rest.partition_point(|(number, _)| *number < end));
+            rows.clear();
+            rows.extend(own.iter().map(|(number, _)| number - source.start));
+            let file = RunFile::open(&source.path)?;
+            if !file.rows(TABLE, &rows, |at, row| take(own[at].1 as usize, source, row))? {
                 return Err(missing());
             }
-            read = Some(number);
-            take(i as usize, source, &row);
+            rest = behind;
         }
         Ok(())
     }

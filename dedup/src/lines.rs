@@ -24,12 +24,13 @@ use async_trait::async_trait;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use datafusion::prelude::{col, lit, when};
 use pipeline::document::COLUMNS;
+use pipeline::report::KEPT_LINE_CHARS;
 use pipeline::shard::{ShardWriter, part_name};
 use pipeline::stage::RULE;
 use pipeline::{Error, Output, PendingFile, Result, RowsRead, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{EXPECTED_DUPLICATES, check_room, text_bytes};
+use crate::disk::{EXPECTED_DUPLICATES, check_room, most_text_bytes, text_bytes};
 use crate::documents::{digest_of_stage, each_section_of, sum_of_notes};
 use crate::normalise::{Normalise, content_hash};
 use crate::partition::{PARTITION_ROWS, keys_of, partition_rows, partition_tasks, stop_if_asked};
@@ -274,6 +275,12 @@ const SECTION_RECORDS: usize = 1 << 20;
 
 /// Bytes of memory of a distinct line while they are gathered: an entry of a table that is half empty, and the record.
 const GATHERED_BYTES: u64 = 96;
+/// Bytes of memory of a line that is looked up in a table: an entry of one that has just grown, beside the one it grew from.
+const LOOKED_UP_BYTES: u64 = 112;
+
+/// What the journal says of a task's hits: those of the shard that has the most. Added up over tasks, it is what a shard has at
+/// most, and nearly what one has, since partitions are of hashes.
+const MOST_HITS: &str = "most_hits_of_a_shard";
 
 struct Hashes {
     input: Input,
@@ -340,8 +347,6 @@ impl Stage for Hashes {
 const MOST_FREQUENT: usize = 20;
 /// Lines that a task holds before it leaves those.
 const HELD_FREQUENT: usize = 1 << 12;
-/// Characters of a line that it shows.
-const SHOWN_CHARS: usize = 200;
 
 /// A line that stands in many documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -384,7 +389,7 @@ impl Stage for Counts {
         COUNTS
     }
     fn version(&self) -> u32 {
-        2
+        3
     }
     fn inputs(&self) -> Vec<String> {
         vec![HASHES.into()]
@@ -413,6 +418,7 @@ impl Stage for Counts {
         })?;
         lines.sort_unstable();
         let (mut hits, mut frequent) = (Vec::new(), 0);
+        let mut hits_of: HashMap<u32, u64> = HashMap::new();
         let mut most = Vec::new();
         for line in lines.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
             let documents: u64 = line.iter().map(|l| u64::from(l.4)).sum();
@@ -428,6 +434,7 @@ impl Stage for Counts {
             for (i, one) in line.chunk_by(|a, b| a.2 == b.2).enumerate() {
                 let keep = if i == 0 && self.config.keep_first { one[0].3 } else { NONE };
                 hits.push(Hit { shard: one[0].2, high: one[0].0, low: one[0].1, keep });
+                *hits_of.entry(one[0].2).or_default() += 1;
             }
             if hits.len() >= SECTION_RECORDS {
                 writer.records(HITS, 0, &mut hits)?;
@@ -436,7 +443,9 @@ impl Stage for Counts {
         }
         writer.records(HITS, 0, &mut hits)?;
         keep_most_frequent(&mut most);
-        writer.report(frequent, serde_json::json!({ "frequent": frequent, "most_frequent": most }))
+        let most_hits = hits_of.into_values().max().unwrap_or(0);
+        writer
+            .report(frequent, serde_json::json!({ "frequent": frequent, "most_frequent": most, MOST_HITS: most_hits }))
     }
 }
 
@@ -448,9 +457,14 @@ struct Bloom {
 
 impl Bloom {
     fn new(expected: u64, rate: f64) -> Self {
-        let bits = (-(expected as f64) * rate.ln() / std::f64::consts::LN_2.powi(2)).ceil();
         let functions = (-rate.log2()).round().clamp(1.0, 32.0) as u32;
-        Self { bits: vec![0; (bits as usize).div_ceil(64).max(1)], functions }
+        Self { bits: vec![0; Self::words(expected, rate)], functions }
+    }
+
+    /// Words of 64 bits that a filter takes.
+    fn words(expected: u64, rate: f64) -> usize {
+        let bits = (-(expected as f64) * rate.ln() / std::f64::consts::LN_2.powi(2)).ceil();
+        (bits as usize).div_ceil(64).max(1)
     }
 
     /// Put a hash in; whether it was there already.
@@ -479,7 +493,7 @@ impl Stage for Filter {
         FILTER
     }
     fn version(&self) -> u32 {
-        2
+        3
     }
     fn inputs(&self) -> Vec<String> {
         self.input.texts.stages()
@@ -493,19 +507,34 @@ impl Stage for Filter {
         let shards: Vec<_> = run.shards(self.input.texts.chosen())?.iter().map(|s| s.xxh3).collect();
         Ok(vec![Task { index: 0, inputs: serde_json::json!({ "shards": shards }) }])
     }
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        let LinesConfig { expected_lines, false_positive_rate, .. } = self.input.config;
+        let filter = 8 * Bloom::words(expected_lines, false_positive_rate) as u64;
+        // The lines of one shard: where they stand first in it, or that they go.
+        let lines = (most_text_bytes(run, &self.input.texts.documents)? as f64 / LINE_BYTES) as u64;
+        let bytes = filter.saturating_add(lines * LOOKED_UP_BYTES);
+        let limit = run.options().memory_limit_bytes;
+        if bytes > limit as u64 {
+            return Err(Error::Limit(format!(
+                "lines: the Bloom filter takes {} MiB and the lines of a shard about {} MiB, and the memory limit is {} MiB: lower \
+                 lines.expected_lines, raise lines.false_positive_rate, or give --memory-limit {}MiB or more",
+                filter >> 20,
+                (lines * LOOKED_UP_BYTES) >> 20,
+                limit >> 20,
+                bytes.div_ceil(1 << 20)
+            )));
+        }
+        Ok(bytes)
+    }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let config = &self.input.config;
         let mut filter = Bloom::new(config.expected_lines, config.false_positive_rate);
         let bytes = filter.bits.len() * 8;
-        if bytes > task.run.options().memory_limit_bytes {
-            return Err(Error::Limit(format!(
-                "lines: the Bloom filter takes {bytes} bytes, more than the memory limit: lower expected_lines, raise false_positive_rate or --memory-limit"
-            )));
-        }
         let mut writer = RunWriter::create(task)?;
         let (mut lines, mut found) = (0u64, 0u64);
         let (mut read, documents) = (0u64, self.input.texts.count(&task.run)?);
         let mut hits = Vec::new();
+        let mut most_hits = 0;
         let mut seen: HashSet<u128> = HashSet::new();
         for shard in task.run.shards(self.input.texts.chosen())? {
             stop_if_asked(task)?;
@@ -536,10 +565,12 @@ impl Stage for Filter {
                 .await?;
             hits.sort_unstable();
             hits.dedup();
+            most_hits = most_hits.max(hits.len());
             writer.records(HITS, 0, &mut hits)?;
             hits.clear();
         }
-        let notes = serde_json::json!({ "lines": lines, "seen_before": found, "filter_bytes": bytes });
+        let notes =
+            serde_json::json!({ "lines": lines, "seen_before": found, "filter_bytes": bytes, MOST_HITS: most_hits });
         writer.report(found, notes)
     }
 }
@@ -568,7 +599,7 @@ impl Stage for Rewrite {
         LINES
     }
     fn version(&self) -> u32 {
-        2
+        3
     }
     fn inputs(&self) -> Vec<String> {
         self.input.texts.stages().into_iter().chain([self.decisions.clone()]).collect()
@@ -579,6 +610,9 @@ impl Stage for Rewrite {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         check_room(run, LINES, self.input.texts.stored_bytes(run)?)?;
         self.input.texts.tasks_with(run, digest_of_stage(run, &self.decisions))
+    }
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        Ok(sum_of_notes(run, &self.decisions, MOST_HITS) * LOOKED_UP_BYTES)
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let shard = u64::from(task.index());
@@ -696,7 +730,7 @@ impl Without {
             let hash = hash(unit, &self.config, scratch);
             let found = hash.and_then(|h| Some((h, *self.gone.get(&h)?)));
             if let Some(shown) = found.and_then(|(h, _)| state.shown.get_mut(&h)) {
-                shown.get_or_insert_with(|| unit.trim().chars().take(SHOWN_CHARS).collect());
+                shown.get_or_insert_with(|| unit.trim().chars().take(KEPT_LINE_CHARS).collect());
             }
             // The document that keeps a line keeps it once.
             let goes = found.is_some_and(|(h, keep)| keep != row || !kept.insert(h));

@@ -31,7 +31,7 @@ pub(crate) const ROW_BYTES: f64 = Removal::BYTES as f64 + 0.125 + 24.0;
 /// together, which opens the files of nearly all shards.
 const PARTITION_MEMBERS: u64 = 1 << 18;
 /// Bytes of memory for a member: its pair, twice over, what is looked up and where to put it, and the survivor of its cluster.
-const MEMBER_BYTES: u64 = 256;
+const MEMBER_BYTES: u64 = 288;
 
 /// How similar a document that goes is to its survivor.
 #[derive(Clone, Debug)]
@@ -262,33 +262,49 @@ impl Removals {
             .filter(|(number, survivor, _)| number != survivor)
             .collect();
         let n = gone.len();
-        let numbers: Vec<u64> =
-            gone.iter().map(|g| g.0).chain(gone.iter().map(|g| g.1)).chain(gone.iter().map(|g| g.2)).collect();
+        // Survivor and first member are looked up once for those of a cluster that stand together here.
+        let mut numbers: Vec<u64> = gone.iter().map(|g| g.0).collect();
+        let mut cluster_of: Vec<u32> = Vec::with_capacity(n);
+        for (at, cluster) in (0..).zip(gone.chunk_by(|a, b| a.2 == b.2)) {
+            numbers.extend([cluster[0].1, cluster[0].2]);
+            cluster_of.resize(cluster_of.len() + cluster.len(), at);
+        }
+        let clusters = (numbers.len() - n) / 2;
         let mut removals = vec![Removal::default(); n];
         let mut foreign = vec![false; n];
+        // Of each cluster: ordinal of the survivor and where that is, ordinal of the first member.
+        let mut heads = vec![(0, 0, 0); clusters];
         let (width, from) = match &self.similarity {
             Similarity::Sketch { keep } => (SKETCH_BYTES, HEAD_BYTES + keep.row_bytes()),
             _ => (0, 0),
         };
-        let mut sketches = vec![0; 2 * n * width];
+        // Of those that go, then of the survivors.
+        let mut sketches = vec![0; (n + clusters) * width];
         documents.look_up(&numbers, |i, source, row| {
-            let (ordinal, removal) = (ordinal_of(source, row), &mut removals[i % n]);
-            match i / n {
-                0 => (removal.ordinal, foreign[i]) = (ordinal, source.index.is_some()),
-                1 => (removal.survivor, removal.survivor_index) = (ordinal, source.index.map_or(0, |index| index + 1)),
-                _ => removal.cluster = ordinal,
-            }
-            if i < 2 * n && width > 0 {
-                sketches[i * width..(i + 1) * width].copy_from_slice(&row[from..from + width]);
-            }
+            let ordinal = ordinal_of(source, row);
+            let place = match i.checked_sub(n).map(|i| (i / 2, i % 2)) {
+                None => {
+                    (removals[i].ordinal, foreign[i]) = (ordinal, source.index.is_some());
+                    i
+                }
+                Some((cluster, 0)) => {
+                    (heads[cluster].0, heads[cluster].1) = (ordinal, source.index.map_or(0, |index| index + 1));
+                    n + cluster
+                }
+                Some((cluster, _)) => return heads[cluster].2 = ordinal,
+            };
+            sketches[place * width..(place + 1) * width].copy_from_slice(&row[from..from + width]);
         })?;
+        for (removal, &cluster) in removals.iter_mut().zip(&cluster_of) {
+            (removal.survivor, removal.survivor_index, removal.cluster) = heads[cluster as usize];
+        }
         match &self.similarity {
             Similarity::One => removals.iter_mut().for_each(|r| r.similarity = 1f32.to_bits()),
             Similarity::Sketch { .. } => {
+                let sketch = |place: usize| &sketches[place * width..(place + 1) * width];
                 for (i, removal) in removals.iter_mut().enumerate() {
-                    let (a, b) =
-                        (&sketches[i * width..(i + 1) * width], &sketches[(n + i) * width..(n + i + 1) * width]);
-                    removal.similarity = (sketch_similarity(a, b, 0) as f32).to_bits();
+                    let of_survivor = sketch(n + cluster_of[i] as usize);
+                    removal.similarity = (sketch_similarity(sketch(i), of_survivor, 0) as f32).to_bits();
                 }
             }
             Similarity::Exact => {

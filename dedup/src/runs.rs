@@ -33,6 +33,10 @@ const BUCKET_RECORDS: u64 = 32;
 const READ_BYTES: usize = 1 << 20;
 /// Bytes at the end of a file that are read at first: the footer of a hundred sections.
 const TAIL_BYTES: usize = 4096;
+/// Bytes from one row of a table to the next that are read rather than asked for anew: a page, whose copy takes less than a call.
+const NEAR_BYTES: u64 = 4096;
+/// Bytes of rows that are read at a time.
+const ROWS_BYTES: u64 = 1 << 16;
 /// Entries of a directory that are read at a time to find a range.
 const ENTRIES: usize = 256;
 
@@ -305,13 +309,28 @@ impl RunFile {
         Ok(())
     }
 
-    /// Row `row` of a table whose sections follow one another; `false` if there is none.
-    pub(crate) fn row(&self, tag: u32, row: u64, bytes: &mut Vec<u8>) -> Result<bool> {
-        let Some(section) = self.sections(tag).find(|s| (s.base..s.base + s.records).contains(&row)) else {
-            return Ok(false);
-        };
-        bytes.resize(section.width as usize, 0);
-        self.read_at(bytes, section.offset + (row - section.base) * u64::from(section.width))?;
+    /// Give `rows` (ascending, repeats allowed) of a table whose sections follow one another to `take`, each with its place among
+    /// them; `false` if there is one that the table has not. Rows that lie near each other are one read.
+    pub(crate) fn rows(&self, tag: u32, rows: &[u64], mut take: impl FnMut(usize, &[u8])) -> Result<bool> {
+        let (mut bytes, mut at) = (Vec::new(), 0);
+        while let Some(&first) = rows.get(at) {
+            let Some(section) = self.sections(tag).find(|s| (s.base..s.base + s.records).contains(&first)) else {
+                return Ok(false);
+            };
+            let (width, end) = (u64::from(section.width), section.base + section.records);
+            let joins = |(row, next): (u64, u64)| {
+                next < end && (next - row) * width <= NEAR_BYTES && (next + 1 - first) * width <= ROWS_BYTES
+            };
+            let joined = rows[at..].windows(2).take_while(|pair| joins((pair[0], pair[1]))).count();
+            let some = &rows[at..=at + joined];
+            bytes.resize(((some[joined] + 1 - first) * width) as usize, 0);
+            self.read_at(&mut bytes, section.offset + (first - section.base) * width)?;
+            for (place, row) in (at..).zip(some) {
+                let from = ((row - first) * width) as usize;
+                take(place, &bytes[from..from + width as usize]);
+            }
+            at += some.len();
+        }
         Ok(true)
     }
 }
@@ -486,6 +505,41 @@ mod tests {
         // Hashes are as they were: the top bits of the key, whatever the largest.
         let pairs: Vec<Pair> = (0..64).map(|second| Pair::new(0, second)).collect();
         assert_eq!(directory(&pairs), (1, 39));
+    }
+
+    #[test]
+    fn rows_of_a_table_are_found_alone_together_and_more_than_once() {
+        const WIDTH: u64 = 24;
+        let row = |number: u64| [number, !number, number * 7].map(u64::to_le_bytes).concat();
+        let table = |rows: Range<u64>| rows.flat_map(row).collect::<Vec<u8>>();
+        let (dir, cut, all) = (tempfile::tempdir().unwrap(), 5000, 20_000);
+        let path = dir.path().join("table");
+        // Two sections, the later one first in the file.
+        std::fs::write(&path, [b"before".to_vec(), table(cut..all), table(0..cut)].concat()).unwrap();
+        let section = |base: u64, end: u64, offset| Section {
+            tag: 3,
+            width: WIDTH as u32,
+            base,
+            records: end - base,
+            offset,
+            bits: 0,
+            shift: 0,
+        };
+        let sections = vec![section(0, cut, 6 + (all - cut) * WIDTH), section(cut, all, 6)];
+        let file = RunFile { file: File::open(&path).unwrap(), path, sections };
+        let wanted = [0, 0, 1, 170, 341, 342, 4999, 5000, 5001, 9000, 9000, 19_999];
+        let everything: Vec<u64> = (0..all).collect();
+        for wanted in [&wanted[..], &everything, &[]] {
+            let mut places = 0..wanted.len();
+            let found = file.rows(3, wanted, |place, bytes| {
+                assert_eq!((Some(place), bytes), (places.next(), &row(wanted[place])[..]));
+            });
+            assert!(found.unwrap() && places.is_empty());
+        }
+        for missing in [all, u64::MAX] {
+            assert!(!file.rows(3, &[7, missing], |_, _| {}).unwrap());
+        }
+        assert!(!file.rows(4, &[7], |_, _| {}).unwrap(), "another table");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 use std::ops::Range;
 
+use pipeline::language::is_unspaced;
 use unicode_segmentation::UnicodeSegmentation;
 
 use crate::ascii::{BLOCK, Blocks};
@@ -69,20 +70,12 @@ impl Shingles {
     }
 }
 
-/// Whether `c` is of a script that puts no spaces between words: ideographs, kana, and those of Thai, Lao, Burmese and Khmer.
-pub(crate) fn is_unspaced(c: char) -> bool {
-    matches!(c,
-        '\u{3041}'..='\u{30ff}' | '\u{31f0}'..='\u{31ff}' | '\u{ff66}'..='\u{ff9f}'
-        | '\u{3005}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}'
-        | '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}')
-}
-
 /// Whether a word of the segmentation is a part of what people call one: one character of a script without spaces, with its
 /// marks. Runs of katakana are words.
 pub(crate) fn is_small_word(word: &str) -> bool {
+    let is_katakana = |c| matches!(c, '\u{30a1}'..='\u{30ff}' | '\u{31f0}'..='\u{31ff}' | '\u{ff66}'..='\u{ff9f}');
     let mut chars = word.chars();
-    let first = chars.next();
-    first.is_some_and(is_unspaced) && (first < Some('\u{3000}') || chars.next().is_none())
+    chars.next().is_some_and(|first| is_unspaced(first) && (!is_katakana(first) || chars.next().is_none()))
 }
 
 /// Append the hash of every run of `n` words.
@@ -235,6 +228,9 @@ mod tests {
         assert_eq!(small("日本の a"), [true, true, true, false]);
         assert_eq!(small("カタカナ"), [false], "a run of katakana is a word");
         assert!(small("ภาษาไทย").iter().all(|small| *small));
+        // The ideograph for nothing, one with a selector of its form, a kana with its mark, and letters that Burmese has further on.
+        assert_eq!(small("二〇 葛\u{e0100} か\u{3099}"), [true; 4]);
+        assert_eq!(small("\u{aa60}"), [true]);
         assert_eq!(small("한국어 слово ελ x1"), [false; 4]);
     }
 

@@ -147,6 +147,47 @@ async fn the_most_frequent_lines_are_told_with_what_went_in_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_in_a_frequent_line_is_no_part_of_the_report_wherever_it_stands() {
+    let line = |before: usize| format!("{} jane.doe@example.org", "w".repeat(before));
+    let lines: Vec<String> = [10, 185, 190, 195, 198].map(line).to_vec();
+    let corpus = vec![vec![plain(lines.join("\n")), plain(lines.join("\n"))]];
+    let dir = tempfile::tempdir().unwrap();
+    let run = run(dir.path(), &corpus, line_stages(&LinesConfig::default(), "documents", None).unwrap(), 1).await;
+    let told = pipeline::report::report(run.dir()).unwrap().lines.unwrap().frequent;
+    assert_eq!(told.len(), 5);
+    for line in told.into_iter().map(|frequent| frequent.line) {
+        assert!(line.starts_with("wwwwwwwwww") && line.chars().count() <= 200 && !line.contains("jane"), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_of_a_task_is_told_of_lines_that_go_and_of_the_filter() {
+    // The second shard has 500 lines that stand in the first, the third one of them.
+    let lines = |n: usize| plain((0..n).map(|i| format!("line {i}\n")).collect::<String>());
+    let corpus = vec![vec![lines(500)], vec![lines(500)], vec![lines(1)]];
+    let bloom = LinesConfig { method: Method::Bloom, expected_lines: 1_000_000, ..LinesConfig::default() };
+    for (config, filter) in [(LinesConfig::default(), 0), (bloom, 2_396_272)] {
+        let dir = tempfile::tempdir().unwrap();
+        let stages = line_stages(&config, "documents", None).unwrap();
+        let run = run(dir.path(), &corpus, stages.clone(), 1).await;
+        let [.., decisions, rewrite] = stages.as_slice() else { panic!("no stages") };
+        // Hash, document, and the room that a table leaves free.
+        assert_eq!(rewrite.task_memory_bytes(&run).unwrap(), 500 * 112, "{config:?}");
+        let decisions = decisions.task_memory_bytes(&run).unwrap();
+        assert!((filter + 20 * 500..filter + 100_000).contains(&decisions), "{decisions}");
+    }
+    // A filter that the limit has no room for is refused with what would help.
+    let dir = tempfile::tempdir().unwrap();
+    let large = LinesConfig { method: Method::Bloom, expected_lines: 1_000_000_000, ..LinesConfig::default() };
+    let options = RunOptions { threads: 1, memory_limit_bytes: 1 << 30, ..RunOptions::new() };
+    let mut stages: Vec<Arc<dyn Stage>> = vec![Arc::new(Corpus(corpus))];
+    stages.extend(line_stages(&large, "documents", None).unwrap());
+    let runner = Runner::new(RunContext::new(dir.path(), options).unwrap(), stages).unwrap();
+    let said = runner.run(None).await.unwrap_err().to_string();
+    assert!(said.contains("the Bloom filter takes 2285 MiB") && said.contains("lower lines.expected_lines"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_lines_than_a_bloom_filter_is_made_for_stop_the_run_and_lose_nothing() {
     // 20,000 lines of their own in 1,000 documents, and one that all have.
     let own = |document: usize| (0..20).map(move |line| format!("line {line} of document {document}\n"));

@@ -223,8 +223,9 @@ impl RunContext {
         })
     }
 
-    /// What `make` makes of the outputs of earlier stages, made once for all tasks of the stage at work; `name` tells it from
-    /// others of its type. Kept until the next stage begins.
+    /// What `make` makes, such as a model or an index of the outputs of earlier stages, made once for all tasks of the stage at work
+    /// and dropped when that has ended; `name` tells it from others of its type. This is how tasks share what is expensive to
+    /// make: a stage that keeps it holds it from the first look at the recipe to the end of the run.
     ///
     /// # Errors
     /// Those of `make`; the next task tries again.
@@ -241,7 +242,7 @@ impl RunContext {
         Ok(made)
     }
 
-    /// Forget what the tasks of the last stage shared.
+    /// Forget what the tasks of the stage that has ended shared.
     pub(crate) fn forget_shared(&self) {
         self.shared.lock().unwrap_or_else(|e| e.into_inner()).clear();
     }

@@ -263,8 +263,10 @@ impl Runner {
             if matches!(plan.status, StageStatus::Fresh | StageStatus::Stale { .. }) {
                 redone.insert(plan.stage.clone());
             }
-            let changed = self.run_stage(stage, plan).await?;
-            if changed {
+            let changed = self.run_stage(stage, plan).await;
+            // However it ended: the next stage begins with the memory that this one had.
+            self.run.forget_shared();
+            if changed? {
                 // A damaged shard was made again and came out otherwise: what was built on it is stale.
                 redone.insert(stage.name().to_string());
             }
@@ -295,7 +297,6 @@ impl Runner {
             clear(&dir)?;
         }
         clear(&temporary_dir(&dir))?;
-        self.run.forget_shared();
         let tasks = stage.tasks(&self.run).await?;
         manifest.tasks = tasks.len() as u32;
         manifest.save(&dir)?;

@@ -19,6 +19,7 @@ use datafusion::dataframe::DataFrame;
 use datafusion::prelude::{ParquetReadOptions, SessionContext, col};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -194,6 +195,36 @@ impl TaskContext {
     /// All shards of a stage one after the other, in order.
     pub async fn read_all(&self, session: &SessionContext, stage: &str) -> Result<DataFrame> {
         read_shards(session, &self.run.shards(stage)?).await
+    }
+
+    /// Give the batches of all shards of a stage to `take`, of some columns, those of as many shards at a time as there are tasks of
+    /// a stage: for the one task of a stage whose result does not depend on the order in which rows come.
+    pub async fn each_batch_in_any_order<F>(&self, stage: &str, columns: &'static [&'static str], take: F) -> Result<()>
+    where
+        F: Fn(RecordBatch) -> Result<()> + Send + Sync + 'static,
+    {
+        let mut left = self.run.shards(stage)?.into_iter();
+        let take = Arc::new(take);
+        let mut reading: JoinSet<Result<()>> = JoinSet::new();
+        loop {
+            while reading.len() < self.run.options().threads.max(1)
+                && let Some(shard) = left.next()
+            {
+                let (session, take) = (self.session(), take.clone());
+                reading.spawn(async move {
+                    let rows = read_shards(&session, &[shard]).await?.select_columns(columns)?;
+                    let mut batches = rows.execute_stream().await?;
+                    while let Some(batch) = batches.next().await {
+                        take(batch?)?;
+                    }
+                    Ok(())
+                });
+            }
+            match reading.join_next().await {
+                Some(read) => read.map_err(Error::shard)??,
+                None => return Ok(()),
+            }
+        }
     }
 
     /// Rows of shard `index` of `stage` whose `ordinal` is in shard `index` of `selection`, in order:

@@ -1,13 +1,14 @@
 //! What the stages of a run directory have done, read from manifests and journals alone: works
 //! while the run is going on, and without its recipe.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::manifest::{Journal, Manifest, StageState, Totals};
+use crate::stages::curate::CurateStage;
 
 /// One stage of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -88,6 +89,24 @@ pub fn summaries(run_dir: &Path) -> Result<Vec<StageSummary>> {
     }
     mark_outdated(&mut ordered);
     Ok(ordered)
+}
+
+/// Those of `stages`, which are as [`summaries`] gives them, that the curated documents were made from, and `curate` itself: what
+/// others have dropped, stages of an earlier form of the recipe, is not missing from the documents. All of them while the
+/// curated documents are not those of the run as it is, when nothing tells which they are.
+pub(crate) fn decisive(stages: &[StageSummary]) -> Vec<&StageSummary> {
+    let mut decisive: Vec<&StageSummary> = stages.iter().collect();
+    if stages.iter().any(|s| s.stage == CurateStage::NAME && s.done > 0 && s.outdated.is_none()) {
+        let mut read = BTreeSet::from([CurateStage::NAME]);
+        // Inputs come before those that read them.
+        for summary in stages.iter().rev() {
+            if let Some(manifest) = summary.manifest.as_ref().filter(|_| read.contains(summary.stage.as_str())) {
+                read.extend(manifest.inputs.keys().map(String::as_str));
+            }
+        }
+        decisive.retain(|summary| read.contains(summary.stage.as_str()));
+    }
+    decisive
 }
 
 /// Compare the fingerprints that each stage was built on with those of its inputs as they are.

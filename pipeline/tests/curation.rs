@@ -270,7 +270,7 @@ async fn identified_languages_reach_caps_and_documents() {
         })
         .collect();
     // Nothing to tell a language by; and one without any.
-    documents.push(json!({ "url": "http://a.example/60", "text": "12 34 56", "language": "fr" }));
+    documents.push(json!({ "url": "http://a.example/60", "text": "12 34 56", "language": "fra_Latn" }));
     documents.push(json!({ "url": "http://a.example/61", "text": "12 34 57" }));
     // An address of the blocklist: its signals are not there.
     documents.push(json!({ "url": "http://bad.example/62", "text": english }));
@@ -315,10 +315,14 @@ async fn identified_languages_reach_caps_and_documents() {
         .await;
         let expected = match languages {
             Some(_) => vec![("-", 1), ("de", 15), ("en", 15), ("fr", 1)],
-            None => vec![("-", 61), ("fr", 1)],
+            None => vec![("-", 61), ("fra_Latn", 1)],
         };
         let expected: Vec<Value> = expected.iter().map(|(l, n)| json!({ "language": l, "n": n })).collect();
         assert_eq!(counts, expected);
+        // Rules see the same: what the identifier cannot tell is as the input says, in the form that it has here.
+        let untold = "select language, language_score from signals where coalesce(language, '-') in ('-', 'fr') order by ordinal";
+        let expected = [json!({ "language": "fr", "language_score": 0.0 }), json!({ "language_score": 0.0 })];
+        assert_eq!(rows(&run_dir, untold).await, expected);
     }
     assert_eq!(kept[0], kept[1], "whatever the number of threads");
 }

@@ -254,6 +254,112 @@ impl Stage for Heavy {
     }
 }
 
+/// Shares with its tasks what the next stage looks for.
+struct Holder {
+    name: &'static str,
+    before: Option<&'static str>,
+    /// What it shares is alive as long as this can be upgraded.
+    held: Arc<Mutex<std::sync::Weak<Vec<u8>>>>,
+    fails: bool,
+}
+
+#[async_trait]
+impl Stage for Holder {
+    fn name(&self) -> &str {
+        self.name
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        self.before.iter().map(ToString::to_string).collect()
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::Value::Null)
+    }
+    async fn tasks(&self, _: &RunContext) -> Result<Vec<Task>> {
+        let held = self.held.lock().unwrap().upgrade().is_some();
+        Ok((0..2).map(|index| Task { index, inputs: held.into() }).collect())
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        assert_eq!(task.task.inputs, serde_json::Value::Bool(false), "what the stage before shared is still there");
+        let shared = task.run.shared("bytes", || Ok(vec![0; 1000]))?;
+        *self.held.lock().unwrap() = Arc::downgrade(&shared);
+        if self.fails { Err(Error::abort("on purpose")) } else { Ok(TaskReport::default()) }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_tasks_share_is_dropped_when_their_stage_has_ended() {
+    for fails in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Arc::new(Mutex::default());
+        let stage =
+            |name, before, fails| -> Arc<dyn Stage> { Arc::new(Holder { name, before, held: held.clone(), fails }) };
+        let stages = vec![stage("first", None, false), stage("second", Some("first"), fails)];
+        let run = RunContext::new(dir.path(), RunOptions::new()).unwrap();
+        let done = Runner::new(run.clone(), stages).unwrap().run(None).await;
+        assert_eq!(done.is_err(), fails, "{done:?}");
+        assert!(held.lock().unwrap().upgrade().is_none(), "it outlives the last stage");
+    }
+}
+
+/// Adds up the numbers of all shards, two of which meet.
+struct Sum;
+
+#[async_trait]
+impl Stage for Sum {
+    fn name(&self) -> &str {
+        "sum"
+    }
+    fn version(&self) -> u32 {
+        1
+    }
+    fn inputs(&self) -> Vec<String> {
+        vec!["numbers".into()]
+    }
+    fn config(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::Value::Null)
+    }
+    async fn tasks(&self, _: &RunContext) -> Result<Vec<Task>> {
+        Ok(vec![Task { index: 0, inputs: serde_json::Value::Null }])
+    }
+    async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
+        let sum = Arc::new((Mutex::new((0u64, 0u32)), std::sync::Condvar::new()));
+        let (into, threads) = (sum.clone(), task.run.options().threads);
+        let take = move |batch: RecordBatch| {
+            let numbers = batch.column(0).as_any().downcast_ref::<UInt64Array>().unwrap().values().iter().sum::<u64>();
+            let (sum, came) = &*into;
+            let mut sum = sum.lock().unwrap();
+            (sum.0, sum.1) = (sum.0 + numbers, sum.1 + 1);
+            came.notify_all();
+            // The first waits for another that comes beside it.
+            if threads > 1 && sum.1 == 1 {
+                let wait = std::time::Duration::from_secs(20);
+                let waited = came.wait_timeout_while(sum, wait, |sum| sum.1 < 2).unwrap();
+                assert!(!waited.1.timed_out(), "shards are read one after the other");
+            }
+            Ok(())
+        };
+        task.each_batch_in_any_order("numbers", &["n"], take).await?;
+        let sum = sum.0.lock().unwrap().0;
+        Ok(TaskReport { notes: sum.into(), ..TaskReport::default() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_are_read_side_by_side_where_their_order_does_not_matter() {
+    for threads in [1, 2] {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunContext::new(dir.path(), RunOptions { threads, ..RunOptions::new() }).unwrap();
+        let stages: Vec<Arc<dyn Stage>> =
+            vec![Arc::new(Numbers { tasks: 4, first: 0, failures: AtomicU32::new(0) }), Arc::new(Sum)];
+        Runner::new(run.clone(), stages).unwrap().run(None).await.unwrap();
+        let n = 4 * ROWS;
+        assert_eq!(run.journal("sum")[&0].notes, serde_json::json!(n * (n - 1) / 2));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn as_many_tasks_at_a_time_as_the_memory_limit_has_room_for() {
     const LIMIT: usize = 256 << 20;

@@ -8,6 +8,7 @@
 
 #![allow(clippy::print_stdout)]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -20,8 +21,10 @@ use arrow::datatypes::{DataType, Field, Schema};
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use pipeline::Shard;
-use pipeline::shard::{PendingWriter, part_name};
+use pipeline::digest::Digest;
+use pipeline::shard::{FileEntry, PendingWriter, part_name};
+use pipeline::{JournalEntry, Manifest, Shard, StageState};
+use tokenize::counts::{Counts, SourceCounts};
 use tokenize::functions::token_field;
 use tokenize::loader::{DataConfig, Documents, Loader, LoaderConfig, Packing, ShardReader};
 use tokenize::shard::{ShardMetadata, TokenShardWriter};
@@ -223,43 +226,44 @@ fn hash_on_threads(bencher: Bencher<'_, '_>, threads: usize) {
 
 /// The tokens of the prose, `times` over, as shards.
 fn shards(dir: &Path, times: usize) -> Result<Vec<Shard>, Error> {
+    (0..times as u32).map(|index| shard(dir, index, &CORPUS.texts[0])).collect()
+}
+
+/// The tokens of some texts as a shard.
+fn shard(dir: &Path, index: u32, texts: &[String]) -> Result<Shard, Error> {
     let encoder = &CORPUS.tokenizers[0].1;
     let element = token_field(encoder.vocabulary_size());
     let tokens = Field::new("tokens", DataType::List(element.clone()), false);
     let schema = Arc::new(Schema::new(vec![tokens]));
-    let mut shards = Vec::new();
-    for index in 0..times as u32 {
-        let metadata = ShardMetadata {
-            tokenizer: encoder.digest(),
-            vocabulary_size: encoder.vocabulary_size(),
-            eos_id: 2,
-            bos_id: Some(1),
-            pad_id: Some(0),
-            seed: 0,
-            source: Some("prose".into()),
-            documents: 0,
-            tokens: 0,
-            row_groups: Vec::new(),
-        };
-        let name = part_name(index);
-        let path: PathBuf = dir.join(&name);
-        let file = PendingWriter::create(dir, name)?;
-        let mut writer = TokenShardWriter::new(file, path.clone(), schema.clone(), metadata)?;
-        for text in &CORPUS.texts[0] {
-            let mut ids = Vec::new();
-            encoder.encode(text, &mut ids)?;
-            ids.push(2);
-            let offsets = OffsetBuffer::from_lengths([ids.len()]);
-            let values: ArrayRef = Arc::new(UInt16Array::from_iter_values(ids.iter().map(|&id| id as u16)));
-            let row: ArrayRef = Arc::new(ListArray::try_new(element.clone(), offsets, values, None)?);
-            writer.write(&RecordBatch::try_new(schema.clone(), vec![row])?)?;
-        }
-        let (file, _) = writer.finish()?;
-        std::fs::rename(&file.temporary, &path)?;
-        let entry = file.entry;
-        shards.push(Shard { index, path, rows: entry.rows, bytes: entry.bytes, xxh3: entry.xxh3 });
+    let metadata = ShardMetadata {
+        tokenizer: encoder.digest(),
+        vocabulary_size: encoder.vocabulary_size(),
+        eos_id: 2,
+        bos_id: Some(1),
+        pad_id: Some(0),
+        seed: 0,
+        source: Some("prose".into()),
+        documents: 0,
+        tokens: 0,
+        row_groups: Vec::new(),
+    };
+    let name = part_name(index);
+    let path: PathBuf = dir.join(&name);
+    let file = PendingWriter::create(dir, name)?;
+    let mut writer = TokenShardWriter::new(file, path.clone(), schema.clone(), metadata)?;
+    for text in texts {
+        let mut ids = Vec::new();
+        encoder.encode(text, &mut ids)?;
+        ids.push(2);
+        let offsets = OffsetBuffer::from_lengths([ids.len()]);
+        let values: ArrayRef = Arc::new(UInt16Array::from_iter_values(ids.iter().map(|&id| id as u16)));
+        let row: ArrayRef = Arc::new(ListArray::try_new(element.clone(), offsets, values, None)?);
+        writer.write(&RecordBatch::try_new(schema.clone(), vec![row])?)?;
     }
-    Ok(shards)
+    let (file, _) = writer.finish()?;
+    std::fs::rename(&file.temporary, &path)?;
+    let entry = file.entry;
+    Ok(Shard { index, path, rows: entry.rows, bytes: entry.bytes, xxh3: entry.xxh3 })
 }
 
 /// All tokens of a shard, checked, from the page cache.
@@ -323,4 +327,62 @@ fn first_batch_of_a_fresh_loader(bencher: Bencher<'_, '_>, step: u64) {
         });
         batch.map_or(0, |batch| batch.tokens.len())
     });
+}
+
+/// The same at step 0 with 2,000 small shards, by the journal of their stage and by the footers of all.
+#[divan::bench(sample_count = 20, sample_size = 1, args = ["journal", "footers"])]
+fn first_batch_of_many_shards(bencher: Bencher<'_, '_>, by: &str) {
+    let dir = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+    let shards = many_shards(dir.path(), 2000).unwrap_or_else(|error| panic!("{error}"));
+    let config = LoaderConfig { rows: 16, sequence_length: 2048, ..LoaderConfig::default() };
+    let batch = || {
+        let loader = match by {
+            "journal" => Loader::open_stage(dir.path(), config.clone()),
+            _ => Loader::open(&shards, config.clone()),
+        };
+        loader.and_then(|mut loader| loader.batch(0)).map(|batch| batch.tokens.len())
+    };
+    assert!(batch().is_ok_and(|tokens| tokens > 0));
+    bencher.bench_local(|| batch().unwrap_or_default());
+}
+
+/// Shards of some documents each, as a stage that is done.
+fn many_shards(dir: &Path, number: u32) -> Result<Vec<Shard>, Error> {
+    let texts = &CORPUS.texts[0];
+    let some = |index: u32| &texts[index as usize * 7 % (texts.len() - 10)..][..10];
+    let shards: Vec<Shard> = (0..number).map(|index| shard(dir, index, some(index))).collect::<Result<_, _>>()?;
+    let mut journal = Vec::new();
+    for shard in &shards {
+        let tokens = ShardReader::open(&shard.path)?.metadata().tokens;
+        let counts = Counts { documents: shard.rows, tokens, bytes: 0 };
+        let file =
+            FileEntry { path: part_name(shard.index).into(), rows: shard.rows, bytes: shard.bytes, xxh3: shard.xxh3 };
+        let entry = JournalEntry {
+            task: shard.index,
+            inputs: Digest::of(b""),
+            files: vec![file],
+            rows_read: shard.rows,
+            rows_kept: shard.rows,
+            dropped: BTreeMap::new(),
+            notes: SourceCounts(BTreeMap::from([("prose".into(), counts)])).notes(),
+            seconds: 0.0,
+        };
+        serde_json::to_writer(&mut journal, &entry)?;
+        journal.push(b'\n');
+    }
+    std::fs::write(dir.join("journal.jsonl"), journal)?;
+    let manifest = Manifest {
+        format: 1,
+        stage: "tokens".into(),
+        fingerprint: Digest::of(b""),
+        version: 1,
+        config: serde_json::Value::Null,
+        inputs: BTreeMap::new(),
+        tasks: number,
+        state: StageState::Done,
+        totals: Default::default(),
+        notes: serde_json::Value::Null,
+    };
+    std::fs::write(dir.join("manifest.json"), serde_json::to_vec(&manifest)?)?;
+    Ok(shards)
 }

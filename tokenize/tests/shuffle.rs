@@ -427,21 +427,23 @@ fn a_tokenizer_learns_from_no_more_words_than_it_is_told_to() {
     }
     let mut config = config();
     config.tokenizer.word_bytes = 50_000;
-    let trained = |shards: usize, config: &TokenizeConfig| {
+    let trained = |shards: usize, threads: usize, config: &TokenizeConfig| {
         let dir = tempfile::tempdir().unwrap();
-        run(dir.path(), many.clone(), shards, config, 5).unwrap();
+        run_with(dir.path(), many.clone(), shards, config, 5, RunOptions { threads, ..RunOptions::new() }).unwrap();
         let notes = pipeline::Journal::read(&dir.path().join("tokenizer")).unwrap()[&0].notes.clone();
         (std::fs::read(tokenizer_path(dir.path())).unwrap(), notes)
     };
-    let (tokenizer, notes) = trained(1, &config);
+    let (tokenizer, notes) = trained(1, 2, &config);
     let number = |key: &str| notes[key].as_u64().unwrap();
     assert!(number("counted_bytes") < number("sample_bytes"), "{notes}");
     assert!(number("word_bytes") >= 50_000, "{notes}");
-    assert!(trained(6, &config) == (tokenizer, notes.clone()));
+    for threads in [1, 4] {
+        assert!(trained(6, threads, &config) == (tokenizer.clone(), notes.clone()), "{threads} threads");
+    }
     // That is the tokenizer of a smaller sample, and no other words were looked at.
     config.tokenizer.sample_bytes = number("counted_bytes");
     config.tokenizer.word_bytes = 1 << 30;
-    let (_, smaller) = trained(2, &config);
+    let (_, smaller) = trained(2, 2, &config);
     assert_eq!((&smaller["counted_bytes"], &smaller["word_bytes"]), (&notes["counted_bytes"], &notes["word_bytes"]));
     assert_eq!(smaller["distinct_words"], notes["distinct_words"]);
 }

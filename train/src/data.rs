@@ -12,8 +12,6 @@ use crate::{Batch, Error};
 /// Where the shards of one stage lie.
 #[derive(Clone, Debug)]
 pub(crate) enum Place {
-    /// Local files.
-    Shards(Vec<Shard>),
     /// What the stage there has committed; it has to be done.
     At(Location),
     /// The same, where there is one.
@@ -28,8 +26,6 @@ impl Place {
         let fault = |error: tokenize::Error| Error::Data(error.to_string());
         let is_empty = |shards: &[Shard]| shards.iter().all(|shard| shard.rows == 0);
         let opened = match self {
-            Self::Shards(shards) if is_empty(shards) => return Ok(None),
-            Self::Shards(shards) => Loader::open(shards, config),
             Self::IfAt(location) if is_missing(location) => return Ok(None),
             Self::At(location) | Self::IfAt(location) if is_empty(&location.shards().map_err(fault)?) => {
                 return Ok(None);

@@ -14,6 +14,7 @@ use pipeline::{
     Error as StageError, PendingFile, Result as StageResult, RunContext, Stage, Task, TaskContext, TaskReport,
 };
 use serde_json::{Value, json};
+use tokenize::loader::Location;
 use tokenize::stages::{TOKEN_STATISTICS, TOKENIZER, TOKENS, TOKENS_VALIDATION};
 use tokenize::{TokenStatistics, tokenizer_path};
 
@@ -55,8 +56,8 @@ impl TrainStage {
     fn work(&self, task: &TaskContext) -> Result<TaskReport, StageError> {
         let run_dir = task.run.dir();
         let places = Places {
-            training: Place::Shards(task.run.shards(TOKENS)?),
-            held_out: Place::Shards(task.run.shards(TOKENS_VALIDATION)?),
+            training: Place::At(Location::Directory(task.run.stage_dir(TOKENS))),
+            held_out: Place::At(Location::Directory(task.run.stage_dir(TOKENS_VALIDATION))),
         };
         let Data { mut source, held_out, config } =
             Data::open(&places, &self.config, (0, 1), true).map_err(severity)?;

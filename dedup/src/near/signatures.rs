@@ -9,6 +9,7 @@ use arrow::datatypes::{DataType, Float64Type, SchemaRef, UInt64Type};
 use async_trait::async_trait;
 use datafusion::prelude::col;
 use futures::StreamExt;
+use pipeline::language::is_unspaced;
 use pipeline::{Event, PendingFile, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
 use super::{NearConfig, SIGNATURES};
@@ -16,7 +17,6 @@ use crate::disk::check_room;
 use crate::documents::{TABLE, put_row};
 use crate::minhash::{MinHash, Mode, SKETCH_BYTES, Scratch};
 use crate::runs::{Record, RunWriter, u64_at};
-use crate::shingles::is_unspaced;
 use crate::texts::Texts;
 
 /// Version of the stage, which older indices must have been made by.

@@ -18,7 +18,7 @@ use pipeline::{Output, Result, RowsRead, RunContext, Stage, Task, TaskContext, T
 use super::repeats::{Repeat, repeats};
 use super::{REPEATS, SECTION_RECORDS, SUBSTRING};
 use crate::disk::check_room;
-use crate::documents::digest_of_stage;
+use crate::documents::{digest_of_stage, sum_of_notes};
 use crate::texts::Texts;
 
 /// Writes the documents without their repeats.
@@ -43,6 +43,11 @@ impl Stage for Cut {
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
         check_room(run, SUBSTRING, self.texts.stored_bytes(run)?)?;
         self.texts.tasks_with(run, digest_of_stage(run, REPEATS))
+    }
+    fn task_memory_bytes(&self, run: &RunContext) -> Result<u64> {
+        // The repeats of a shard, of which no more than a section are held before they are merged, and one that is read.
+        let held = sum_of_notes(run, REPEATS, "repeats").min(2 * SECTION_RECORDS as u64);
+        Ok(held * size_of::<Repeat>() as u64)
     }
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let repeats = repeats(task, SECTION_RECORDS)?;

@@ -5,6 +5,7 @@
 //! its own.
 
 mod codes;
+mod scripts;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::classify::{FastText, FastTextScratch, ModelError};
 
 pub use codes::code_of;
+pub use scripts::is_unspaced;
 
 /// A longer text is judged by two pieces of this many bytes, from its start and its middle: more tells no more, and the
 /// work for a document stays bounded.

@@ -19,14 +19,14 @@ use serde::Serialize;
 pub use funnel::FunnelStage;
 pub use histograms::{Histogram, Threshold};
 pub use overlap::{Overlap, RulePair};
-pub use removed::{BenchmarkReport, FrequentLine, LinesReport};
+pub use removed::{BenchmarkReport, FrequentLine, KEPT_LINE_CHARS, LinesReport};
 pub use rules::{RuleReport, rules};
 pub use samples::{Excerpt, Sample, by_rule, by_source};
 pub use standing::{Standing, standing};
 
 use crate::error::Result;
 use crate::pii::{Pii, PiiFinder};
-use crate::status::{StageSummary, summaries};
+use crate::status::{StageSummary, decisive, summaries};
 
 /// Dropped documents shown of each rule, and kept ones of each source.
 const SAMPLES: usize = 3;
@@ -100,22 +100,17 @@ pub fn report(run_dir: &Path) -> Result<Report> {
     let excerpt = Excerpt { chars: SAMPLE_CHARS, hidden: PiiFinder::new(Pii::ALL) };
     let mut samples = by_rule(run_dir, &stages, SAMPLES, &excerpt, 0)?;
     samples.extend(by_source(run_dir, &stages, None, SAMPLES, &excerpt, 0)?);
-    let mut lines = removed::lines(run_dir, &stages)?;
-    lines
-        .iter_mut()
-        .flat_map(|lines| &mut lines.frequent)
-        .for_each(|frequent| frequent.line = excerpt.of(&frequent.line));
     let absolute = std::path::absolute(run_dir).unwrap_or_else(|_| run_dir.into());
     Ok(Report {
         run: absolute.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy().into_owned()),
         stages: stages.iter().map(StageReport::of).collect(),
         funnel: funnel::scan(run_dir, &stages)?,
-        rules: rules(run_dir)?,
+        rules: rules::of(run_dir, &stages)?,
         overlap: overlap::scan(run_dir, &stages)?,
         histograms: signals.histograms,
         languages: signals.languages,
         changes: changes(&stages),
-        lines,
+        lines: removed::lines(run_dir, &stages, &excerpt)?,
         benchmarks: removed::benchmarks(run_dir, &stages)?,
         tokens: tokens(&stages),
         samples,
@@ -140,7 +135,7 @@ impl StageReport {
 /// The notes of `clean`, added up.
 fn changes(stages: &[StageSummary]) -> BTreeMap<String, Change> {
     let mut changes: BTreeMap<String, Change> = BTreeMap::new();
-    for notes in stages.iter().filter(|s| s.stage == "clean").flat_map(|s| &s.notes) {
+    for notes in decisive(stages).into_iter().filter(|s| s.stage == "clean").flat_map(|s| &s.notes) {
         for (group, prefix) in [("changes", ""), ("redacted", "redacted ")] {
             for (name, counts) in notes[group].as_object().into_iter().flatten() {
                 let change = changes.entry(format!("{prefix}{name}")).or_default();

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::shards::{fault, files, read};
 use crate::error::Result;
-use crate::status::StageSummary;
+use crate::status::{StageSummary, decisive};
 
 /// Pairs that a report shows.
 const PAIRS: usize = 30;
@@ -34,7 +34,7 @@ pub struct RulePair {
 
 pub(super) fn scan(run_dir: &Path, stages: &[StageSummary]) -> Result<Overlap> {
     let mut overlap = Overlap::default();
-    if !stages.iter().any(|s| s.stage == "filter") {
+    if !decisive(stages).into_iter().any(|s| s.stage == "filter") {
         return Ok(overlap);
     }
     // Few combinations of rules are met, and each is taken apart once.

@@ -6,12 +6,18 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::samples::Excerpt;
 use super::shards::{files_below, integers, read, texts};
 use crate::error::Result;
-use crate::status::StageSummary;
+use crate::status::{StageSummary, decisive};
 
 /// Lines that a report shows.
 const LINES: usize = 20;
+/// Characters of a line that a report shows.
+const LINE_CHARS: usize = 200;
+/// Characters of a line that whoever counts lines keeps for the report. It shows fewer, with placeholders for personal data, which
+/// is not recognised where it was cut in two; no address, and no key on one line, is longer than the difference.
+pub const KEPT_LINE_CHARS: usize = 4000;
 
 /// What line deduplication took.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -35,6 +41,18 @@ pub struct FrequentLine {
     pub documents: u64,
 }
 
+impl FrequentLine {
+    /// With placeholders for what `excerpt` hides.
+    pub(super) fn shown(self, excerpt: &Excerpt) -> Self {
+        let cut = self.line.chars().count() >= KEPT_LINE_CHARS;
+        let line = excerpt.of(&self.line);
+        // Of a line that was cut, the last characters may be half of something. Many placeholders, which may be shorter than what they
+        // stand for, may have brought these near the beginning.
+        let sure = if cut { line.chars().count().saturating_sub(KEPT_LINE_CHARS - LINE_CHARS) } else { LINE_CHARS };
+        Self { line: line.chars().take(sure.min(LINE_CHARS)).collect(), ..self }
+    }
+}
+
 /// What is known of an evaluation set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BenchmarkReport {
@@ -50,9 +68,14 @@ pub struct BenchmarkReport {
     pub documents: u64,
 }
 
-/// The sums of the notes of `lines`, and its table of frequent lines.
-pub(super) fn lines(run_dir: &Path, stages: &[StageSummary]) -> Result<Option<LinesReport>> {
-    let Some(stage) = stages.iter().find(|s| s.stage == "lines" && s.done > 0) else { return Ok(None) };
+/// The stage `name`, where it has begun and the documents were made from it.
+fn found<'s>(stages: &'s [StageSummary], name: &str) -> Option<&'s StageSummary> {
+    decisive(stages).into_iter().find(|stage| stage.stage == name && stage.done > 0)
+}
+
+/// The sums of the notes of `lines`, and its table of frequent lines, as `excerpt` shows them.
+pub(super) fn lines(run_dir: &Path, stages: &[StageSummary], excerpt: &Excerpt) -> Result<Option<LinesReport>> {
+    let Some(stage) = found(stages, "lines") else { return Ok(None) };
     let sum = |name: &str| stage.notes.iter().filter_map(|notes| notes[name].as_u64()).sum();
     let mut frequent = Vec::new();
     for (_, path) in files_below(run_dir, "lines", "frequent")? {
@@ -67,13 +90,13 @@ pub(super) fn lines(run_dir: &Path, stages: &[StageSummary]) -> Result<Option<Li
         documents: sum("documents_changed"),
         lines: sum("lines_removed"),
         bytes: sum("bytes_removed"),
-        frequent,
+        frequent: frequent.into_iter().map(|line| line.shown(excerpt)).collect(),
     }))
 }
 
 /// The evaluation sets of `decontaminate`, in the order of the recipe.
 pub(super) fn benchmarks(run_dir: &Path, stages: &[StageSummary]) -> Result<Vec<BenchmarkReport>> {
-    let Some(stage) = stages.iter().find(|s| s.stage == "decontaminate" && s.done > 0) else { return Ok(Vec::new()) };
+    let Some(stage) = found(stages, "decontaminate") else { return Ok(Vec::new()) };
     // Every task notes what the index holds.
     let told = stage.notes.first().and_then(|notes| notes["benchmarks"].as_array());
     let mut report: Vec<BenchmarkReport> = told
@@ -101,4 +124,33 @@ pub(super) fn benchmarks(run_dir: &Path, stages: &[StageSummary]) -> Result<Vec<
         }
     }
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pii::{Pii, PiiFinder};
+
+    #[test]
+    fn no_half_of_an_address_is_shown() {
+        let excerpt = Excerpt { chars: 0, hidden: PiiFinder::new(Pii::ALL) };
+        let shown = |line: String| {
+            let line: String = line.chars().take(KEPT_LINE_CHARS).collect();
+            FrequentLine { line, documents: 2 }.shown(&excerpt).line
+        };
+        assert_eq!(shown("Write to jane@example.org".into()), "Write to <EMAIL>");
+        assert_eq!(shown("x".repeat(10_000)), "x".repeat(200));
+        // Where the line is shown up to, and where it was kept up to.
+        for before in (150..210).chain(3950..4000) {
+            let line = shown(format!("{} jane.doe.of.the.house@example.org and more", "x".repeat(before)));
+            assert!(line.chars().count() <= 200 && !line.contains("jane"), "{before}: {line}");
+        }
+        // A token that ends far behind what is shown; so many addresses that their placeholders are few characters.
+        let token = format!("eyJ{}.eyJ{}.{}", "a".repeat(40), "b".repeat(1500), "c".repeat(300));
+        assert_eq!(shown(format!("Use {token} here")), "Use <SECRET> here");
+        for length in [30, 41, 50, 61] {
+            let line = shown(format!("{}@example.org ", "j".repeat(length)).repeat(100));
+            assert!(!line.contains("jj"), "{line}");
+        }
+    }
 }

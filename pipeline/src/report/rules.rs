@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::shards::{columns, files, numbers, read, texts};
 use crate::error::Result;
-use crate::status::summaries;
+use crate::status::{StageSummary, decisive, summaries};
 
 /// Values of a rule that its median is of, chosen by hash where there are more: its rank is off by 0.5% of them in two
 /// cases of three (half of one over the root of so many).
@@ -70,10 +70,15 @@ impl Seen {
     }
 }
 
-/// The rules that dropped anything in `run_dir`, in stage order, the busiest rule first.
+/// The rules of the recipe as it is that dropped anything in `run_dir`, in stage order, the busiest rule first.
 pub fn rules(run_dir: &Path) -> Result<Vec<RuleReport>> {
+    of(run_dir, &summaries(run_dir)?)
+}
+
+/// Those of `stages`.
+pub(super) fn of(run_dir: &Path, stages: &[StageSummary]) -> Result<Vec<RuleReport>> {
     let mut report = Vec::new();
-    for summary in summaries(run_dir)? {
+    for summary in decisive(stages) {
         let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
         for (task, path) in files(run_dir, &summary.stage, true)? {
             // Those of a stage are alike.

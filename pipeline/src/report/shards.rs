@@ -1,6 +1,5 @@
 //! Reading columns of shards with Polars.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use polars::prelude::{Column, DataFrame, DataType, LazyFrame, PlRefPath, PolarsError, ScanArgsParquet, col};
@@ -8,8 +7,7 @@ use polars::prelude::{Column, DataFrame, DataType, LazyFrame, PlRefPath, PolarsE
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::Journal;
-use crate::stages::curate::CurateStage;
-use crate::status::StageSummary;
+use crate::status::{StageSummary, decisive};
 
 /// The committed files of a stage that hold rows, by number of their task: kept ones, or those below `dropped/`.
 pub(super) fn files(run_dir: &Path, stage: &str, dropped: bool) -> Result<Vec<(u32, PathBuf)>> {
@@ -108,13 +106,12 @@ pub(super) struct DocumentStage<'s> {
     pub texts: bool,
 }
 
-/// The stages that decide on documents, in the order of the run. What they write says which they are, so that none has to be
-/// entered anywhere: rows with `id` and `ordinal`, and either texts or dropped documents beside them (signals are no
-/// decision). Once the curated documents are those of this run, what they were not made from is left out: stages of an
-/// earlier form of the recipe.
+/// The stages that decide on the documents of the recipe as it is ([`decisive`]), in the order of the run. What they write
+/// says which they are, so that none has to be entered anywhere: rows with `id` and `ordinal`, and either texts or dropped
+/// documents beside them (signals are no decision).
 pub(super) fn document_stages<'s>(run_dir: &Path, stages: &'s [StageSummary]) -> Result<Vec<DocumentStage<'s>>> {
     let mut found = Vec::new();
-    for summary in stages.iter().filter(|s| s.done > 0) {
+    for summary in decisive(stages).into_iter().filter(|s| s.done > 0) {
         let dir = run_dir.join(&summary.stage);
         let (mut kept, mut drops) = (None, false);
         for file in Journal::read(&dir)?.into_values().flat_map(|entry| entry.files) {
@@ -130,16 +127,6 @@ pub(super) fn document_stages<'s>(run_dir: &Path, stages: &'s [StageSummary]) ->
         if has("id") && has("ordinal") && (has("text") || drops) {
             found.push(DocumentStage { name: &summary.stage, texts: has("text") });
         }
-    }
-    if stages.iter().any(|s| s.stage == CurateStage::NAME && s.done > 0 && s.outdated.is_none()) {
-        let mut read = BTreeSet::from([CurateStage::NAME]);
-        // Inputs come before those that read them.
-        for summary in stages.iter().rev() {
-            if let Some(manifest) = summary.manifest.as_ref().filter(|_| read.contains(summary.stage.as_str())) {
-                read.extend(manifest.inputs.keys().map(String::as_str));
-            }
-        }
-        found.retain(|stage| read.contains(stage.name));
     }
     Ok(found)
 }

@@ -19,9 +19,9 @@ use crate::error::{Error, Result};
 use crate::language::{DocumentLanguage, Identifier, LanguageConfig, code_of};
 use crate::shared::Shared;
 
-/// The language of a document: as identified, or else as the input says.
+/// The language of a document: as identified, or else, also where nothing was found, as the input says.
 pub const LANGUAGE: &str = "language";
-/// How sure the identifier is; null without one.
+/// How sure the identifier is: 0 where it found nothing, null without one.
 pub const LANGUAGE_SCORE: &str = "language_score";
 /// Fraction of the characters of judged paragraphs that are in the document's language; null where none was judged.
 pub const LANGUAGE_PARAGRAPH_FRACTION: &str = "language_paragraph_fraction";
@@ -217,11 +217,14 @@ impl DocumentSignals {
         let paragraphs = self.config.language.as_ref().is_some_and(|l| l.paragraphs);
         for row in 0..rows {
             let text = texts.is_valid(row).then(|| texts.value(row));
-            let given = languages.is_valid(row).then(|| code_of(languages.value(row)).to_owned());
-            let found = match (&self.identifier, text) {
+            let mut found = match (&self.identifier, text) {
                 (Some(identifier), Some(text)) => identifier.document(text, paragraphs, &mut words),
-                _ => DocumentLanguage { language: given, ..DocumentLanguage::default() },
+                _ => DocumentLanguage::default(),
             };
+            if found.language.is_none() && languages.is_valid(row) {
+                let given = code_of(languages.value(row));
+                found.language = (!given.is_empty()).then(|| given.to_owned());
+            }
             columns.push(text, StopWords::of(found.language.as_deref()), &mut scratch);
             language.append_option(found.language.as_deref());
             score.append_option(self.identifier.as_ref().and(text).map(|_| found.score));

@@ -52,7 +52,7 @@ fn duplicate(words: &[String], n: usize) -> f64 {
 fn words_of(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     for run in text.split_whitespace() {
-        if !run.chars().any(words::is_unspaced) {
+        if !run.chars().any(crate::language::is_unspaced) {
             words.push(run.to_owned());
             continue;
         }

@@ -12,6 +12,8 @@ use std::sync::LazyLock;
 use unicode_segmentation::UnicodeSegmentation;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::language::is_unspaced;
+
 /// The word has an alphabetic character (Unicode `Alphabetic`).
 pub(super) const ALPHABETIC: u16 = 1;
 /// The word has an alphanumeric character (`Alphabetic`, or a number of category Nd, Nl, No). A word
@@ -79,14 +81,6 @@ fn wide_class(character: char) -> u16 {
         | bit(character.is_lowercase(), LOWER)
         | bit(is_unspaced(character), UNSPACED)
         | bit(character == '…', ELLIPSIS)
-}
-
-/// Chinese, Japanese, Thai, Lao, Burmese and Khmer characters.
-pub(crate) fn is_unspaced(character: char) -> bool {
-    matches!(u32::from(character),
-        0xe01..=0xe5b | 0xe81..=0xedf | 0x1000..=0x109f | 0x1780..=0x17ff | 0x3005..=0x3007 | 0x3041..=0x30ff
-        | 0x31f0..=0x31ff | 0x3400..=0x4dbf | 0x4e00..=0x9fff | 0xa9e0..=0xa9fe | 0xaa60..=0xaa7f | 0xf900..=0xfaff
-        | 0xff66..=0xff9f | 0x1b000..=0x1b16f | 0x20000..=0x3ffff)
 }
 
 /// A word of a line.

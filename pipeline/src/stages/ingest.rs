@@ -75,7 +75,7 @@ impl Stage for IngestStage {
     }
 
     fn version(&self) -> u32 {
-        4
+        5
     }
 
     fn inputs(&self) -> Vec<String> {

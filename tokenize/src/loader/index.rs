@@ -1,4 +1,4 @@
-//! What a loader knows of its shards before it reads them: their footers.
+//! What a loader knows of its shards before it reads them: what their stage's journal tells, or else their footers.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,15 @@ use crate::shard::{CHECKSUM_KEY, METADATA_KEY, ShardMetadata};
 const FOOTER_BYTES: u64 = 64 << 10;
 /// Values of one column in a row group, at most: a list column counts them so.
 const MOST_VALUES: i64 = i32::MAX as i64;
+
+/// A shard, and what is known of it before it is opened.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// The shard.
+    pub shard: Shard,
+    /// What the journal of its stage tells, if it does: the source (none where there is no document) and the number of tokens.
+    pub told: Option<(Option<String>, u64)>,
+}
 
 /// The shards of a data set: a few words each, whatever their number of documents.
 #[derive(Clone)]
@@ -52,6 +61,8 @@ pub struct IndexedShard {
     pub bytes: u64,
     /// Tokens in it.
     pub tokens: u64,
+    /// Documents in it.
+    documents: u64,
 }
 
 impl IndexedShard {
@@ -62,59 +73,85 @@ impl IndexedShard {
 }
 
 impl Index {
-    /// Read the footers.
-    pub fn open(shards: &[Shard], storage: Storage) -> Result<Self> {
+    /// An index of shards by what is told of them. Of each that nothing is told of the footer is read, and of the first of the
+    /// others, for what all have in common; theirs are looked at by [`Self::check`] when they are opened.
+    pub fn open(shards: &[Listed], storage: Storage) -> Result<Self> {
         let mut sources: BTreeMap<String, Source> = BTreeMap::new();
         let mut common: Option<ShardMetadata> = None;
-        let object = |number: usize| Object { number: number as u32, path: &shards[number].path };
-        for (number, shard) in shards.iter().enumerate() {
-            // A few footers are on their way while one is looked at.
-            for (ahead, shard) in shards.iter().enumerate().skip(number + 1).take(16) {
-                let range = shard.bytes.saturating_sub(FOOTER_BYTES)..shard.bytes;
-                storage.read_ahead(&object(ahead), std::iter::once(range));
-            }
-            let footer = read_footer(&storage, &object(number), shard.bytes)?;
-            let metadata = shard_metadata(&shard.path, &footer)?;
+        let object = |number: usize| Object { number: number as u32, path: &shards[number].shard.path };
+        let is_read = |listed: &Listed, common: &Option<ShardMetadata>| match &listed.told {
+            Some((_, tokens)) => *tokens > 0 && common.is_none(),
+            None => true,
+        };
+        for (number, listed) in shards.iter().enumerate() {
+            let shard = &listed.shard;
             let fault = |reason: String| Error::Shard { path: shard.path.clone(), row_group: None, reason };
-            let tokens = row_group_tokens(&shard.path, &footer)?.iter().sum();
-            if (tokens, shard.rows) != (metadata.tokens, metadata.documents) {
+            // It may be opened days from now: that it is not there is better known today.
+            let there = storage.length(&object(number)).map_err(|e| Error::io(&shard.path, e))?;
+            if let Some(there) = there.filter(|there| *there != shard.bytes) {
                 return Err(fault(format!(
-                    "the footer promises {} tokens of {} documents, the row groups have {tokens} of {}",
-                    metadata.tokens, metadata.documents, shard.rows
+                    "it has {there} bytes, its stage's journal promises {}: have the stage made again, or copied again",
+                    shard.bytes
                 )));
             }
-            let name = metadata.source.clone().ok_or_else(|| {
-                fault(
-                    "it has documents of several sources: a shard of the first pass, not of the shuffled tokens".into(),
-                )
-            })?;
-            let same = ShardMetadata { tokens: 0, documents: 0, source: None, row_groups: Vec::new(), ..metadata };
-            match &common {
-                None => common = Some(same),
-                Some(first) if *first != same => {
-                    return Err(fault("it was made with another tokenizer or seed than the first shard".into()));
+            let (name, tokens) = match &listed.told {
+                Some(told) if !is_read(listed, &common) => told.clone(),
+                told => {
+                    // A few footers are on their way while one is looked at.
+                    for (ahead, next) in shards.iter().enumerate().skip(number + 1).take(16) {
+                        if next.told.is_none() {
+                            let range = next.shard.bytes.saturating_sub(FOOTER_BYTES)..next.shard.bytes;
+                            storage.read_ahead(&object(ahead), std::iter::once(range));
+                        }
+                    }
+                    let footer = read_footer(&storage, &object(number), shard.bytes)?;
+                    let metadata = shard_metadata(&shard.path, &footer)?;
+                    let tokens = row_group_tokens(&shard.path, &footer)?.iter().sum();
+                    check_counts(&metadata, tokens, shard.rows).map_err(fault)?;
+                    let name = metadata.source.clone().ok_or_else(|| fault(OF_SEVERAL_SOURCES.into()))?;
+                    if told.as_ref().is_some_and(|told| *told != (Some(name.clone()), tokens)) {
+                        return Err(fault(OTHER_THAN_TOLD.into()));
+                    }
+                    let same = in_common(&metadata);
+                    if common.as_ref().is_some_and(|first| *first != same) {
+                        return Err(fault(OTHER_TOKENIZER.into()));
+                    }
+                    common = Some(same);
+                    (Some(name), tokens)
                 }
-                Some(_) => {}
-            }
-            if tokens > 0 {
+            };
+            if let Some(name) = name.filter(|_| tokens > 0) {
                 let source =
                     sources.entry(name.clone()).or_insert(Source { name, shards: Vec::new(), tokens: 0, documents: 0 });
                 source.tokens += tokens;
                 source.documents += shard.rows;
-                let (number, path, bytes) = (number as u32, shard.path.clone(), shard.bytes);
-                source.shards.push(IndexedShard { number, path, bytes, tokens });
+                let (number, path, bytes, documents) = (number as u32, shard.path.clone(), shard.bytes, shard.rows);
+                source.shards.push(IndexedShard { number, path, bytes, tokens, documents });
             }
         }
         let tokens = sources.values().map(|s| s.tokens).sum();
         match common {
             Some(metadata) if tokens > 0 => {
-                let digests: Vec<u8> = shards.iter().flat_map(|s| s.xxh3.0.to_be_bytes()).collect();
+                let digests: Vec<u8> = shards.iter().flat_map(|s| s.shard.xxh3.0.to_be_bytes()).collect();
                 let fingerprint = Digest::of(&digests);
                 let sources = sources.into_values().collect();
                 Ok(Self { storage, sources, metadata: Arc::new(metadata), tokens, fingerprint })
             }
             _ => Err(Error::Loader("there are no tokens to load: every token shard is empty".into())),
         }
+    }
+
+    /// Refuses a shard of a source whose footer says something else than the index: it was told wrong, or the file is another.
+    pub fn check(&self, source: &Source, shard: &IndexedShard, metadata: &ShardMetadata, tokens: u64) -> Result<()> {
+        let fault = |reason: String| Error::Shard { path: shard.path.clone(), row_group: None, reason };
+        check_counts(metadata, tokens, shard.documents).map_err(fault)?;
+        if in_common(metadata) != *self.metadata {
+            return Err(fault(OTHER_TOKENIZER.into()));
+        }
+        if tokens != shard.tokens || metadata.source.as_ref() != Some(&source.name) {
+            return Err(fault(OTHER_THAN_TOLD.into()));
+        }
+        Ok(())
     }
 
     /// Where the shards lie.
@@ -141,6 +178,31 @@ impl Index {
     pub fn fingerprint(&self) -> Digest {
         self.fingerprint
     }
+}
+
+const OF_SEVERAL_SOURCES: &str =
+    "it has documents of several sources: a shard of the first pass, not of the shuffled tokens";
+const OTHER_TOKENIZER: &str = "it was made with another tokenizer or seed than the first shard";
+const OTHER_THAN_TOLD: &str = "its source or its number of tokens is not what the journal of its stage promised when the shards were opened: \
+                               have the stage made again, or copied again with its journal";
+
+/// Whether row groups of so many tokens are what the footer says, and the documents those of the journal; if not, why.
+fn check_counts(metadata: &ShardMetadata, tokens: u64, documents: u64) -> Result<(), String> {
+    if (tokens, documents) == (metadata.tokens, metadata.documents) {
+        return Ok(());
+    }
+    Err(format!(
+        "the footer promises {} tokens of {} documents, the row groups have {tokens} of {documents}",
+        metadata.tokens, metadata.documents
+    ))
+}
+
+/// What all shards of a data set have in common.
+fn in_common(metadata: &ShardMetadata) -> ShardMetadata {
+    let mut common = metadata.clone();
+    (common.tokens, common.documents, common.source) = (0, 0, None);
+    common.row_groups.clear();
+    common
 }
 
 /// The footer of a token shard of `bytes` bytes, whose row groups lie in the file.

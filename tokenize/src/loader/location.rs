@@ -8,8 +8,9 @@ use object_store::{ObjectStore, ObjectStoreScheme};
 use pipeline::{Manifest, Shard, StageState};
 use url::Url;
 
+use super::index::Listed;
 use super::storage::{Remote, Storage};
-use super::{JOURNAL, Loader, LoaderConfig, journal_entries, shards_of};
+use super::{JOURNAL, Loader, LoaderConfig, journal_entries, listed};
 use crate::error::{Error, Result};
 
 /// Beginnings of the names of the environment's variables that hold credentials and settings of object stores.
@@ -93,6 +94,10 @@ impl Location {
 
     /// The shards of the stage in this directory, in order; the stage has to be done.
     pub fn shards(&self) -> Result<Vec<Shard>> {
+        Ok(self.listed()?.into_iter().map(|listed| listed.shard).collect())
+    }
+
+    fn listed(&self) -> Result<Vec<Listed>> {
         let promised = self.manifest()?.tasks as usize;
         let journal = self.join(JOURNAL);
         let entries = journal_entries(Path::new(&journal.to_string()), &journal.read()?)?;
@@ -100,16 +105,16 @@ impl Location {
             return Err(journal.fault(format!("it has {} tasks, the manifest promises {promised}", entries.len())));
         }
         Ok(match self {
-            Self::Directory(path) => shards_of(entries, path),
-            Self::Url(url) => shards_of(entries, Path::new(&store(url)?.1.to_string())),
+            Self::Directory(path) => listed(entries, path),
+            Self::Url(url) => listed(entries, Path::new(&store(url)?.1.to_string())),
         })
     }
 
     /// A loader of the token shards of the stage in this directory.
     pub fn loader(&self, config: LoaderConfig) -> Result<Loader> {
-        let shards = self.shards()?;
+        let shards = self.listed()?;
         match self {
-            Self::Directory(_) => Loader::open(&shards, config),
+            Self::Directory(_) => Loader::with_storage(&shards, config, Storage::Local),
             Self::Url(url) => {
                 let remote = Remote::new(store(url)?.0, config.buffers.cache_bytes);
                 let remote = remote.map_err(|e| Error::io(url.as_str(), e))?;

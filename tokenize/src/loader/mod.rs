@@ -39,9 +39,10 @@ use pipeline::digest::Digest;
 use pipeline::shard::part_name;
 use pipeline::{JournalEntry, Shard};
 
+use crate::counts::SourceCounts;
 use crate::error::{Error, Result};
 use assembler::Assembler;
-use index::Index;
+use index::{Index, Listed};
 use storage::{Remote, Storage};
 
 pub use batch::Batch;
@@ -77,9 +78,11 @@ impl Drop for Worker {
 }
 
 impl Loader {
-    /// A loader of these token shards, in this order. Reads the footers of all, nothing else.
+    /// A loader of these token shards, in this order. Reads the footers of all, nothing else; [`Self::open_stage`] reads those of
+    /// shards that a batch is made of.
     pub fn open(shards: &[Shard], config: LoaderConfig) -> Result<Self> {
-        Self::with_storage(shards, config, Storage::Local)
+        let listed: Vec<Listed> = shards.iter().map(|shard| Listed { shard: shard.clone(), told: None }).collect();
+        Self::with_storage(&listed, config, Storage::Local)
     }
 
     /// A loader of the shards of the stage in this directory (`RUN/tokens`).
@@ -103,7 +106,7 @@ impl Loader {
         let name = journal.to_string();
         let bytes = remote.read_whole(&journal).map_err(|e| Error::io(&name, e))?;
         let entries = journal_entries(Path::new(&name), &bytes)?;
-        let shards = shards_of(entries, Path::new(&prefix.to_string()));
+        let shards = listed(entries, Path::new(&prefix.to_string()));
         Self::with_storage(&shards, config, Storage::Remote(remote))
     }
 
@@ -113,7 +116,7 @@ impl Loader {
         Location::of_url(url)?.loader(config)
     }
 
-    fn with_storage(shards: &[Shard], config: LoaderConfig, storage: Storage) -> Result<Self> {
+    fn with_storage(shards: &[Listed], config: LoaderConfig, storage: Storage) -> Result<Self> {
         config.validate()?;
         let index = Index::open(shards, storage)?;
         let loader = Self { index, config, worker: None };
@@ -215,17 +218,23 @@ fn journal_entries(path: &Path, bytes: &[u8]) -> Result<BTreeMap<u32, JournalEnt
     lines.map(entry).collect()
 }
 
-fn shards_of(journal: BTreeMap<u32, JournalEntry>, stage_dir: &Path) -> Vec<Shard> {
+/// The shards of a journal, with what its notes tell of them.
+fn listed(journal: BTreeMap<u32, JournalEntry>, stage_dir: &Path) -> Vec<Listed> {
     let shards = journal.into_values().filter_map(|entry| {
         let name = part_name(entry.task);
         let file = entry.files.into_iter().find(|f| f.path.as_os_str() == name.as_str())?;
-        Some(Shard {
+        let told = SourceCounts::from_notes(&entry.notes).and_then(|SourceCounts(counts)| match counts.len() {
+            0 | 1 => Some(counts.into_iter().next().map_or((None, 0), |(source, of)| (Some(source), of.tokens))),
+            _ => None,
+        });
+        let shard = Shard {
             index: entry.task,
             path: stage_dir.join(&file.path),
             rows: file.rows,
             bytes: file.bytes,
             xxh3: file.xxh3,
-        })
+        };
+        Some(Listed { shard, told })
     });
     shards.collect()
 }

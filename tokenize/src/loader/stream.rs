@@ -9,7 +9,7 @@ use super::index::{Index, Source};
 use super::order::{DOCUMENTS, ROW_GROUPS, SHARDS, permutation};
 use super::row_group::Documents;
 use super::shard_reader::ShardReader;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Row groups that are asked of an object store before they are wanted.
 const AHEAD: usize = 8;
@@ -128,12 +128,9 @@ impl Stream {
         let shard = &self.source().shards[place as usize];
         let reader = ShardReader::open_in(self.index.storage().clone(), &shard.object(), shard.bytes)?;
         let tokens = reader.row_group_tokens()?;
+        self.index.check(self.source(), shard, reader.metadata(), tokens.iter().sum())?;
         let row_groups = ordered(epoch, &[self.seed, ROW_GROUPS, epoch, place.into()], tokens.len());
         let offsets = offsets(row_groups.iter().map(|&g| tokens[g as usize]));
-        if offsets.last() != Some(&shard.tokens) {
-            let (path, reason) = (shard.path.clone(), "it has changed since it was opened".into());
-            return Err(Error::Shard { path, row_group: None, reason });
-        }
         Ok(OpenShard { epoch, place, reader, row_groups, offsets })
     }
 }

@@ -772,6 +772,79 @@ fn uploaded(data: &DataSet) -> Counting {
     store
 }
 
+/// The same with what the stage notes of each shard; `off` is added to the tokens of the last.
+fn told_journal(data: &DataSet, off: u64) -> Vec<u8> {
+    let mut told = Vec::new();
+    for line in journal(data).split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+        let mut entry: JournalEntry = serde_json::from_slice(line).unwrap();
+        let metadata = ShardReader::open(&data.dir.path().join(&entry.files[0].path)).unwrap().metadata().clone();
+        let mut counts = SourceCounts::default();
+        if metadata.documents > 0 {
+            let last = entry.task as usize + 1 == data.shards.len();
+            let tokens = metadata.tokens + if last { off } else { 0 };
+            let of = crate::counts::Counts { documents: metadata.documents, tokens, bytes: 0 };
+            counts.0.insert(metadata.source.unwrap(), of);
+        }
+        entry.notes = counts.notes();
+        told.extend(serde_json::to_vec(&entry).unwrap());
+        told.push(b'\n');
+    }
+    told
+}
+
+#[test]
+fn a_stage_is_opened_by_its_journal_and_its_shards_are_checked_when_they_are_read() {
+    let prefix = object_store::path::Path::from("runs/one/tokens");
+    let config = configs()[0].clone();
+    let store = uploaded(&LARGE);
+    let name = prefix.clone().join("journal.jsonl");
+    futures::executor::block_on(store.inner.put(&name, told_journal(&LARGE, 0).into())).unwrap();
+    let requests = store.requests.clone();
+    let mut loader = Loader::open_store(Arc::new(store), &prefix, config.clone()).unwrap();
+    assert_eq!(requests.load(Ordering::Relaxed), 2, "the journal, and one footer for all shards");
+    let mut local = LARGE.loader(&config);
+    assert_eq!((loader.fingerprint(), loader.state(9)), (local.fingerprint(), local.state(9)));
+    for step in 0..2 * local.tokens_per_epoch() / (4 * 128) {
+        assert!(loader.batch(step).unwrap() == local.batch(step).unwrap(), "step {step}");
+    }
+
+    let mut data = sources(&[("a", vec![40; 9]), ("a", vec![30; 9]), ("b", vec![20; 9])], 1000);
+    let dir = data.dir.path().to_path_buf();
+    let config = LoaderConfig { sequence_length: 16, rows: 2, ..LoaderConfig::default() };
+    fs::write(dir.join("manifest.json"), serde_json::to_vec(&manifest(&data, StageState::Done)).unwrap()).unwrap();
+    let opened = |off| {
+        fs::write(dir.join("journal.jsonl"), told_journal(&data, off)).unwrap();
+        Loader::open_stage(&dir, config.clone())
+    };
+    let mut whole = opened(0).unwrap();
+    assert!((0..200).all(|step| whole.batch(step).unwrap() == data.loader(&config).batch(step).unwrap()));
+    // A count that is wrong is met when the shard is opened.
+    let mut wrong = opened(1).unwrap();
+    let error = (0..200).find_map(|step| wrong.batch(step).err()).unwrap().to_string();
+    assert!(error.contains("part-00002.parquet") && error.contains("journal of its stage promised"), "{error}");
+    // So is a shard that another tokenizer has made.
+    let other = sources(&[("b", vec![20; 9])], 2000);
+    let (ours, others) = (fs::read(&data.shards[2].path).unwrap(), fs::read(&other.shards[0].path).unwrap());
+    fs::write(&data.shards[2].path, &others).unwrap();
+    data.shards[2].bytes = others.len() as u64;
+    fs::write(dir.join("journal.jsonl"), told_journal(&data, 0)).unwrap();
+    let mut loader = Loader::open_stage(&dir, config.clone()).unwrap();
+    let error = (0..200).find_map(|step| loader.batch(step).err()).unwrap().to_string();
+    assert!(error.contains("part-00002.parquet") && error.contains("another tokenizer"), "{error}");
+    // One that is cut short, or gone, when the stage is.
+    data.shards[2].bytes = ours.len() as u64;
+    fs::write(&data.shards[2].path, &ours).unwrap();
+    fs::write(dir.join("journal.jsonl"), told_journal(&data, 0)).unwrap();
+    for (left, said) in [(Some(&ours[..ours.len() - 1]), "promises"), (None, "part-00002.parquet")] {
+        match left {
+            Some(left) => fs::write(&data.shards[2].path, left).unwrap(),
+            None => fs::remove_file(&data.shards[2].path).unwrap(),
+        }
+        let error = Loader::open_stage(&dir, config.clone()).err().unwrap().to_string();
+        assert!(error.contains(said) && error.contains("part-00002.parquet"), "{error}");
+    }
+}
+
 #[test]
 fn batches_from_an_object_store_are_those_from_files() {
     let prefix = object_store::path::Path::from("runs/one/tokens");

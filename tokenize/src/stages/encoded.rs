@@ -12,7 +12,7 @@ use futures::StreamExt;
 use pipeline::stage::tasks_per_shard;
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
-use super::{ENCODED, SharedEncoder, TOKENIZER, refuse_empty, shard_metadata};
+use super::{ENCODED, TOKENIZER, refuse_empty, shard_metadata, shared_encoder};
 use crate::config::TokenizeConfig;
 use crate::counts::TokenCounter;
 use crate::functions::{encode, shuffle_key};
@@ -24,12 +24,11 @@ pub(super) struct Encode {
     config: TokenizeConfig,
     documents: String,
     seed: u64,
-    encoder: SharedEncoder,
 }
 
 impl Encode {
     pub fn new(config: TokenizeConfig, documents: String, seed: u64) -> Self {
-        Self { config, documents, seed, encoder: SharedEncoder::default() }
+        Self { config, documents, seed }
     }
 }
 
@@ -65,7 +64,7 @@ impl Stage for Encode {
     }
 
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
-        let encoder = self.encoder.of(&task.run)?;
+        let encoder = shared_encoder(&task.run)?;
         let metadata = shard_metadata(&encoder, &self.config.tokenizer, self.seed, None)?;
         let bos_id = match self.config.add_bos {
             true => Some(encoder.token_id(&self.config.tokenizer.bos_token)?),

@@ -12,7 +12,7 @@ mod tokenizer;
 mod tokens;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use pipeline::{Result, RunContext, Stage};
 
@@ -39,10 +39,7 @@ pub const TOKEN_STATISTICS: &str = "token_statistics";
 /// `seed` is the seed of the run: it decides the tokenizer's sample and the order of the documents, not
 /// the held-out split.
 pub fn token_stages(config: &TokenizeConfig, documents: &str, seed: u64) -> Vec<Arc<dyn Stage>> {
-    let tokens = |name, split| {
-        let encoder = SharedEncoder::default();
-        Arc::new(tokens::Tokens { name, split, config: config.clone(), seed, encoder }) as Arc<dyn Stage>
-    };
+    let tokens = |name, split| Arc::new(tokens::Tokens { name, split, config: config.clone(), seed }) as Arc<dyn Stage>;
     vec![
         Arc::new(tokenizer::TrainTokenizer::new(config.clone(), documents.into(), seed)),
         Arc::new(encoded::Encode::new(config.clone(), documents.into(), seed)),
@@ -52,18 +49,9 @@ pub fn token_stages(config: &TokenizeConfig, documents: &str, seed: u64) -> Vec<
     ]
 }
 
-/// The tokenizer of a run, loaded by the first task of a stage that needs it and shared with the others, with its caches.
-#[derive(Default)]
-struct SharedEncoder(OnceLock<Arc<Encoder>>);
-
-impl SharedEncoder {
-    fn of(&self, run: &RunContext) -> Result<Arc<Encoder>> {
-        if let Some(encoder) = self.0.get() {
-            return Ok(encoder.clone());
-        }
-        let encoder = Arc::new(Encoder::load(tokenizer_path(run.dir()))?);
-        Ok(self.0.get_or_init(|| encoder).clone())
-    }
+/// The tokenizer of a run, with its caches, which the tasks of a stage share.
+fn shared_encoder(run: &RunContext) -> Result<Arc<Encoder>> {
+    run.shared(TOKENIZER, || Ok(Encoder::load(tokenizer_path(run.dir()))?))
 }
 
 /// What the footer of a token shard says before there are rows in it; `source` as there.

@@ -2,13 +2,12 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::cast as cast_array;
 use arrow::datatypes::DataType;
 use async_trait::async_trait;
-use futures::StreamExt;
 use pipeline::digest::Digest;
 use pipeline::{Error, Event, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 
@@ -137,16 +136,18 @@ impl TrainTokenizer {
         let config = &self.config.tokenizer;
         let shards = task.run.shards(&self.documents)?;
         let rows: u64 = shards.iter().map(|shard| shard.rows).sum();
-        let mut sample = Sample::new(config.sample_bytes, &config.source_weights, self.seed);
-        if !shards.is_empty() {
-            let plan = task.read_all(&task.session(), &self.documents).await?;
-            let mut batches = plan.select_columns(&["id", "source", "text"])?.execute_stream().await?;
-            while let Some(batch) = batches.next().await {
-                self.offer(&batch?, &mut sample)?;
-                let (documents, bytes) = sample.seen();
-                task.progress(documents, Some(rows), format!("{} MB of text looked at", bytes / 1_000_000));
-            }
-        }
+        // Of any documents in any order the sample is the same, so shards are read side by side.
+        let sample = Arc::new(Mutex::new(Sample::new(config.sample_bytes, &config.source_weights, self.seed)));
+        let (into, run, fraction) = (sample.clone(), task.run.clone(), self.config.validation_fraction);
+        let take = move |batch: RecordBatch| -> Result<()> {
+            let (documents, bytes) = offer(&batch, fraction, &into)?;
+            let message = format!("{} MB of text looked at", bytes / 1_000_000);
+            run.emit(&Event::Progress { stage: TOKENIZER.into(), done: documents, total: Some(rows), message });
+            Ok(())
+        };
+        task.each_batch_in_any_order(&self.documents, &["id", "source", "text"], take).await?;
+        let sample = Arc::into_inner(sample).ok_or_else(|| Error::shard("the sample is still being taken"))?;
+        let sample = sample.into_inner().unwrap_or_else(PoisonError::into_inner);
         for (source, bytes, wanted) in sample.too_small() {
             tracing::warn!(
                 "the tokenizer's sample has {bytes} bytes of source {source}, all that there is, where \
@@ -199,23 +200,24 @@ impl TrainTokenizer {
         });
         Ok((json.into_bytes(), seen, notes))
     }
+}
 
-    /// Offer the documents of a batch, but those that are held out.
-    fn offer(&self, batch: &RecordBatch, sample: &mut Sample) -> Result<()> {
-        let ids = batch.column(0).as_fixed_size_binary_opt();
-        let wrong = || Error::Arrow(arrow::error::ArrowError::SchemaError("ids are not 16 bytes".into()));
-        let ids = ids.ok_or_else(wrong)?;
-        let sources = cast_array(batch.column(1), &DataType::Utf8View)?;
-        let texts = cast_array(batch.column(2), &DataType::Utf8View)?;
-        let (sources, texts) = (sources.as_string_view(), texts.as_string_view());
-        for row in 0..batch.num_rows() {
-            let id: [u8; 16] = ids.value(row).try_into().map_err(|_| wrong())?;
-            if !is_held_out(texts.value(row), self.config.validation_fraction) {
-                sample.offer(id, sources.value(row), texts.value(row));
-            }
-        }
-        Ok(())
+/// Offer the documents of a batch, but the fraction that is held out; the documents and bytes that were offered so far.
+fn offer(batch: &RecordBatch, held_out: f64, sample: &Mutex<Sample>) -> Result<(u64, u64)> {
+    let ids = batch.column(0).as_fixed_size_binary_opt();
+    let wrong = || Error::Arrow(arrow::error::ArrowError::SchemaError("ids are not 16 bytes".into()));
+    let ids = ids.ok_or_else(wrong)?;
+    let sources = cast_array(batch.column(1), &DataType::Utf8View)?;
+    let texts = cast_array(batch.column(2), &DataType::Utf8View)?;
+    let (sources, texts) = (sources.as_string_view(), texts.as_string_view());
+    // Reading all of a text is done before others have to wait.
+    let offered: Vec<usize> = (0..batch.num_rows()).filter(|&row| !is_held_out(texts.value(row), held_out)).collect();
+    let mut sample = sample.lock().unwrap_or_else(PoisonError::into_inner);
+    for row in offered {
+        let id: [u8; 16] = ids.value(row).try_into().map_err(|_| wrong())?;
+        sample.offer(id, sources.value(row), texts.value(row));
     }
+    Ok(sample.seen())
 }
 
 /// Tell how many tokens are learnt; whether to go on.

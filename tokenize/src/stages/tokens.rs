@@ -13,7 +13,7 @@ use pipeline::shard::{ShardWriter, part_name};
 use pipeline::{Error, Result, RunContext, Stage, Task, TaskContext, TaskReport};
 use serde::{Deserialize, Serialize};
 
-use super::{ENCODED, SharedEncoder, TOKENIZER, shard_metadata};
+use super::{ENCODED, TOKENIZER, shard_metadata, shared_encoder};
 use crate::config::TokenizeConfig;
 use crate::counts::{Counts, SourceCounts, TokenCounter};
 use crate::shard::TokenShardWriter;
@@ -26,7 +26,6 @@ pub(super) struct Tokens {
     pub split: Split,
     pub config: TokenizeConfig,
     pub seed: u64,
-    pub encoder: SharedEncoder,
 }
 
 /// What a task reads: the keys from `first` to `last` of a source.
@@ -91,7 +90,7 @@ impl Stage for Tokens {
     async fn execute(&self, task: &TaskContext) -> Result<TaskReport> {
         let KeyRange { source, first, last, .. } =
             serde_json::from_value(task.task.inputs.clone()).map_err(Error::abort)?;
-        let encoder = self.encoder.of(&task.run)?;
+        let encoder = shared_encoder(&task.run)?;
         let session = task.session();
         let plan = task
             .read_all(&session, ENCODED)

@@ -101,17 +101,17 @@ fn hides(tag: &str) -> bool {
 
 fn script(rest: &str) -> Element {
     let reach = &rest[..rest.floor_char_boundary(MAX_FORMULA)];
-    let Some(open) = reach.find('>') else { return Element::Endless };
+    let Some(open) = tag_end(reach) else { return Element::Endless };
     let tag = &reach[..open];
     if !tag.contains("math/tex") {
         // What looks like a formula in a program is none.
-        return match memmem::find(&rest.as_bytes()[open..], b"</script") {
-            Some(end) => Element::Nothing(open + end + 1),
+        return match end_tag(&rest[open..], "</script") {
+            Some((end, _)) => Element::Nothing(open + end + 1),
             None => Element::Endless,
         };
     }
-    let Some(end) = reach[open + 1..].find("</script>").map(|end| open + 1 + end) else { return Element::Endless };
-    let length = end + "</script>".len();
+    let Some((end, length)) = end_tag(&reach[open + 1..], "</script") else { return Element::Endless };
+    let (end, length) = (open + 1 + end, open + 1 + length);
     // The content of a script is not HTML; as text it must become so.
     let latex = reach[open + 1..end].trim().replace('&', "&amp;").replace('<', "&lt;");
     if latex.is_empty() {
@@ -122,18 +122,46 @@ fn script(rest: &str) -> Element {
 
 fn math(rest: &str) -> Element {
     let reach = &rest[..rest.floor_char_boundary(MAX_FORMULA)];
-    let Some(end) = reach.find("</math>") else { return Element::Endless };
-    let body = &reach[..end];
-    let length = end + "</math>".len();
-    let Some((tag, content)) = body.split_once('>') else { return Element::Nothing(length) };
+    let Some(open) = tag_end(reach) else { return Element::Endless };
+    let Some((end, length)) = end_tag(&reach[open..], "</math") else { return Element::Endless };
+    let (tag, content, length) = (&reach[..open], &reach[open + 1..open + end], open + length);
     let display = attribute(tag, "display") == Some("block");
+    let alternative = attribute(tag, "alttext").map(undisplayed).filter(|latex| !latex.is_empty());
     let latex = annotation(content)
-        .or_else(|| attribute(tag, "alttext").map(undisplayed).filter(|latex| !latex.is_empty()))
         .map(in_one_piece)
+        // An attribute has its ampersands escaped, and need not have what would be a tag outside of it.
+        .or_else(|| alternative.map(|latex| in_one_piece(latex).replace('<', "&lt;")))
         .or_else(|| mathml::to_latex(content));
     match latex {
         Some(latex) => Element::Formula { length, latex, display },
         None => Element::Nothing(length),
+    }
+}
+
+/// Where the `>` stands that ends the start tag at the beginning of a piece of HTML: none in a quoted value of an attribute.
+fn tag_end(html: &str) -> Option<usize> {
+    let (mut quote, mut before) = (None, b' ');
+    html.bytes().position(|byte| {
+        let ends = quote.is_none() && byte == b'>';
+        match quote {
+            Some(open) if byte == open => quote = None,
+            None if before == b'=' && matches!(byte, b'"' | b'\'') => quote = Some(byte),
+            _ => {}
+        }
+        before = if byte.is_ascii_whitespace() && before == b'=' { before } else { byte };
+        ends
+    })
+}
+
+/// Where the first end tag called `tag` (`</math`) begins and ends, whatever its case.
+fn end_tag(html: &str, tag: &str) -> Option<(usize, usize)> {
+    let mut from = 0;
+    loop {
+        let start = from + memmem::find(&html.as_bytes()[from..], b"</")?;
+        if begins(&html[start..], tag) {
+            return Some((start, start + html[start..].find('>')? + 1));
+        }
+        from = start + 2;
     }
 }
 
@@ -197,6 +225,16 @@ mod tests {
             ),
             ("<math alttext='\\frac{a}{b}' display = \"block\"><mi>a</mi></math>", "<span>$$\\frac{a}{b}$$</span>"),
             ("<math alttext=\"a\\pmod%\n{p} 5\\%\nb\"></math>", "<span>$a\\pmod{p} 5\\%\nb$</span>"),
+            ("<math alttext=\"a<b>c &amp; d\"><mi>a</mi></math>.", "<span>$a&lt;b>c &amp; d$</span>."),
+            ("<math alttext = 'x>\"y'></MATH >!", "<span>$x>\"y$</span>!"),
+            ("<math title=\"a=b></math>", "<math title=\"a=b></math>"),
+            ("<math title=a\"><mi>x</mi></math>", "<span>$x$</span>"),
+            ("<SCRIPT TYPE=\"math/tex\">a</b</SCRIPT> y", "<span>$a&lt;/b$</span> y"),
+            ("<script type=\"math/tex\">x</script\n>", "<span>$x$</span>"),
+            (
+                "<script>'<math><mi>x</mi></math>'</SCRIPT><math><mi>y</mi></math>",
+                "<script>'<math><mi>x</mi></math>'</SCRIPT><span>$y$</span>",
+            ),
             ("<math data-alttext=\"no\"><mi>x</mi></math> application/x-tex", "<span>$x$</span> application/x-tex"),
             ("<math></math>a", "<math></math>a"),
             ("<math-field><math><mi>x</mi></math>", "<math-field><span>$x$</span>"),
@@ -212,6 +250,8 @@ mod tests {
         as_latex(&"<math application/x-tex>".repeat(100_000));
         as_latex(&"<script math/tex>".repeat(100_000));
         as_latex(&"<script><math>".repeat(100_000));
+        as_latex(&"<math title=\"".repeat(100_000));
+        as_latex(&"<math></".repeat(100_000));
     }
 
     #[test]
