@@ -24,10 +24,37 @@ pub(super) fn parse(html: &str) -> Result<Document, ExtractError> {
     let tree_builder = TreeBuilderOpts { scripting_enabled: false, ..TreeBuilderOpts::default() };
     let parser = parse_document(Bounded::new(), ParseOpts { tree_builder, ..ParseOpts::default() });
     // A parser cannot be told to stop, so a bound that is passed unwinds it, without the hook that reports panics.
-    catch_unwind(AssertUnwindSafe(|| parser.one(html))).map_err(|payload| match payload.downcast::<ExtractError>() {
+    let parsed = catch_unwind(AssertUnwindSafe(|| parser.one(html)));
+    let document = parsed.map_err(|payload| match payload.downcast::<ExtractError>() {
         Ok(error) => *error,
         Err(panic) => resume_unwind(panic),
-    })
+    })?;
+    if is_deeper(&document, MAX_HTML_DEPTH) { Err(ExtractError::TooDeep) } else { Ok(document) }
+}
+
+/// Whether an element of the finished tree, template contents left out, lies more than `most` below the root.
+fn is_deeper(document: &Document, most: usize) -> bool {
+    let mut next = document.root().first_element_child();
+    let mut depth = 1;
+    while let Some(mut node) = next {
+        if depth > most {
+            return true;
+        }
+        next = node.first_element_child();
+        if next.is_some() {
+            depth += 1;
+            continue;
+        }
+        // The next one behind it, or behind the nearest element around it that has one.
+        next = loop {
+            match (node.next_element_sibling(), node.parent()) {
+                (Some(sibling), _) => break Some(sibling),
+                (None, Some(parent)) if depth > 1 => (node, depth) = (parent, depth - 1),
+                (None, _) => break None,
+            }
+        };
+    }
+    false
 }
 
 /// A node, and its place in [`Bounded::depths`].
@@ -40,8 +67,9 @@ struct Handle {
 /// The tree that is being built, and how much of it there is.
 struct Bounded {
     document: Document,
-    /// How deep each node lies. A node that moved (adoption, foster parents) may lie higher by now: these are bounds
-    /// for the stack of open elements too.
+    /// How deep each node lay when it was put there: a bound for the stack of open elements. A node that moved lies higher by
+    /// now (foster parents), or deeper: each adoption puts what is in a block into one more element. So the finished tree is
+    /// looked at again.
     depths: RefCell<Vec<usize>>,
     elements: Cell<usize>,
     attributes: Cell<usize>,
@@ -241,6 +269,18 @@ mod tests {
         );
         let repeated: String = (0..100_000).map(|i| format!("<html a{i}>")).collect();
         assert!(parse(&repeated).is_ok());
+    }
+
+    #[test]
+    fn what_adoptions_make_deeper_is_noticed() {
+        let html = "<h1><nobr></p></p><font>".repeat(127);
+        assert_eq!(parse(&html).err(), Some(ExtractError::TooDeep));
+        for depth in [MAX_HTML_DEPTH, MAX_HTML_DEPTH + 1] {
+            let document = Document::from("<i>".repeat(depth - 2) + "x");
+            assert_eq!(is_deeper(&document, MAX_HTML_DEPTH), depth > MAX_HTML_DEPTH);
+        }
+        assert!(!is_deeper(&Document::from("<p>a<p><b>c</b>d<ul><li>e<li>f</ul>"), 5));
+        assert!(is_deeper(&Document::from("<p>a<p><b>c</b>d<ul><li>e<li>f</ul><p><i><b>g"), 4));
     }
 
     proptest! {
