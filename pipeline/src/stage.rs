@@ -198,7 +198,8 @@ impl TaskContext {
     }
 
     /// Give the batches of all shards of a stage to `take`, of some columns, those of as many shards at a time as there are tasks of
-    /// a stage: for the one task of a stage whose result does not depend on the order in which rows come.
+    /// a stage: for the one task of a stage whose result does not depend on the order in which rows come. As such tasks do, each
+    /// shard being read takes the chosen columns of a row group, as they are in the file, and a batch.
     pub async fn each_batch_in_any_order<F>(&self, stage: &str, columns: &'static [&'static str], take: F) -> Result<()>
     where
         F: Fn(RecordBatch) -> Result<()> + Send + Sync + 'static,

@@ -22,6 +22,8 @@ pub(super) fn for_each(text: &str, ngrams: usize, bits: u32, buffer: &mut Vec<u6
         } else {
             lower.extend(core.chars().flat_map(char::to_lowercase));
         }
+        // Not `language::is_unspaced`: the weights of a model are of the words that it was trained with, so these ranges are part of
+        // its format (`FULGLIN1`) and stay as they are whatever becomes of those.
         let unspaced = |c: char| matches!(u32::from(c), 0xe00..=0xeff | 0x1000..=0x109f | 0x1780..=0x17ff | 0x3040..=0x30ff | 0x3400..=0x9fff | 0x20000..=0x3ffff);
         if lower.contains(unspaced) {
             for character in lower.chars().filter(|c| c.is_alphanumeric()) {

@@ -16,7 +16,8 @@ const LINES: usize = 20;
 /// Characters of a line that a report shows.
 const LINE_CHARS: usize = 200;
 /// Characters of a line that whoever counts lines keeps for the report. It shows fewer, with placeholders for personal data, which
-/// is not recognised where it was cut in two; no address, and no key on one line, is longer than the difference.
+/// is not recognised where it was cut in two. Nothing of that is longer than the difference but tokens and private keys, of
+/// which none is shown that reaches the cut.
 pub const KEPT_LINE_CHARS: usize = 4000;
 
 /// What line deduplication took.
@@ -35,7 +36,7 @@ pub struct LinesReport {
 /// A line that stands in many documents.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FrequentLine {
-    /// Its beginning.
+    /// Its beginning; empty where that may be part of a key too long to be recognised.
     pub line: String,
     /// Documents that it stands in.
     pub documents: u64,
@@ -45,12 +46,25 @@ impl FrequentLine {
     /// With placeholders for what `excerpt` hides.
     pub(super) fn shown(self, excerpt: &Excerpt) -> Self {
         let cut = self.line.chars().count() >= KEPT_LINE_CHARS;
-        let line = excerpt.of(&self.line);
-        // Of a line that was cut, the last characters may be half of something. Many placeholders, which may be shorter than what they
-        // stand for, may have brought these near the beginning.
-        let sure = if cut { line.chars().count().saturating_sub(KEPT_LINE_CHARS - LINE_CHARS) } else { LINE_CHARS };
+        let mut line = excerpt.of(&self.line);
+        let mut sure = LINE_CHARS;
+        if cut {
+            let all = line.chars().count();
+            line.truncate(before_open_key(&line));
+            let left = line.chars().count();
+            // The last characters may be half of something else. Many placeholders, which may be shorter than what they stand for, may
+            // have brought these near the beginning.
+            sure = left.saturating_sub((KEPT_LINE_CHARS - LINE_CHARS).saturating_sub(all - left));
+        }
         Self { line: line.chars().take(sure.min(LINE_CHARS)).collect(), ..self }
     }
+}
+
+/// Bytes of a line that was cut before what may be half of a token or of a private key, however long these are: the run of ASCII without
+/// white space that reaches the cut, and what begins as a key does and, still being there, was not recognised.
+fn before_open_key(line: &str) -> usize {
+    let run = line.trim_end_matches(|c: char| c.is_ascii_graphic()).len();
+    line.find("-----BEGIN").map_or(run, |begin| begin.min(run))
 }
 
 /// What is known of an evaluation set.
@@ -139,7 +153,8 @@ mod tests {
             FrequentLine { line, documents: 2 }.shown(&excerpt).line
         };
         assert_eq!(shown("Write to jane@example.org".into()), "Write to <EMAIL>");
-        assert_eq!(shown("x".repeat(10_000)), "x".repeat(200));
+        assert_eq!(shown("x ".repeat(10_000)), "x ".repeat(100));
+        assert_eq!(shown("長".repeat(10_000)), "長".repeat(200));
         // Where the line is shown up to, and where it was kept up to.
         for before in (150..210).chain(3950..4000) {
             let line = shown(format!("{} jane.doe.of.the.house@example.org and more", "x".repeat(before)));
@@ -148,6 +163,20 @@ mod tests {
         // A token that ends far behind what is shown; so many addresses that their placeholders are few characters.
         let token = format!("eyJ{}.eyJ{}.{}", "a".repeat(40), "b".repeat(1500), "c".repeat(300));
         assert_eq!(shown(format!("Use {token} here")), "Use <SECRET> here");
+        // Tokens and keys that are cut, with nothing of which they could be recognised.
+        let token = format!("eyJ{}.eyJ{}.{}", "a".repeat(40), "b".repeat(5000), "c".repeat(300));
+        assert_eq!(shown(format!("Use {token} here")), "Use ");
+        assert_eq!(shown(token), "");
+        for body in ["k".repeat(5000), format!("{} ", "k".repeat(64)).repeat(100)] {
+            let key = format!("-----BEGIN RSA PRIVATE KEY----- {body} -----END RSA PRIVATE KEY-----");
+            assert_eq!(shown(format!("Key: {key}")), "Key: ");
+        }
+        // The end of one is there, but cut itself.
+        for end in 3900..4000 {
+            let body = "k".repeat(end);
+            let line = shown(format!("-----BEGIN PRIVATE KEY----- {body} -----END PRIVATE KEY----- and more"));
+            assert!(!line.contains('k'), "{end}: {line}");
+        }
         for length in [30, 41, 50, 61] {
             let line = shown(format!("{}@example.org ", "j".repeat(length)).repeat(100));
             assert!(!line.contains("jj"), "{line}");

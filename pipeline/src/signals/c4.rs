@@ -56,8 +56,9 @@ impl C4Lines {
     }
 }
 
-/// The line without marks of citations at its end, `[3]`, `[edit]` and `[citation needed]`: the reference takes them out of a line
-/// before it looks at its end.
+/// The line without marks of citations at its end, `[3]`, `[edit]` and `[citation needed]`: the reference takes them out of a line,
+/// wherever they stand, before it looks at its end. The verdict differs where a mark parts the full stops of an ellipsis: of
+/// `and so on..[3].` the reference sees `and so on...`, which goes; here the line ends in a full stop and stays.
 fn without_citations(mut line: &str) -> &str {
     while let Some((before, mark)) = line.strip_suffix(']').and_then(|rest| rest.rsplit_once('[')) {
         if !(mark == "edit" || mark == "citation needed" || mark.bytes().all(|byte| byte.is_ascii_digit())) {
@@ -219,7 +220,10 @@ mod tests {
 
     #[test]
     fn citations_hide_no_end_of_a_line() {
-        for line in ["He died in 1912.[3]", "It was so.[12][edit][]", "Who said that?[citation needed]"] {
+        // In the last the reference sees an ellipsis.
+        for line in
+            ["He died in 1912.[3]", "It was so.[12][edit][]", "Who said that?[citation needed]", "And so on..[3]."]
+        {
             assert_eq!(clean(line), (line.to_owned(), C4Lines { kept: 1, ..C4Lines::default() }));
         }
         for line in

@@ -25,7 +25,8 @@ const MOST_VALUES: i64 = i32::MAX as i64;
 pub struct Listed {
     /// The shard.
     pub shard: Shard,
-    /// What the journal of its stage tells, if it does: the source (none where there is no document) and the number of tokens.
+    /// What the journal of its stage tells, if it does: the source (none where there is no document) and the number of tokens,
+    /// which is 0 only where there is no document.
     pub told: Option<(Option<String>, u64)>,
 }
 
@@ -78,6 +79,7 @@ impl Index {
     pub fn open(shards: &[Listed], storage: Storage) -> Result<Self> {
         let mut sources: BTreeMap<String, Source> = BTreeMap::new();
         let mut common: Option<ShardMetadata> = None;
+        let mut total = 0u64;
         let object = |number: usize| Object { number: number as u32, path: &shards[number].shard.path };
         let is_read = |listed: &Listed, common: &Option<ShardMetadata>| match &listed.told {
             Some((_, tokens)) => *tokens > 0 && common.is_none(),
@@ -123,19 +125,20 @@ impl Index {
             if let Some(name) = name.filter(|_| tokens > 0) {
                 let source =
                     sources.entry(name.clone()).or_insert(Source { name, shards: Vec::new(), tokens: 0, documents: 0 });
+                let sums = total.checked_add(tokens).zip(source.documents.checked_add(shard.rows));
+                (total, source.documents) = sums.ok_or_else(|| fault(TOO_MANY.into()))?;
+                // Not more than all.
                 source.tokens += tokens;
-                source.documents += shard.rows;
                 let (number, path, bytes, documents) = (number as u32, shard.path.clone(), shard.bytes, shard.rows);
                 source.shards.push(IndexedShard { number, path, bytes, tokens, documents });
             }
         }
-        let tokens = sources.values().map(|s| s.tokens).sum();
         match common {
-            Some(metadata) if tokens > 0 => {
+            Some(metadata) if total > 0 => {
                 let digests: Vec<u8> = shards.iter().flat_map(|s| s.shard.xxh3.0.to_be_bytes()).collect();
                 let fingerprint = Digest::of(&digests);
                 let sources = sources.into_values().collect();
-                Ok(Self { storage, sources, metadata: Arc::new(metadata), tokens, fingerprint })
+                Ok(Self { storage, sources, metadata: Arc::new(metadata), tokens: total, fingerprint })
             }
             _ => Err(Error::Loader("there are no tokens to load: every token shard is empty".into())),
         }
@@ -183,6 +186,8 @@ impl Index {
 const OF_SEVERAL_SOURCES: &str =
     "it has documents of several sources: a shard of the first pass, not of the shuffled tokens";
 const OTHER_TOKENIZER: &str = "it was made with another tokenizer or seed than the first shard";
+const TOO_MANY: &str = "with those of the shards before it, the journal of its stage promises more tokens or documents than can be \
+                        counted: have the stage made again, or copied again with its journal";
 const OTHER_THAN_TOLD: &str = "its source or its number of tokens is not what the journal of its stage promised when the shards were opened: \
                                have the stage made again, or copied again with its journal";
 

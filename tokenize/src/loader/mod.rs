@@ -223,10 +223,7 @@ fn listed(journal: BTreeMap<u32, JournalEntry>, stage_dir: &Path) -> Vec<Listed>
     let shards = journal.into_values().filter_map(|entry| {
         let name = part_name(entry.task);
         let file = entry.files.into_iter().find(|f| f.path.as_os_str() == name.as_str())?;
-        let told = SourceCounts::from_notes(&entry.notes).and_then(|SourceCounts(counts)| match counts.len() {
-            0 | 1 => Some(counts.into_iter().next().map_or((None, 0), |(source, of)| (Some(source), of.tokens))),
-            _ => None,
-        });
+        let told = SourceCounts::from_notes(&entry.notes).and_then(|counts| told(counts, file.rows));
         let shard = Shard {
             index: entry.task,
             path: stage_dir.join(&file.path),
@@ -237,4 +234,18 @@ fn listed(journal: BTreeMap<u32, JournalEntry>, stage_dir: &Path) -> Vec<Listed>
         Some(Listed { shard, told })
     });
     shards.collect()
+}
+
+/// The source and the tokens that the counts of a shard of `rows` documents tell of; none where they are not those of one
+/// source and of so many documents. A shard that is told to have no tokens is never looked at again, so one with documents must
+/// not be taken for it.
+fn told(SourceCounts(counts): SourceCounts, rows: u64) -> Option<(Option<String>, u64)> {
+    let mut counts = counts.into_iter();
+    match (counts.next(), counts.next()) {
+        (None, _) => (rows == 0).then_some((None, 0)),
+        (Some((source, of)), None) => {
+            (of.documents == rows && (of.tokens == 0) == (rows == 0)).then_some((Some(source), of.tokens))
+        }
+        _ => None,
+    }
 }

@@ -822,7 +822,32 @@ fn a_stage_is_opened_by_its_journal_and_its_shards_are_checked_when_they_are_rea
     let mut wrong = opened(1).unwrap();
     let error = (0..200).find_map(|step| wrong.batch(step).err()).unwrap().to_string();
     assert!(error.contains("part-00002.parquet") && error.contains("journal of its stage promised"), "{error}");
-    // So is a shard that another tokenizer has made.
+    // One that cannot be added up, at once.
+    let error = opened(u64::MAX - 500).err().unwrap().to_string();
+    assert!(error.contains("part-00002.parquet") && error.contains("than can be counted"), "{error}");
+    // Where notes cannot be those of the shard the footer counts: no document is lost.
+    for said in [
+        serde_json::json!({}),
+        serde_json::json!({ "a": { "documents": 9, "tokens": 0, "bytes": 0 } }),
+        serde_json::json!({ "a": { "documents": 0, "tokens": 0, "bytes": 0 } }),
+        serde_json::json!({ "a": { "documents": 8, "tokens": 99, "bytes": 0 } }),
+    ] {
+        let mut altered = Vec::new();
+        for line in told_journal(&data, 0).split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+            let mut entry: JournalEntry = serde_json::from_slice(line).unwrap();
+            if entry.task == 1 {
+                entry.notes["sources"] = said.clone();
+            }
+            altered.extend(serde_json::to_vec(&entry).unwrap());
+            altered.push(b'\n');
+        }
+        fs::write(dir.join("journal.jsonl"), altered).unwrap();
+        let mut loader = Loader::open_stage(&dir, config.clone()).unwrap();
+        let mut whole = data.loader(&config);
+        assert_eq!(loader.tokens_per_epoch(), whole.tokens_per_epoch(), "{said}");
+        assert!((0..200).all(|step| loader.batch(step).unwrap() == whole.batch(step).unwrap()), "{said}");
+    }
+    // A shard that another tokenizer has made is met when it is opened, too.
     let other = sources(&[("b", vec![20; 9])], 2000);
     let (ours, others) = (fs::read(&data.shards[2].path).unwrap(), fs::read(&other.shards[0].path).unwrap());
     fs::write(&data.shards[2].path, &others).unwrap();

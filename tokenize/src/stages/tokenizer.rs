@@ -140,10 +140,10 @@ impl TrainTokenizer {
         let sample = Arc::new(Mutex::new(Sample::new(config.sample_bytes, &config.source_weights, self.seed)));
         let (into, run, fraction) = (sample.clone(), task.run.clone(), self.config.validation_fraction);
         let take = move |batch: RecordBatch| -> Result<()> {
-            let (documents, bytes) = offer(&batch, fraction, &into)?;
-            let message = format!("{} MB of text looked at", bytes / 1_000_000);
-            run.emit(&Event::Progress { stage: TOKENIZER.into(), done: documents, total: Some(rows), message });
-            Ok(())
+            offer(&batch, fraction, &into, |documents, bytes| {
+                let message = format!("{} MB of text looked at", bytes / 1_000_000);
+                run.emit(&Event::Progress { stage: TOKENIZER.into(), done: documents, total: Some(rows), message });
+            })
         };
         task.each_batch_in_any_order(&self.documents, &["id", "source", "text"], take).await?;
         let sample = Arc::into_inner(sample).ok_or_else(|| Error::shard("the sample is still being taken"))?;
@@ -202,8 +202,9 @@ impl TrainTokenizer {
     }
 }
 
-/// Offer the documents of a batch, but the fraction that is held out; the documents and bytes that were offered so far.
-fn offer(batch: &RecordBatch, held_out: f64, sample: &Mutex<Sample>) -> Result<(u64, u64)> {
+/// Offer the documents of a batch, but the fraction that is held out. `tell` gets the documents and bytes that were offered so far,
+/// while no other batch is: what it gets never falls.
+fn offer(batch: &RecordBatch, held_out: f64, sample: &Mutex<Sample>, tell: impl FnOnce(u64, u64)) -> Result<()> {
     let ids = batch.column(0).as_fixed_size_binary_opt();
     let wrong = || Error::Arrow(arrow::error::ArrowError::SchemaError("ids are not 16 bytes".into()));
     let ids = ids.ok_or_else(wrong)?;
@@ -217,7 +218,9 @@ fn offer(batch: &RecordBatch, held_out: f64, sample: &Mutex<Sample>) -> Result<(
         let id: [u8; 16] = ids.value(row).try_into().map_err(|_| wrong())?;
         sample.offer(id, sources.value(row), texts.value(row));
     }
-    Ok(sample.seen())
+    let (documents, bytes) = sample.seen();
+    tell(documents, bytes);
+    Ok(())
 }
 
 /// Tell how many tokens are learnt; whether to go on.
@@ -225,4 +228,42 @@ fn report(run: &Arc<RunContext>, tokens: u64, size: u64) -> bool {
     let message = format!("{tokens} tokens learnt");
     run.emit(&Event::Progress { stage: TOKENIZER.into(), done: tokens, total: Some(size), message });
     !run.stop_requested()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use arrow::array::{ArrayRef, FixedSizeBinaryArray, StringArray};
+
+    use super::*;
+
+    #[test]
+    fn progress_of_batches_offered_side_by_side_never_falls() {
+        let ids: ArrayRef = Arc::new(FixedSizeBinaryArray::try_from_iter((0..4u8).map(|n| [n; 16])).unwrap());
+        let sources: ArrayRef = Arc::new(StringArray::from(vec!["a"; 4]));
+        let texts: ArrayRef = Arc::new(StringArray::from(vec!["some text"; 4]));
+        let batch = RecordBatch::try_from_iter([("id", ids), ("source", sources), ("text", texts)]).unwrap();
+        let sample = Mutex::new(Sample::new(100, &BTreeMap::new(), 0));
+        let told = Mutex::new(Vec::new());
+        // Every other one is slow: long enough for the next to come before it.
+        let tell = |documents: u64, _: u64| {
+            if documents % 8 == 4 {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
+            told.lock().unwrap().push(documents);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..25 {
+                        offer(&batch, 0.0, &sample, tell).unwrap();
+                    }
+                });
+            }
+        });
+        let told = told.into_inner().unwrap();
+        assert_eq!((told.len(), told.last()), (100, Some(&400)));
+        assert!(told.is_sorted());
+    }
 }
