@@ -27,6 +27,10 @@ fn text(command: &mut Command) -> String {
     String::from_utf8(succeed(command).stdout).unwrap()
 }
 
+fn json_rows(text: &str) -> Vec<serde_json::Value> {
+    text.lines().map(|row| serde_json::from_str(row).unwrap()).collect()
+}
+
 #[test]
 fn a_report_is_one_file_and_its_figures_are_those_of_the_run() {
     let dir = tempfile::tempdir().unwrap();
@@ -142,6 +146,17 @@ fn every_stage_that_decides_on_documents_is_reported_and_reviewed() {
         assert!(line.starts_with("http://"), "{stage}: {line}");
     }
 
+    // Of two documents that both `filter` and `mix` kept, one is marked at both, the other at `mix` alone.
+    let sql = "select i.id, i.source from mix m join ingest i on m.ordinal = i.ordinal order by i.id limit 2";
+    let kept = json_rows(&text(fulgurite().arg("sql").arg(&run).args([sql, "--json"])));
+    let mark = |of: usize, stage: &str, said: &str| {
+        let (id, source) = (&kept[of]["id"], &kept[of]["source"]);
+        serde_json::json!({ "id": id, "stage": stage, "rule": null, "source": source, "mark": said })
+    };
+    let marks = [mark(0, "filter", "keep"), mark(0, "mix", "drop"), mark(1, "mix", "drop")];
+    std::fs::create_dir_all(run.join("review")).unwrap();
+    std::fs::write(run.join("review/marks.jsonl"), marks.map(|mark| format!("{mark}\n")).concat()).unwrap();
+
     // In a recipe without most of them their directories stay, and what they dropped is missing no more.
     let gone = ["urls", "exact_url", "lines", "substring", "decontaminate", "mix"];
     let of_gone = |told: &serde_json::Value| {
@@ -158,6 +173,36 @@ fn every_stage_that_decides_on_documents_is_reported_and_reviewed() {
         (of_gone(&told), &told["lines"], told["benchmarks"].as_array().unwrap().len()),
         (0, &serde_json::Value::Null, 0)
     );
+
+    // What was marked at `mix` alone is unmarked where it is offered now, and in the figures of its own stage.
+    let figures: serde_json::Value =
+        serde_json::from_str(&text(fulgurite().arg("review").arg(&run).args(["--summary", "--json"]))).unwrap();
+    let figures = figures.as_array().unwrap();
+    let sum = |stage: &str, key: &str| -> u64 {
+        figures.iter().filter(|p| p["stage"] == stage).map(|p| p[key].as_u64().unwrap()).sum()
+    };
+    assert_eq!(["keep", "drop", "changed"].map(|key| sum("filter", key)), [1, 0, 0], "{figures:?}");
+    assert_eq!(["keep", "drop", "changed"].map(|key| sum("mix", key)), [0, 0, 2], "{figures:?}");
+    let (mut server, line) = review(&run, &["--by", "source", "--documents", "1000"]);
+    let address = line.trim().strip_prefix("http://").and_then(|a| a.strip_suffix('/')).unwrap();
+    let get = |path: &str| -> serde_json::Value {
+        serde_json::from_str(&ask(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n"))).unwrap()
+    };
+    assert_eq!(get("/marks")["marks"], serde_json::json!([mark(0, "filter", "keep")]));
+    let documents = get("/documents");
+    let documents = documents.as_array().unwrap();
+    for kept in &kept {
+        assert!(documents.iter().any(|d| d["id"] == kept["id"] && d["rule"].is_null() && d["stage"] == "filter"));
+    }
+    if let Some(mut browser) = Browser::find() {
+        browser.visit(line.trim(), 1280);
+        browser.wait_for("document.getElementById('place').textContent !== ''");
+        let place = browser.evaluate("document.getElementById('place').textContent");
+        let place = place.as_str().unwrap();
+        assert!(place.ends_with(&format!(" of {}, 1 marked", documents.len())), "{place}");
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
 }
 
 /// The page as a browser shows it, wide and narrow: everything is there, in colour, and inside of the window.
@@ -193,6 +238,15 @@ fn look_at(page: &Path, facts: &serde_json::Value) {
     assert!(browser.complaints().is_empty(), "{:?}", browser.complaints());
 }
 
+/// The body of what the server at an address answers.
+fn ask(address: &str, request: &str) -> String {
+    let mut connection = TcpStream::connect(address).unwrap();
+    connection.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
 /// A server of documents of the stage `filter`, and the line that it says first.
 fn review(run: &Path, arguments: &[&str]) -> (Child, String) {
     let mut server = fulgurite()
@@ -215,13 +269,7 @@ fn a_review_serves_documents_and_keeps_marks() {
     let (mut server, line) = review(&run, &["--documents", "2"]);
     let address = line.trim().strip_prefix("http://").and_then(|a| a.strip_suffix('/')).unwrap().to_owned();
     assert!(address.starts_with("127.0.0.1:"), "{address}");
-    let ask = |request: String| -> String {
-        let mut connection = TcpStream::connect(&address).unwrap();
-        connection.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        connection.read_to_string(&mut answer).unwrap();
-        answer.split_once("\r\n\r\n").unwrap().1.to_owned()
-    };
+    let ask = |request: String| ask(&address, &request);
     assert!(ask(format!("GET / HTTP/1.1\r\nHost: {address}\r\n\r\n")).contains("fulgurite review"));
     let documents: serde_json::Value =
         serde_json::from_str(&ask(format!("GET /documents HTTP/1.1\r\nHost: {address}\r\n\r\n"))).unwrap();
@@ -338,8 +386,7 @@ fn marks_are_of_documents_whatever_is_run_again() {
         succeed(command.arg(&recipe));
     };
     let query = |sql: &str| -> Vec<serde_json::Value> {
-        let rows = text(fulgurite().arg("sql").arg(&run).args([sql, "--json"]));
-        rows.lines().map(|row| serde_json::from_str(row).unwrap()).collect()
+        json_rows(&text(fulgurite().arg("sql").arg(&run).args([sql, "--json"])))
     };
     let summary = || -> serde_json::Value {
         serde_json::from_str(&text(fulgurite().arg("review").arg(&run).args(["--summary", "--json"]))).unwrap()
@@ -436,6 +483,8 @@ fn a_classifier_is_trained_from_files_and_used_in_a_recipe() {
     let output = succeed(train(&corpus.join("docs.jsonl.gz")).args(["--max-examples", "60"]));
     let fewer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(fewer["trained"].as_u64().unwrap() + fewer["held_out"].as_u64().unwrap(), 120, "{fewer}");
+    // A tenth, although far more prose is there than is kept.
+    assert!((4..=24).contains(&fewer["held_out"].as_u64().unwrap()), "{fewer}");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("60 of 342 positive examples are used"), "{said}");
     succeed(&mut train(&corpus.join("docs.jsonl.gz")));

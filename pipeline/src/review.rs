@@ -2,7 +2,7 @@
 //!
 //! Marks are lines of `RUN/review/marks.jsonl`, appended and synced one by one, so that they survive whatever happens to
 //! the program or the run. A mark names its document by the id, which is the same when stages run again. A later mark of the same
-//! document under the same rule replaces an earlier one; one of a verdict that the run does not give any more stays in the file and
+//! document by the same stage and rule replaces an earlier one; one of a verdict that the run does not give any more stays in the file and
 //! out of the figures, and counts again when the run gives that verdict again.
 
 use std::collections::BTreeMap;
@@ -47,9 +47,18 @@ pub struct Mark {
     pub mark: Verdict,
 }
 
-/// Marks of one rule, or of the kept documents of one source, and what they say.
+impl Mark {
+    /// What it is of; without the stage what every stage keeps would be the same.
+    fn key(&self) -> Key {
+        (self.stage.clone(), self.rule.clone(), self.id)
+    }
+}
+
+/// Marks of one rule, or of the documents of one source that one stage kept, and what they say.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Precision {
+    /// The stage that dropped or kept the documents.
+    pub stage: String,
     /// The rule; none for kept documents.
     pub rule: Option<String>,
     /// The source, for kept documents.
@@ -70,8 +79,11 @@ pub struct Precision {
     pub interval: Option<(f64, f64)>,
 }
 
-/// The marks of a run, by rule and document, each with what has become of the verdict that it is of.
-type Marked = BTreeMap<(Option<String>, Digest), (Mark, Standing)>;
+/// What a mark is of: the stage, its rule (none: it kept the document) and the document.
+type Key = (String, Option<String>, Digest);
+
+/// The marks of a run, each with what has become of the verdict that it is of.
+type Marked = BTreeMap<Key, (Mark, Standing)>;
 
 /// The marks of a run, to add to.
 pub struct Marks {
@@ -130,7 +142,7 @@ impl Marks {
                 path: path.clone(),
                 reason: format!("line {}: {}", number + 1, no_mark(line, &e)),
             })?;
-            marks.insert((mark.rule.clone(), mark.id), mark);
+            marks.insert(mark.key(), mark);
             start = end + 1;
         }
         let verdicts: Vec<_> = marks.values().map(|m: &Mark| (m.id, m.stage.as_str(), m.rule.as_deref())).collect();
@@ -144,11 +156,11 @@ impl Marks {
         let mut line = serde_json::to_vec(&mark).map_err(Error::abort)?;
         line.push(b'\n');
         self.file.write_all(&line).and_then(|()| self.file.sync_data()).map_err(|e| Error::io(&self.path, e))?;
-        self.marks.insert((mark.rule.clone(), mark.id), (mark, Standing::Stands));
+        self.marks.insert(mark.key(), (mark, Standing::Stands));
         Ok(())
     }
 
-    /// All marks.
+    /// All marks, also those of verdicts that the run does not give any more.
     pub fn all(&self) -> impl Iterator<Item = &(Mark, Standing)> {
         self.marks.values()
     }
@@ -168,9 +180,10 @@ fn no_mark(line: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
-/// What marks say: a line for each rule, and one for the kept documents of each source.
+/// What marks say: of each stage a line for each rule, and one for the kept documents of each source.
 pub fn precision<'m>(marks: impl IntoIterator<Item = &'m (Mark, Standing)>) -> Vec<Precision> {
-    let mut counts: BTreeMap<(Option<&str>, Option<&str>), [u64; 5]> = BTreeMap::new();
+    type Line<'m> = (&'m str, Option<&'m str>, Option<&'m str>);
+    let mut counts: BTreeMap<Line<'_>, [u64; 5]> = BTreeMap::new();
     for (mark, standing) in marks {
         let source = mark.rule.is_none().then_some(mark.source.as_str());
         let counter = match standing {
@@ -178,11 +191,12 @@ pub fn precision<'m>(marks: impl IntoIterator<Item = &'m (Mark, Standing)>) -> V
             Standing::Changed => 3,
             Standing::Gone => 4,
         };
-        counts.entry((mark.rule.as_deref(), source)).or_default()[counter] += 1;
+        counts.entry((mark.stage.as_str(), mark.rule.as_deref(), source)).or_default()[counter] += 1;
     }
-    let line = |((rule, source), [keep, drop, unsure, changed, gone]): ((Option<&str>, Option<&str>), [u64; 5])| {
+    let line = |((stage, rule, source), [keep, drop, unsure, changed, gone]): (Line<'_>, [u64; 5])| {
         let agree = if rule.is_some() { drop } else { keep };
         Precision {
+            stage: stage.to_owned(),
             rule: rule.map(str::to_owned),
             source: source.map(str::to_owned),
             keep,
@@ -232,6 +246,26 @@ mod tests {
         near(wilson(0, 20), 0.0, 0.1611);
         near(wilson(1, 29), 0.0061, 0.1718);
         assert_eq!(wilson(0, 0), None);
+    }
+
+    #[test]
+    fn what_two_stages_keep_is_marked_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut marks = Marks::open(dir.path(), &[]).unwrap();
+        marks.add(mark(1, None, Verdict::Keep)).unwrap();
+        marks.add(Mark { stage: "mix".into(), ..mark(1, None, Verdict::Drop) }).unwrap();
+        marks.add(Mark { stage: "mix".into(), ..mark(1, Some("short"), Verdict::Drop) }).unwrap();
+        let lines = |marks: &Marks| {
+            precision(marks.all()).into_iter().map(|p| (p.stage, p.rule, p.keep, p.drop, p.gone)).collect::<Vec<_>>()
+        };
+        let of = |stage: &str, rule: Option<&str>, counts: [u64; 3]| {
+            (stage.to_owned(), rule.map(str::to_owned), counts[0], counts[1], counts[2])
+        };
+        let expected = [of("filter", None, [1, 0, 0]), of("mix", None, [0, 1, 0]), of("mix", Some("short"), [0, 1, 0])];
+        assert_eq!(lines(&marks), expected);
+        let read = Marks::open(dir.path(), &[]).unwrap();
+        let gone = [of("filter", None, [0, 0, 1]), of("mix", None, [0, 0, 1]), of("mix", Some("short"), [0, 0, 1])];
+        assert_eq!(lines(&read), gone);
     }
 
     #[test]

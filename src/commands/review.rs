@@ -56,7 +56,7 @@ fn table(found: &[Precision]) -> String {
     if found.is_empty() {
         return "no document has been marked; `fulgurite review RUN` serves a page to do it on".into();
     }
-    let head = ["rule", "drop", "keep", "unsure", "precision", "95% interval", "changed", "gone"];
+    let head = ["stage", "rule", "drop", "keep", "unsure", "precision", "95% interval", "changed", "gone"];
     let mut rows = vec![head.map(String::from).to_vec()];
     rows.extend(found.iter().map(|p| {
         let name = match (&p.rule, &p.source) {
@@ -64,6 +64,7 @@ fn table(found: &[Precision]) -> String {
             (None, source) => format!("kept, {}", source.as_deref().unwrap_or("any source")),
         };
         vec![
+            p.stage.clone(),
             name,
             p.drop.to_string(),
             p.keep.to_string(),

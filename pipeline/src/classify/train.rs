@@ -9,6 +9,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::features;
 use super::linear::{Calibration, Header, Linear};
 
+/// Seed of the hash that chooses examples: what is kept must say nothing of what is held out.
+const SAMPLE_SEED: u64 = 0x73_61_6d_70_6c_65;
+
 /// How to train.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainSettings {
@@ -44,18 +47,31 @@ impl Example {
     pub fn new(text: &str, positive: bool, settings: &TrainSettings) -> Option<Self> {
         let mut found = Vec::new();
         features::for_each(text, settings.ngrams, settings.bits, &mut Vec::new(), |feature| found.push(feature));
-        let hash = xxh3_64_with_seed(text.as_bytes(), settings.seed);
+        // As many are kept as memory was counted for, and no more.
+        found.shrink_to_fit();
+        let hash = hash(text, settings);
         (!found.is_empty()).then_some(Self { features: found, positive, hash })
+    }
+
+    /// Whether it calibrates and measures instead of training.
+    fn held_out(&self, settings: &TrainSettings) -> bool {
+        self.hash < (settings.held_out * u64::MAX as f64) as u64
     }
 }
 
+/// Decides whether a text is held out, and the order of training.
+fn hash(text: &str, settings: &TrainSettings) -> u64 {
+    xxh3_64_with_seed(text.as_bytes(), settings.seed)
+}
+
 /// Examples of one kind in memory that does not grow with the texts: of all that are added those `most` of the smallest
-/// hashes, so that it does not matter in what order they come.
+/// keys, which are hashes, so that it does not matter in what order they come. Keys are hashes of the hash that holds examples
+/// out: by that one itself the smallest, which are kept, would be those that are held out.
 pub struct Examples {
     positive: bool,
     settings: TrainSettings,
     most: usize,
-    /// By hash, then by number, so that equal texts have places of their own.
+    /// By key, then by number, so that equal texts have places of their own.
     kept: BTreeMap<(u64, u64), Example>,
     texts: u64,
 }
@@ -69,16 +85,21 @@ impl Examples {
     /// Looks at one more text.
     pub fn add(&mut self, text: &str) {
         self.texts += 1;
-        let hash = xxh3_64_with_seed(text.as_bytes(), self.settings.seed);
+        let key = Self::key(hash(text, &self.settings));
         let full = self.kept.len() >= self.most;
-        if full && self.kept.last_key_value().is_none_or(|((largest, _), _)| hash >= *largest) {
+        if full && self.kept.last_key_value().is_none_or(|((largest, _), _)| key >= *largest) {
             return;
         }
         let Some(example) = Example::new(text, self.positive, &self.settings) else { return };
-        self.kept.insert((hash, self.texts), example);
+        self.kept.insert((key, self.texts), example);
         if full {
             self.kept.pop_last();
         }
+    }
+
+    /// By what a text of this hash is chosen.
+    fn key(hash: u64) -> u64 {
+        xxh3_64_with_seed(&hash.to_le_bytes(), SAMPLE_SEED)
     }
 
     /// Texts that were looked at.
@@ -132,8 +153,7 @@ pub fn train(examples: &[Example], settings: &TrainSettings) -> Result<(Linear, 
     if !(settings.held_out > 0.0 && settings.held_out < 0.9) {
         return Err(format!("{} of the examples cannot be held out: above 0 and below 0.9", settings.held_out));
     }
-    let limit = (settings.held_out * u64::MAX as f64) as u64;
-    let (held, used): (Vec<&Example>, Vec<&Example>) = examples.iter().partition(|e| e.hash < limit);
+    let (held, used): (Vec<&Example>, Vec<&Example>) = examples.iter().partition(|e| e.held_out(settings));
     for (set, name) in [(&used, "to train on"), (&held, "held out")] {
         let positive = set.iter().filter(|e| e.positive).count();
         if positive == 0 || positive == set.len() {
@@ -354,13 +374,36 @@ mod tests {
         let whole = sample(1000, &mut (0..200));
         let all: Vec<Example> = (0..200).filter_map(|n| Example::new(&text(n), true, &settings)).collect();
         assert_eq!(whole, all.into_iter().map(|e| (e.hash, e.features)).collect::<Vec<_>>());
-        let mut hashes: Vec<u64> = whole.iter().map(|(hash, _)| *hash).collect();
-        hashes.sort_unstable();
-        assert!(forward.iter().all(|(hash, _)| *hash <= hashes[29]));
+        let mut keys: Vec<u64> = whole.iter().map(|(hash, _)| Examples::key(*hash)).collect();
+        keys.sort_unstable();
+        assert!(forward.iter().all(|(hash, _)| Examples::key(*hash) <= keys[29]));
 
         let mut none = Examples::new(true, 0, settings);
         none.add("a text");
         assert!(none.is_empty() && none.finish().is_empty());
+    }
+
+    #[test]
+    fn a_sample_says_nothing_of_what_is_held_out() {
+        const MOST: usize = 1000;
+        let settings = TrainSettings { bits: 12, epochs: 1, ..TrainSettings::default() };
+        // Both kinds far above what is kept, then each alone.
+        for (positive, negative) in [(20 * MOST, 30 * MOST), (20 * MOST, 600), (600, 20 * MOST)] {
+            let mut examples = Vec::new();
+            for (count, kind, word) in [(positive, true, "theorem"), (negative, false, "casino")] {
+                let mut sample = Examples::new(kind, MOST, settings);
+                (0..count).for_each(|n| sample.add(&format!("{word} {n}")));
+                let kept = sample.finish();
+                assert_eq!(kept.len(), count.min(MOST));
+                let held = kept.iter().filter(|e| e.held_out(&settings)).count() as f64 / kept.len() as f64;
+                assert!((held - 0.1).abs() < 0.03, "{held} of the kept {word} of {count} are held out");
+                examples.extend(kept);
+            }
+            let (_, report) = train(&examples, &settings).unwrap();
+            assert_eq!(report.trained + report.held_out, examples.len());
+            let held = report.held_out as f64 / examples.len() as f64;
+            assert!((held - 0.1).abs() < 0.02, "{positive} and {negative}: {report:?}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use pipeline::report::Sample;
+use pipeline::report::{Sample, Standing};
 use pipeline::review::{Mark, Marks, precision};
 
 const PAGE: &str = include_str!("page.html");
@@ -102,8 +102,10 @@ impl State {
             ("GET", "/documents") => to_json(&self.samples),
             ("GET", "/marks") => {
                 let marks = self.marks.lock().unwrap_or_else(|e| e.into_inner());
-                let all: Vec<&Mark> = marks.all().map(|(mark, _)| mark).collect();
-                to_json(&serde_json::json!({ "marks": all, "precision": precision(marks.all()) }))
+                // A document is marked where the run still says of it what it was marked for.
+                let stand = marks.all().filter(|(_, standing)| *standing == Standing::Stands);
+                let stand: Vec<&Mark> = stand.map(|(mark, _)| mark).collect();
+                to_json(&serde_json::json!({ "marks": stand, "precision": precision(marks.all()) }))
             }
             ("POST", "/marks") => self.mark(request, &ours),
             _ => Answer::refusal("404 Not Found", "there is no such page"),
@@ -226,8 +228,15 @@ mod tests {
     #[test]
     fn marks_are_taken_from_the_page_alone() {
         let dir = tempfile::tempdir().unwrap();
+        // A mark of before, of a stage that the run does not have any more.
+        let past =
+            r#"{"id":"00000000000000000000000000000007","stage":"mix","rule":null,"source":"web","mark":"unsure"}"#;
+        std::fs::create_dir(dir.path().join("review")).unwrap();
+        std::fs::write(Marks::path(dir.path()), format!("{past}\n")).unwrap();
         let address = server(dir.path());
         assert!(address.ip().is_loopback());
+        let marks = || ask(address, "GET /marks HTTP/1.1\r\nHost: HERE\r\n\r\n");
+        assert!(marks().contains("\"marks\":[]") && marks().contains("\"gone\":1"), "{}", marks());
         let page = ask(address, "GET / HTTP/1.1\r\nHost: HERE\r\n\r\n");
         assert!(
             page.starts_with("HTTP/1.1 200") && page.contains("Content-Security-Policy") && page.contains("</html>")
@@ -253,7 +262,7 @@ mod tests {
         assert!(ask(address, "GET / HTTP/1.1\r\nHost: elsewhere.example\r\n\r\n").starts_with("HTTP/1.1 421"));
         assert!(ask(address, "GET /etc/passwd HTTP/1.1\r\nHost: HERE\r\n\r\n").starts_with("HTTP/1.1 404"));
         assert_eq!(ask(address, "nonsense\r\n\r\n"), "");
-        assert_eq!(Marks::read(dir.path(), &[]).unwrap().len(), 1);
-        assert!(ask(address, "GET /marks HTTP/1.1\r\nHost: HERE\r\n\r\n").contains("\"mark\":\"drop\""));
+        assert_eq!(Marks::read(dir.path(), &[]).unwrap().len(), 2);
+        assert!(marks().contains("\"mark\":\"drop\"") && !marks().contains("\"mark\":\"unsure\""), "{}", marks());
     }
 }
