@@ -357,9 +357,8 @@ impl Stage for DecontaminateStage {
 
     fn check_settings(&self, _: &BTreeMap<String, SchemaRef>) -> Result<()> {
         // A benchmark that cannot be found is told before any work; the index is made by the first task that wants it.
-        let sets = self.config.benchmarks.iter().enumerate();
-        sets.map(|(number, set)| each_text(&self.config, set, number, &self.base, |_, _, _, _| {}).map(|_| ()))
-            .collect()
+        let mut sets = self.config.benchmarks.iter().enumerate();
+        sets.try_for_each(|(number, set)| each_text(&self.config, set, number, &self.base, |_, _, _, _| {}).map(|_| ()))
     }
 
     async fn tasks(&self, run: &RunContext) -> Result<Vec<Task>> {
