@@ -4,12 +4,12 @@
 
 use serde::Serialize;
 
-use crate::Error;
 use crate::config::{GradientReduction, ModelConfig, Sharding, TrainConfig};
 use crate::estimate::{
     Cost, Gpu, activation_bytes, backward_cost, forward_cost, head_cost, moment_bytes, optimizer_seconds,
 };
 use crate::parallel::{Partition, share};
+use crate::{Error, engine};
 
 /// Links between GPUs, and what it costs to use them beside computing.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -57,28 +57,19 @@ impl Default for Links {
 }
 
 impl Links {
-    /// Seconds of a collective that sends `bytes` in all between `ranks` GPUs round a ring, `rounds` times: once for an
-    /// all-gather or a reduce-scatter, twice for an all-reduce.
-    fn seconds(&self, bytes: f64, ranks: usize, rounds: f64) -> f64 {
+    /// Seconds of a collective that sends `bytes` in all between `ranks` GPUs, every `step`-th in a row, round a ring, `rounds`
+    /// times: once for an all-gather or a reduce-scatter, twice for an all-reduce.
+    fn seconds(&self, bytes: f64, [ranks, step]: [usize; 2], rounds: f64) -> f64 {
         if ranks == 1 {
             return 0.0;
         }
-        let hosts = ranks.div_ceil(self.gpus_per_host);
+        let hosts = (ranks * step).div_ceil(self.gpus_per_host).min(ranks);
         let bandwidth = match hosts {
             1 => self.host_reached * self.host_bandwidth,
             _ => self.network_reached * self.network_bandwidth,
         };
         let hops = (ranks - hosts) as f64 * self.host_latency_s + (hosts - 1) as f64 * self.network_latency_s;
         self.call_s + rounds * (bytes * (ranks - 1) as f64 / ranks as f64 / bandwidth + hops)
-    }
-
-    /// An all-reduce of GPUs that are each in another host.
-    fn between_hosts(&self, bytes: f64, ranks: usize) -> f64 {
-        if ranks == 1 {
-            return 0.0;
-        }
-        let hop = bytes / ranks as f64 / (self.network_reached * self.network_bandwidth) + self.network_latency_s;
-        self.call_s + 2.0 * (ranks - 1) as f64 * hop
     }
 }
 
@@ -145,6 +136,7 @@ pub struct Scaling {
 /// [`Error::Config`] when training refuses `ranks`.
 pub fn estimate(config: &TrainConfig, gpu: &Gpu, ranks: usize) -> Result<Scaling, Error> {
     config.neighbours(config.sharding, ranks)?;
+    of_part(config, &config.model, ranks)?;
     let links = Links::default();
     let modes = Sharding::ALL.into_iter().filter_map(|sharding| mode(config, gpu, sharding, ranks).ok());
     let scales = [8, 64, 1024].into_iter().flat_map(|ranks| {
@@ -205,26 +197,32 @@ pub fn joined_bytes(config: &ModelConfig, tokens: usize, rank: usize, ranks: usi
 }
 
 /// Bytes that one of `ranks` GPUs that share blocks sends to the others in a step of `rounds` micro batches of `tokens` tokens for
-/// the head, of which each makes loss and gradients of a part of the tokens: those of the stream are gathered, and of the
-/// head's, of which a GPU has `piece` values where they are added up, the sum is made.
-fn shared_head_bytes(
+/// embedding and head. Of the head each makes loss and gradients of a part of the tokens: those of the stream are gathered.
+/// Of the gradients of both a GPU has so many values, `tables`, where they are added up over these GPUs; that of the head
+/// once more among `copies` GPUs that have the same of it, where three and more terms may be added up in other orders.
+fn shared_table_bytes(
     config: &ModelConfig,
     tokens: usize,
-    piece: usize,
+    (tables, copies): ([usize; 2], usize),
     ranks: usize,
     rounds: usize,
     [stream, gradient]: [u64; 2],
 ) -> u64 {
-    let others = ranks as u64 - 1;
-    let gathered = stream * others * (tokens.div_ceil(ranks) * config.decoder_embed_dim) as u64;
-    rounds as u64 * gathered + 2 * gradient * piece as u64 * others / ranks as u64
+    let gathered = stream * (ranks as u64 - 1) * (tokens.div_ceil(ranks) * config.decoder_embed_dim) as u64;
+    let sum = |values: usize, ranks: usize| 2 * gradient * values as u64 * (ranks as u64 - 1) / ranks as u64;
+    let [embedding, head] = tables;
+    let level = if ranks > 2 { sum(head, copies) } else { 0 };
+    rounds as u64 * gathered + sum(embedding, ranks) + sum(head, ranks) + level
 }
 
 /// The settings of one of `ranks` ranks at most that share the blocks: those of a smaller model, for so many ranks that have
 /// other tokens, of the same rows or of others.
+///
+/// # Errors
+/// [`Error::Config`] where training on GPUs refuses such a part.
 fn of_part(config: &TrainConfig, model: &ModelConfig, ranks: usize) -> Result<(TrainConfig, usize), Error> {
     let tensor_ranks = config.tensor_ranks.clamp(1, ranks);
-    let model = model.part(tensor_ranks)?;
+    let model = engine::shared(model, tensor_ranks)?;
     let places = (ranks / tensor_ranks).max(1);
     let sequence_ranks = config.sequence_ranks.clamp(1, places);
     Ok((TrainConfig { model, tensor_ranks, sequence_ranks, ..config.clone() }, places))
@@ -255,18 +253,32 @@ fn state_bytes(config: &TrainConfig, partition: &Partition, sharding: Sharding, 
     // The largest bucket whole, twice: of gradients that are made, and of weights in use and on their way.
     let largest = partition.buckets().iter().map(|bucket| bucket.len() as u64).max().unwrap_or(0);
     let made = if gradient == 2 || once && sharding >= Sharding::Gradients { 8 * largest } else { 0 };
-    made + match sharding {
-        Sharding::None => (2 + gradient + optimizer) * all,
-        Sharding::Optimizer => (2 + gradient) * all + optimizer * own,
-        Sharding::Gradients if once => 2 * all + (gradient + optimizer) * own,
-        Sharding::Gradients => (2 + gradient) * all + optimizer * own,
-        Sharding::Full if once => (2 + gradient + optimizer) * own + 4 * largest,
-        Sharding::Full => gradient * all + (2 + optimizer) * own + 4 * largest,
-    }
+    // What is sent in bf16 and not kept so, twice.
+    let apart = !once || sharding >= Sharding::Gradients;
+    let sent = if widths(config)[1] == 2 && apart { 4 * largest } else { 0 };
+    made + sent
+        + match sharding {
+            Sharding::None => (2 + gradient + optimizer) * all,
+            Sharding::Optimizer => (2 + gradient) * all + optimizer * own,
+            Sharding::Gradients if once => 2 * all + (gradient + optimizer) * own,
+            Sharding::Gradients => (2 + gradient) * all + optimizer * own,
+            Sharding::Full if once => (2 + gradient + optimizer) * own + 4 * largest,
+            Sharding::Full => gradient * all + (2 + optimizer) * own + 4 * largest,
+        }
 }
 
 fn peak_bytes(config: &TrainConfig, partition: &Partition, sharding: Sharding, rounds: usize) -> u64 {
     state_bytes(config, partition, sharding, rounds) + activation_bytes(config, config.activation_checkpointing).1
+}
+
+/// Values of the gradients of embedding and head that a GPU has where they are added up over the ranks, and how many have
+/// the same of them, with the same part of the blocks.
+fn tables(partition: &Partition, sharding: Sharding, copies: usize) -> ([usize; 2], usize) {
+    let ends = [0, partition.buckets().len() - 1];
+    match sharding {
+        Sharding::None => (ends.map(|bucket| partition.buckets()[bucket].len()), partition.world()),
+        _ => (ends.map(|bucket| partition.piece(bucket, 0).len()), copies),
+    }
 }
 
 fn mode(whole: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Result<Mode, Error> {
@@ -285,16 +297,13 @@ fn mode(whole: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Res
         peak_bytes(&config, &partition, sharding, rounds) < gpu.memory_bytes
     };
     // The pieces of a copy are added to those of the others.
-    let copies = (places / neighbours).max(1) as u64;
-    let between = 2 * widths(config)[1] * own * (copies - 1) / copies;
+    let copies = (places / neighbours).max(1);
+    let between = 2 * widths(config)[1] * own * (copies as u64 - 1) / copies as u64;
     let tokens = config.tokens_of_rank();
     let joined = rounds as u64 * joined_bytes(&config.model, tokens, 0, config.tensor_ranks, [widths(config)[0], 8]);
-    let head = partition.buckets().len() - 1;
-    let piece = match sharding {
-        Sharding::None => partition.buckets()[head].len(),
-        _ => partition.piece(head, 0).len(),
-    };
-    let of_head = shared_head_bytes(&config.model, tokens, piece, config.tensor_ranks, rounds, widths(config));
+    let (tables, alike) = tables(&partition, sharding, copies);
+    let of_tables =
+        shared_table_bytes(&config.model, tokens, (tables, alike), config.tensor_ranks, rounds, widths(config));
     Ok(Mode {
         sharding,
         state_bytes: state_bytes(config, &partition, sharding, rounds),
@@ -306,7 +315,7 @@ fn mode(whole: &TrainConfig, gpu: &Gpu, sharding: Sharding, ranks: usize) -> Res
         },
         peak_bytes: peak,
         fits: peak < gpu.memory_bytes,
-        sent_bytes: joined + of_head + between + sent_bytes(&partition, 0, sharding, rounds, widths(config)),
+        sent_bytes: joined + of_tables + between + sent_bytes(&partition, 0, sharding, rounds, widths(config)),
         largest_model: ModelConfig::names().filter(fits).last(),
     })
 }
@@ -383,25 +392,31 @@ fn step_seconds(
     let (layers, head) = (config.model.decoder_layers, partition.buckets().len() - 1);
     let tokens = config.tokens_of_rank() as f64;
     let values = |bucket: usize| partition.buckets()[bucket].len() as f64;
-    let gather = |bucket: usize| links.seconds(weight * values(bucket), ranks, 1.0);
+    // Ranks that share blocks are neighbours; others that share something are as far apart as those are many.
+    let share = config.tensor_ranks;
+    let (inner, outer, partners) = ([ranks, share], [copies, ranks * share], [share, 1]);
+    let gather = |bucket: usize| links.seconds(weight * values(bucket), inner, 1.0);
     // Within a copy, then each piece over the copies.
     let rounds = if sharding == Sharding::None { 2.0 } else { 1.0 };
     let reduce = |bucket: usize| {
         let piece = gradient * partition.piece(bucket, 0).len() as f64;
-        // Of the head's each of those that share blocks has made a part.
-        let made = if sharding == Sharding::None { gradient * values(bucket) } else { piece };
-        let over_parts = if bucket == head { links.seconds(made, config.tensor_ranks, 2.0) } else { 0.0 };
-        links.seconds(gradient * values(bucket), ranks, rounds) + links.between_hosts(piece, copies) + over_parts
+        // Of those that share blocks each has made a part of the head's, one of them the embedding's.
+        let (made, alike) = match sharding {
+            Sharding::None => (gradient * values(bucket), inner),
+            _ => (piece, outer),
+        };
+        let over_parts = if bucket == 0 || bucket == head { links.seconds(made, partners, 2.0) } else { 0.0 };
+        let level = if bucket == head && share > 2 { links.seconds(made, alike, 2.0) } else { 0.0 };
+        links.seconds(gradient * values(bucket), inner, rounds) + links.seconds(piece, outer, 2.0) + over_parts + level
     };
     let full = sharding == Sharding::Full && ranks > 1;
     // Two sums of the stream, each of which everything waits for; those of one number for each token are beside products.
     let stream = weight * tokens * config.model.decoder_embed_dim as f64;
-    let joined = 2.0 * links.seconds(stream, config.tensor_ranks, 2.0);
+    let joined = 2.0 * links.seconds(stream, partners, 2.0);
     // Of the head each makes a part of the tokens; their gradients are gathered.
-    let share = config.tensor_ranks as f64;
     let of_head = head_cost(config);
-    let of_head = Cost { flops: of_head.flops / share, bytes: of_head.bytes / share };
-    let gathered = links.seconds(stream, config.tensor_ranks, 1.0);
+    let of_head = Cost { flops: of_head.flops / share as f64, bytes: of_head.bytes / share as f64 };
+    let gathered = links.seconds(stream, partners, 1.0);
     // What is computed with which bucket, and whether its gradient is ready then.
     let forward = |layer: usize| (layer + 1, forward_cost(config, layer), false);
     let backward =
@@ -435,11 +450,11 @@ fn step_seconds(
                     ahead = Some((*next, clock.send(begin, gather(*next))));
                 }
                 clock.compute(begin, cost.seconds(tokens, gpu));
-                clock.free += match *bucket {
-                    0 => 0.0,
-                    bucket if bucket == head => gathered,
-                    _ => joined,
-                };
+                if share > 1 && *bucket > 0 {
+                    // On the one stream, behind what is on its way.
+                    let seconds = if *bucket == head { gathered } else { joined };
+                    clock.free = clock.send(clock.free, seconds);
+                }
                 if *ready && last {
                     clock.send(clock.free, reduce(*bucket));
                 }
@@ -449,7 +464,7 @@ fn step_seconds(
             }
         }
         // The norm is one number of every rank.
-        clock.free = clock.free.max(clock.link) + links.seconds(8.0, ranks * copies * config.tensor_ranks, 2.0);
+        clock.free = clock.free.max(clock.link) + links.seconds(8.0, [ranks * copies * share, 1], 2.0);
         for (bucket, there) in there.iter_mut().enumerate() {
             let updated = match sharding {
                 Sharding::None => values(bucket),
@@ -463,7 +478,7 @@ fn step_seconds(
         told = (clock.free - begun, clock.busy - busy);
     }
     let blocks = parts.iter().map(|(_, cost, _)| cost.seconds(tokens, gpu)).sum::<f64>();
-    let waits = match ranks * copies * config.tensor_ranks {
+    let waits = match ranks * copies * share {
         1 => 0.0,
         _ => links.uneven * blocks * config.gradient_accumulation as f64,
     };
@@ -525,9 +540,14 @@ mod tests {
         let partition = Partition::new(&config.model.part(4).unwrap(), 2);
         let piece = partition.piece(31, 0).len();
         assert_eq!(piece, 64000 * 4096 / 2);
-        let of_head = 4 * 3 * 2 * 8192 / 4 * 4096 + 2 * 4 * piece as u64 * 3 / 4;
-        let want = 4 * joined + of_head + sent_bytes(&partition, 0, Sharding::Full, 4, [2, 4]);
+        // The sums of embedding and head; no other rank has the same half of the head.
+        let of_tables = 4 * 3 * 2 * 8192 / 4 * 4096 + 2 * 2 * 4 * piece as u64 * 3 / 4;
+        let want = 4 * joined + of_tables + sent_bytes(&partition, 0, Sharding::Full, 4, [2, 4]);
         assert_eq!(four.modes[3].sent_bytes, want);
+        // Without sharding two ranks have the same head, of which four terms are added up.
+        let of_tables = of_tables + 2 * 2 * 4 * piece as u64 * 3 / 4 + 2 * 4 * 2 * piece as u64 / 2;
+        let want = 4 * joined + of_tables + sent_bytes(&partition, 0, Sharding::None, 4, [2, 4]);
+        assert_eq!(four.modes[0].sent_bytes, want);
         // Who waits for sums is slower.
         assert!(four.scales[0].efficiency < one.scales[0].efficiency, "{:?} {:?}", four.scales[0], one.scales[0]);
         // The paper's 3b has 20 heads.
@@ -565,6 +585,41 @@ mod tests {
         let [fast, slow] =
             [&Links::default(), &slow].map(|links| scale(&config, &gpu, links, Sharding::Full, 64).unwrap());
         assert!(slow.efficiency < fast.efficiency / 4.0, "{slow:?} {fast:?}");
+    }
+
+    #[test]
+    fn what_ranks_that_share_blocks_have_apart_goes_over_the_network() {
+        let (config, gpu) = (TrainConfig { tensor_ranks: 8, ..config("7b") }, Gpu::h200());
+        let slow = Links { network_bandwidth: 1e9, ..Links::default() };
+        // Eight GPUs have the same part, each of them in another host.
+        let [fast, slow] =
+            [&Links::default(), &slow].map(|links| scale(&config, &gpu, links, Sharding::Full, 64).unwrap());
+        assert!(slow.step_s > 2.0 * fast.step_s, "{slow:?} {fast:?}");
+        // Copies that are in one host are not between hosts.
+        let links = Links::default();
+        assert_eq!(links.seconds(1e9, [4, 2], 2.0), links.seconds(1e9, [4, 1], 2.0));
+        assert!(links.seconds(1e9, [4, 8], 2.0) > 5.0 * links.seconds(1e9, [4, 2], 2.0));
+    }
+
+    #[test]
+    fn what_is_sent_takes_turns() {
+        // Links so slow that computing is nothing beside them.
+        let links = Links { host_bandwidth: 1e9, ..Links::default() };
+        let config = TrainConfig { tensor_ranks: 2, gradient_accumulation: 1, ..config("1b") };
+        let (part, _) = of_part(&config, &config.model, 4).unwrap();
+        let partition = Partition::new(&part.model, 2);
+        let stream = 2.0 * (part.tokens_of_rank() * part.model.decoder_embed_dim) as f64;
+        let layers = part.model.decoder_layers as f64;
+        let joined = layers * 4.0 * links.seconds(stream, [2, 1], 2.0) + links.seconds(stream, [2, 1], 1.0);
+        let last = partition.buckets().len() - 1;
+        let reduced = |bucket: usize| {
+            let bytes = 4.0 * partition.buckets()[bucket].len() as f64;
+            let over_parts = if bucket == 0 || bucket == last { links.seconds(bytes, [2, 1], 2.0) } else { 0.0 };
+            links.seconds(bytes, [2, 2], 2.0) + over_parts
+        };
+        let sent = joined + (0..=last).map(reduced).sum::<f64>();
+        let (step, busy) = step_seconds(&part, &Gpu::h200(), &links, Sharding::None, &partition, 1);
+        assert!(step >= sent && busy < sent / 4.0, "{step} s, of which {sent} s are sent and {busy} s computed");
     }
 
     /// Every step that was measured, docs/RESULTS.md: GPUs, model, rows of a GPU, sharding, what gradients are sent in, tokens
@@ -610,7 +665,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_sent_in_bf16_has_room_of_its_own() {
+        let config = TrainConfig { gradient_reduction: GradientReduction::Bf16, ..config("1b") };
+        let partition = Partition::new(&config.model, 2);
+        let [all, own] = [partition.parameters().total(), partition.shard_len(0)].map(|count| count as u64);
+        let largest = partition.buckets().iter().map(|bucket| bucket.len() as u64).max().unwrap();
+        let state = |sharding, rounds| state_bytes(&config, &partition, sharding, rounds);
+        // Kept as it is sent.
+        assert_eq!(state(Sharding::Optimizer, 1), 4 * all + 12 * own + 8 * largest);
+        assert_eq!(state(Sharding::Gradients, 1), 2 * all + 14 * own + 12 * largest);
+        assert_eq!(state(Sharding::Optimizer, 2), 6 * all + 12 * own + 4 * largest);
+    }
+
+    #[test]
     fn ranks_that_training_refuses_have_no_estimate() {
+        let model = ModelConfig { glu_dim: 392, ..config("1b").model };
+        let shared = TrainConfig { model, tensor_ranks: 2, ..config("1b") };
+        assert!(estimate(&TrainConfig { tensor_ranks: 1, ..shared.clone() }, &Gpu::h200(), 2).is_ok());
+        let error = estimate(&shared, &Gpu::h200(), 2).unwrap_err().to_string();
+        assert!(error.starts_with("tensor_ranks: ") && error.contains("model.glu_dim is 196 for each of 2"), "{error}");
         let config = TrainConfig { hybrid: 12, sharding: Sharding::Full, ..config("1b") };
         let error = estimate(&config, &Gpu::h200(), 18).unwrap_err().to_string();
         assert!(error.contains("hybrid") && error.contains("18 ranks are not a multiple of 12"), "{error}");

@@ -98,14 +98,13 @@ struct Part<'a> {
 }
 
 impl Mixed {
-    /// Why a model of these settings has no such step, where `parts` ranks share its blocks as [`ModelConfig::part`] allows.
-    pub(super) fn check(config: &TrainConfig, parts: usize) -> Result<(), String> {
+    /// Why a model of these settings has no such step. Ranks that share blocks have parts with a form of their own:
+    /// [`weights::shared`].
+    pub(super) fn check(config: &TrainConfig) -> Result<(), String> {
         if config.sequence_length < 64 {
             return Err(format!("bf16 needs sequences of 64 tokens or more, not {}", config.sequence_length));
         }
-        weights::check(&config.model)?;
-        let part = config.model.part(parts).map_err(|error| error.to_string())?;
-        weights::check(&part).map_err(|reason| format!("{reason} for each of {parts} ranks that share a block"))
+        weights::check(&config.model)
     }
 
     /// The engine at `snapshot`, which is this rank's shard. All ranks of `team` make theirs together.
@@ -142,6 +141,8 @@ impl Mixed {
     ) -> Result<Self, Error> {
         let Links { gpus, line, partners } = links;
         let near = cuda::of(Tensor::<1>::zeros([8], device));
+        // Of an engine that was here before: what lived as long as it did stays where it was until it is asked for.
+        cuda::give_all_back(&near).map_err(failed)?;
         let sharding = if gpus.is_some() { config.sharding } else { Sharding::None };
         let part = [team.tensor.rank(), team.tensor.world()];
         let plan = Plan::part(&config.model, part, &near.device);
@@ -170,9 +171,10 @@ impl Mixed {
             (0, moments) => adamw::zero_moments(&values, moments),
             (_, Moments::Float32) => [first_moment, second].map(|moment| spread(place(moment))),
             // Exact for what was bf16.
-            (_, Moments::Bf16) => {
-                [first_moment, second].map(|moment| spread(cuda::upload_bf16(&near.device, &room.pad(moment))))
-            }
+            (_, Moments::Bf16) => [first_moment, second].map(|moment| {
+                let upload = |values: Vec<f32>| cuda::upload_bf16(&near.device, &values);
+                spread(near.client.memory_persistent_allocation(room.pad(moment), upload))
+            }),
         };
 
         let (global_rows, (_, sharing)) = (config.batch * config.gradient_accumulation, team.rows());
@@ -392,14 +394,17 @@ impl Mixed {
             }
         }
         let sums = self.reduction.sums(&self.plan, 0);
-        if let (Some(part), Some(dx), Sums::Table(sum)) = (part, dx, &sums) {
+        // Ranks that share blocks all have the same gradient of the stream. The first makes that of the embedding and the others
+        // have zeros: whatever the order in which the ranks beside each of them are added up, all get the bits of one.
+        let makes = self.team.tensor.rank() == 0;
+        if let (Some(part), Some(dx), Sums::Table(sum), true) = (part, dx, &sums, makes) {
             let vocabulary = self.config.model.vocab_size;
             let backward = embedding::Backward::new(&part.rows.inputs, vocabulary, self.plan.scale);
             let (dw, accumulate) = sum.next();
             backward.add(&dx, dw, accumulate);
         }
         if last {
-            self.reduction.reduce(0, None);
+            self.reduction.reduce(0, self.partners.as_deref());
         }
     }
 
@@ -487,6 +492,28 @@ impl Mixed {
         let said = self.team.all.exchange(&own.to_le_bytes())?;
         let number = |bytes: Vec<u8>| <[u8; 8]>::try_from(&bytes[..]).map_or(f64::NAN, f64::from_le_bytes);
         Ok(self.team.of_places(said).map(number).sum())
+    }
+
+    /// Where several communicators have added up the same squares, maybe in other orders, gives all ranks the sums of the first,
+    /// so that all of them take the same step to the bit.
+    fn level_norm(&self) {
+        let copies = self.gpus.as_ref().filter(|gpus| gpus.has_copies());
+        if self.partners.is_none() && copies.is_none() {
+            return;
+        }
+        let partials = self.steps.partials();
+        if self.team.all.rank() > 0 {
+            let mut work = Work::near(partials);
+            work.zero(partials);
+            work.submit();
+        }
+        // Zeros and one number: any order gives that number.
+        if let Some(gpus) = &self.gpus {
+            gpus.add_up(Collective::AllReduce, partials, partials).wait(partials);
+        }
+        if let Some(partners) = &self.partners {
+            partners.add_up(partials)();
+        }
     }
 
     /// Where a rank has but its pieces, gives the angles of a bucket to all.
@@ -629,6 +656,7 @@ impl Engine for Mixed {
         if let Some(partners) = &self.partners {
             partners.add_up(self.steps.partials())();
         }
+        self.level_norm();
         self.steps.decide(&settings);
         for (buckets, stretch) in &self.stretches {
             if let Some(stretch) = stretch {
@@ -774,7 +802,7 @@ mod tests {
     use super::super::partners::Coming;
     use super::super::relay::Relay;
     use super::*;
-    use crate::config::{ModelConfig, Precision, Recompute};
+    use crate::config::{GradientReduction, ModelConfig, OptimizerConfig, Precision, Recompute};
     use crate::model::{initial_shard, initial_values};
     use crate::ops::testing::cuda_device;
     use crate::parallel::Alone;
@@ -908,7 +936,35 @@ mod tests {
     }
 
     /// The ways between ranks that are threads and have one GPU: everything goes over the host.
-    struct ByHost(Arc<dyn parallel::Collective>);
+    struct ByHost {
+        group: Arc<dyn parallel::Collective>,
+        /// What else the rank sends with, which goes first as on NCCL's stream.
+        gpus: Option<Arc<Gpus>>,
+    }
+
+    impl ByHost {
+        fn over(group: &Arc<dyn parallel::Collective>) -> Self {
+            Self { group: group.clone(), gpus: None }
+        }
+
+        /// What every rank has in its buffer.
+        fn of_all(&self, values: &CubeTensor) -> Vec<Vec<u8>> {
+            if let Some(gpus) = &self.gpus {
+                // Behind all collectives that were asked for.
+                let last = cuda::empty(values, [8], DType::F32);
+                let mut work = Work::near(values);
+                work.zero(&last);
+                work.submit();
+                gpus.start(Collective::AllReduce, &last, &last).wait(values);
+            }
+            // What is added up is of one kind: else sums of other things would pass.
+            let own = bytes(values);
+            let said = format!("{:?} {:?} {}", values.dtype, values.meta.shape(), own.len());
+            let all = self.group.exchange(said.as_bytes()).unwrap();
+            assert!(all.iter().all(|other| other == said.as_bytes()), "this rank has {said}, others other buffers");
+            self.group.exchange(&own).unwrap()
+        }
+    }
 
     /// Writes `bytes` to a contiguous buffer.
     fn write(to: &CubeTensor, bytes: &[u8]) {
@@ -927,13 +983,14 @@ mod tests {
 
     impl Partners for ByHost {
         fn world(&self) -> usize {
-            self.0.world()
+            self.group.world()
         }
 
         fn add_up(&self, values: &CubeTensor) -> Coming {
-            let mut of_all = self.0.exchange(&bytes(values)).unwrap().into_iter();
+            let mut of_all = self.of_all(values).into_iter();
             let mut sum = of_all.next().unwrap();
             for other in of_all {
+                assert_eq!(sum.len(), other.len());
                 let each = sum.chunks_exact_mut(values.dtype.size()).zip(other.chunks_exact(values.dtype.size()));
                 each.for_each(|(sum, other)| match (values.dtype, &*sum) {
                     (DType::BF16, &[a, b]) => {
@@ -961,16 +1018,17 @@ mod tests {
         }
 
         fn gather(&self, own: &CubeTensor, all: &CubeTensor) {
-            write(all, &self.0.exchange(&bytes(own)).unwrap().concat());
+            write(all, &self.of_all(own).concat());
         }
     }
 
     impl Line for ByHost {
         fn relay(&self, room: &dyn Fn() -> CubeTensor, backwards: bool) -> Relay<'_> {
-            let (before, after) = (self.0.rank() > 0, self.0.rank() + 1 < self.0.world());
+            let (before, after) = (self.group.rank() > 0, self.group.rank() + 1 < self.group.world());
             let (comes, goes) = if backwards { (after, before) } else { (before, after) };
             let state = room();
-            let parallel::Relay { receive, send } = self.0.relay(state.meta.shape().num_elements(), backwards).unwrap();
+            let parallel::Relay { receive, send } =
+                self.group.relay(state.meta.shape().num_elements(), backwards).unwrap();
             let receive = move || {
                 let values = receive().unwrap();
                 write(&state, &values.iter().flat_map(|value| value.to_ne_bytes()).collect::<Vec<u8>>());
@@ -1043,12 +1101,27 @@ mod tests {
     #[test]
     fn parts_of_blocks_that_have_no_kernel_are_refused() {
         let mut config = four_heads();
-        assert_eq!(Mixed::check(&config, 4), Ok(()));
+        assert_eq!(weights::shared(&config.model, 4).unwrap(), config.model.part(4).unwrap());
         config.model.glu_dim = 392;
-        assert_eq!(Mixed::check(&config, 1), Ok(()));
-        let reason = Mixed::check(&config, 2).unwrap_err();
-        assert!(reason.ends_with("model.glu_dim is 196 for each of 2 ranks that share a block"), "{reason}");
-        assert!(Mixed::check(&config, 3).unwrap_err().contains("4 heads"));
+        assert_eq!(Mixed::check(&config), Ok(()));
+        assert!(weights::shared(&config.model, 1).is_ok());
+        let refused = |parts| weights::shared(&config.model, parts).unwrap_err().to_string();
+        let (of_two, of_three) = (refused(2), refused(3));
+        let end = "model.glu_dim is 196 for each of 2 GPUs that share a block";
+        assert!(of_two.starts_with("tensor_ranks: ") && of_two.ends_with(end), "{of_two}");
+        assert!(of_three.contains("4 heads"), "{of_three}");
+        let Some(device) = cuda_device("refused parts") else { return };
+        for precision in [Precision::Bf16, Precision::Auto] {
+            let shared = TrainConfig { precision, tensor_ranks: 2, ..config.clone() };
+            let started = |group: Arc<dyn parallel::Collective>| {
+                let team = Team::new(&group, &shared).unwrap();
+                let values = initial_shard(&shared.model, 3, &team.partition(&shared).places(0));
+                let error = super::super::start(&shared, &device, &group, Snapshot::fresh(values)).err();
+                group.leave(None);
+                error.unwrap().to_string()
+            };
+            assert!(together(2, started).iter().all(|error| *error == of_two), "{precision:?}");
+        }
     }
 
     #[test]
@@ -1061,7 +1134,7 @@ mod tests {
             let team = Team::new(&group, config).unwrap();
             let values = initial_shard(&config.model, 3, &team.partition(config).places(0));
             let shared = team.tensor.world() > 1;
-            let partners = shared.then(|| Box::new(ByHost(team.tensor.clone())) as Box<dyn Partners>);
+            let partners = shared.then(|| Box::new(ByHost::over(&team.tensor)) as Box<dyn Partners>);
             let links = Links { gpus: None, line: None, partners };
             let mut engine = Mixed::with(config, &device, team, Snapshot::fresh(values), links).unwrap();
             engine.step(&four_rows(1), 1e-3).unwrap();
@@ -1107,6 +1180,102 @@ mod tests {
         }
     }
 
+    /// The ways that ranks take who share what they have of a model: NCCL is there, with one rank in each group, and only the
+    /// sums over partners go over the host.
+    #[test]
+    #[allow(clippy::print_stderr)]
+    fn ranks_that_share_blocks_have_the_same_bits_with_every_sharding() {
+        type Made = (Outcome, Outcome, f64, Option<Vec<f32>>, Snapshot, u64);
+        let Some(device) = cuda_device("shared blocks, sharded") else { return };
+        if let Err(reason) = &cuda::libraries::find().collectives.found {
+            eprintln!("shared blocks, sharded: {reason}");
+            return;
+        }
+        // Norms are added up in pieces of each kind of sharding: they may not show in the step.
+        let optimizer = OptimizerConfig { clip_norm: 1e6, ..OptimizerConfig::default() };
+        let base = TrainConfig { tensor_ranks: 2, optimizer, ..four_heads() };
+        let configs: Vec<TrainConfig> = [GradientReduction::Float32, GradientReduction::Bf16]
+            .into_iter()
+            .flat_map(|gradient_reduction| [1, 2].map(|rounds| (gradient_reduction, rounds)))
+            .flat_map(|(gradient_reduction, rounds)| {
+                let mut config = TrainConfig {
+                    gradient_reduction,
+                    batch: 4 / rounds,
+                    gradient_accumulation: rounds,
+                    ..base.clone()
+                };
+                config.optimizer.moments = if rounds == 1 { Moments::Float32 } else { Moments::Bf16 };
+                Sharding::ALL.map(|sharding| TrainConfig { sharding, ..config.clone() })
+            })
+            .collect();
+        let run = |group: Arc<dyn parallel::Collective>| -> Vec<Made> {
+            let near = cuda::of(Tensor::<1>::zeros([8], &device));
+            let alone = Team::new(&Alone::shared(), &TrainConfig { tensor_ranks: 1, ..base.clone() }).unwrap();
+            let mut joined = None;
+            // One after the other: each is a group of its own.
+            for turn in 0..group.world() {
+                if turn == group.rank() {
+                    joined = Some(Arc::new(Gpus::join(&near, &alone).unwrap()));
+                }
+                group.exchange(&[]).unwrap();
+            }
+            let start = |config: &TrainConfig, snapshot: Snapshot| {
+                let team = Team::new(&group, config).unwrap();
+                let partners = ByHost { group: team.tensor.clone(), gpus: joined.clone() };
+                let links = Links { gpus: joined.clone(), line: None, partners: Some(Box::new(partners)) };
+                Mixed::with(config, &device, team, snapshot, links).unwrap()
+            };
+            let of = |config: &TrainConfig| {
+                let team = Team::new(&group, config).unwrap();
+                let values = initial_shard(&config.model, 3, &team.partition(config).places(0));
+                let mut engine = start(config, Snapshot::fresh(values));
+                engine.step(&four_rows(1), 1e-3).unwrap();
+                let (first, saved) = (engine.outcome().unwrap(), engine.snapshot().unwrap()().unwrap());
+                engine.step(&four_rows(2), 1e-3).unwrap();
+                let (second, last) = (engine.outcome().unwrap(), engine.snapshot().unwrap()().unwrap());
+                let held_out = engine.loss(&four_rows(3)).unwrap();
+                let logits = engine.reader().unwrap().map(|mut reader| reader.read(&[1, 2, 3]).unwrap());
+                let states = engine.state_bytes().unwrap();
+                drop(engine);
+                let mut again = start(config, saved);
+                again.step(&four_rows(2), 1e-3).unwrap();
+                assert_eq!((again.outcome().unwrap(), again.state_bytes().unwrap()), (second, states));
+                assert!(again.snapshot().unwrap()().unwrap() == last, "going on from a snapshot has the same bits");
+                (first, second, held_out, logits, last, states)
+            };
+            let made = configs.iter().map(of).collect();
+            drop(joined);
+            group.leave(None);
+            made
+        };
+        let ranks = together(2, run);
+        for (number, config) in configs.iter().enumerate() {
+            let what = format!(
+                "{:?}, {:?}, {} rounds",
+                config.sharding, config.gradient_reduction, config.gradient_accumulation
+            );
+            let [own, other] = [0, 1].map(|rank| &ranks[rank][number]);
+            assert_eq!((own.0, own.1, own.2), (other.0, other.1, other.2), "{what}");
+            // Of embedding and head both have the same bits.
+            let whole = |values: fn(&Snapshot) -> &Vec<f32>| {
+                put_together(config, 2, ranks.iter().map(|rank| values(&rank[number].4)))
+            };
+            let parts: [fn(&Snapshot) -> &Vec<f32>; 3] = [|made| &made.values, |made| &made.first, |made| &made.second];
+            for values in parts {
+                assert!(whole(values).iter().all(|value| value.is_finite()), "{what}");
+            }
+            // The first of its four kinds of sharding is `none`.
+            let none = number - number % Sharding::ALL.len();
+            eprintln!("{what}: loss {}, norm {}, held out {}, {} bytes", own.1.loss, own.1.grad_norm, own.2, own.5);
+            for rank in &ranks {
+                let (got, want) = (&rank[number], &rank[none]);
+                assert_eq!((got.0.loss, got.1.loss, got.2), (want.0.loss, want.1.loss, want.2), "{what}");
+                assert!((got.1.grad_norm / want.1.grad_norm - 1.0).abs() < 1e-6, "{what}");
+                assert!(got.3 == want.3 && got.4 == want.4, "{what}: the bits of `none`");
+            }
+        }
+    }
+
     #[test]
     #[allow(clippy::print_stderr)]
     fn ranks_that_share_blocks_and_rows_have_the_gradients_of_one() {
@@ -1118,8 +1287,7 @@ mod tests {
             // What ranks with the same part would add up is added below.
             (team.inner, team.outer) = (Alone::shared(), Alone::shared());
             let values = initial_shard(&config.model, 3, &team.partition(config).places(0));
-            let of =
-                |group: &Arc<dyn parallel::Collective>| (group.world() > 1).then(|| Box::new(ByHost(group.clone())));
+            let of = |group: &Arc<dyn parallel::Collective>| (group.world() > 1).then(|| Box::new(ByHost::over(group)));
             let links = Links {
                 gpus: None,
                 line: of(&team.sequence).map(|line| line as Box<dyn Line>),

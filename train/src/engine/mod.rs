@@ -21,6 +21,7 @@ use burn::tensor::Device;
 
 pub use decoder::Decoder;
 pub use mixed::Mixed;
+pub(crate) use weights::shared;
 
 use crate::config::{Moments, Precision, Recompute, TrainConfig};
 use crate::cuda::{self, profile::Span};
@@ -164,10 +165,10 @@ pub fn start(
             return Err(Error::config("precision", "bf16 needs a CUDA device; \"auto\" is float32 on the CPU"));
         }
         Precision::Bf16 => {
-            Mixed::check(config, team.tensor.world()).map_err(|reason| Error::config("precision", reason))?;
+            Mixed::check(config).map_err(|reason| Error::config("precision", reason))?;
             true
         }
-        Precision::Auto if is_cuda(device) => match Mixed::check(config, team.tensor.world()) {
+        Precision::Auto if is_cuda(device) => match Mixed::check(config) {
             Ok(()) => true,
             Err(reason) => {
                 tracing::warn!("training in float32, which is several times slower: {reason}");
@@ -177,6 +178,7 @@ pub fn start(
         Precision::Auto => false,
     };
     if mixed {
+        shared(&config.model, team.tensor.world())?;
         relay::check(config.sequence_length, team.sequence.world())
             .map_err(|reason| Error::config("sequence_ranks", reason))?;
         return Ok(Box::new(Mixed::new(config, device, team, snapshot)?));

@@ -347,6 +347,9 @@ pub(super) struct Reduction {
     everywhere: bool,
     /// What goes between the ranks is bf16.
     narrow: bool,
+    /// Two buckets in bf16 where they are made to be sent and not to be kept, which are used in turn.
+    narrowed: Option<[CubeTensor; 2]>,
+    next_narrowed: Cell<usize>,
     /// The gradient, of all or of own.
     kept: CubeTensor,
     keeps_all: bool,
@@ -369,16 +372,16 @@ struct Slots {
 }
 
 /// A reduction on its way.
+#[derive(Default)]
 struct Flight {
     sum: Option<Sum>,
     /// And over the ranks that share the blocks.
     of_partners: Option<Coming>,
+    /// The sum, where other ranks have the same and may have other bits of it.
+    level: Option<CubeTensor>,
     /// What arrived in bf16, and where it goes.
     widen: Option<(CubeTensor, CubeTensor)>,
 }
-
-/// Buckets in bf16 that may be on their way.
-const NARROW_FLIGHTS: usize = 2;
 
 impl Reduction {
     /// For steps of `rounds` micro batches on every rank.
@@ -408,17 +411,28 @@ impl Reduction {
             let sums = (0..room.buckets()).map(|bucket| Sums::new(plan, bucket, &room.bucket(&kept, bucket)));
             Place::Sums(sums.collect())
         };
-        let everywhere = sharding == Sharding::None;
-        Self { room: room.clone(), gpus, everywhere, narrow, kept, keeps_all, place, flying: RefCell::default() }
+        let narrowed = (narrow && !(apart && keeps_all)).then(|| [(); 2].map(|()| empty(room.largest(), DType::BF16)));
+        Self {
+            room: room.clone(),
+            gpus,
+            everywhere: sharding == Sharding::None,
+            narrow,
+            narrowed,
+            next_narrowed: Cell::new(0),
+            kept,
+            keeps_all,
+            place,
+            flying: RefCell::default(),
+        }
     }
 
-    /// Bytes of the gradients that are held here, and of those that are made bucket by bucket.
+    /// Bytes of the gradients that are held here, and of those that are made or sent bucket by bucket.
     pub(super) fn bytes(&self) -> u64 {
         let made = match &self.place {
             Place::Sums(_) => 0,
             Place::Slots(to) => to.slots.iter().map(cuda::bytes).sum(),
         };
-        cuda::bytes(&self.kept) + made
+        cuda::bytes(&self.kept) + made + self.narrowed.iter().flatten().map(cuda::bytes).sum::<u64>()
     }
 
     /// Forgets all sums, for the first micro batch of a step.
@@ -447,7 +461,8 @@ impl Reduction {
     }
 
     /// After the last gradient was added to the sums of a bucket: begins to add them up over the ranks; over `partners`, too, where
-    /// each has made but a part of the gradient of what they all have.
+    /// they all have the bucket and each has made a part of its gradient. That sum comes last: it is one sum for all
+    /// partners, while what went before may have been added up in another order beside each of them.
     pub(super) fn reduce(&self, bucket: usize, partners: Option<&dyn Partners>) {
         let (sums, made) = match &self.place {
             Place::Sums(sums) => (sums[bucket].clone(), self.room.bucket(&self.kept, bucket)),
@@ -461,7 +476,7 @@ impl Reduction {
         work.submit();
         let Some(gpus) = &self.gpus else {
             let flight =
-                |partners: &dyn Partners| Flight { sum: None, of_partners: Some(partners.add_up(&made)), widen: None };
+                |partners: &dyn Partners| Flight { of_partners: Some(partners.add_up(&made)), ..Flight::default() };
             self.flying.borrow_mut().extend(partners.map(flight));
             return;
         };
@@ -490,13 +505,20 @@ impl Reduction {
         let collective = if self.everywhere { Collective::AllReduce } else { Collective::ReduceScatter };
         let sum = Some(gpus.add_up(collective, &sent, &to));
         let of_partners = partners.map(|partners| partners.add_up(&to));
-        self.flying.borrow_mut().push_back(Flight { sum, of_partners, widen });
+        // Other ranks that have the same piece add up their own partners: three and more numbers maybe in another order. Of
+        // the embedding's all but one are zeros.
+        let orders = bucket > 0 && partners.is_some_and(|partners| partners.world() > 2);
+        let level = orders.then_some(to);
+        self.flying.borrow_mut().push_back(Flight { sum, of_partners, level, widen });
     }
 
-    /// A copy in bf16; few of them are there at once.
+    /// A copy in bf16, to be sent; two of them are there at once.
     fn narrowed(&self, made: &CubeTensor) -> CubeTensor {
-        self.land(NARROW_FLIGHTS - 1);
-        let narrow = cuda::empty(made, [made.meta.shape().num_elements()], DType::BF16);
+        // What was sent from this one has to be gone.
+        self.land(1);
+        let Some(slots) = &self.narrowed else { unreachable!("gradients that are sent in bf16 have their room") };
+        let next = self.next_narrowed.replace(1 - self.next_narrowed.get());
+        let narrow = first(&slots[next], made.meta.shape().num_elements());
         adamw::narrow(made, &narrow);
         narrow
     }
@@ -505,13 +527,17 @@ impl Reduction {
     fn land(&self, left: usize) {
         let mut flying = self.flying.borrow_mut();
         while flying.len() > left
-            && let Some(Flight { sum, of_partners, widen }) = flying.pop_front()
+            && let Some(Flight { sum, of_partners, level, widen }) = flying.pop_front()
         {
             if let Some(sum) = sum {
                 sum.wait(&self.kept);
             }
             if let Some(of_partners) = of_partners {
                 of_partners();
+            }
+            let level = self.gpus.as_ref().zip(level);
+            if let Some(ticket) = level.and_then(|(gpus, values)| gpus.level(&values, self.everywhere)) {
+                ticket.wait(&self.kept);
             }
             if let Some((from, to)) = widen {
                 adamw::widen(&from, &to);

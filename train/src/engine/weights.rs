@@ -4,6 +4,7 @@ use burn_cubecl::CubeDevice;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::block::{Gradients, Weights};
+use crate::Error;
 use crate::config::ModelConfig;
 use crate::cuda;
 use crate::ops::attention::decay::decay_rates;
@@ -32,6 +33,21 @@ pub(super) fn check(model: &ModelConfig) -> Result<(), String> {
         return Err(format!("bf16 needs heads of a multiple of 8 up to 256 channels (128 with LRPE), not {head}"));
     }
     Ok(())
+}
+
+/// What one of `parts` ranks that share the blocks has of `model` on a GPU, as a smaller model.
+///
+/// # Errors
+/// [`Error::Config`] where it cannot be divided so, or a part has no form in bf16.
+pub(crate) fn shared(model: &ModelConfig, parts: usize) -> Result<ModelConfig, Error> {
+    let part = model.part(parts)?;
+    if parts > 1 {
+        let refused = |reason: String| {
+            Error::config("tensor_ranks", format!("{reason} for each of {parts} GPUs that share a block"))
+        };
+        check(&part).map_err(refused)?;
+    }
+    Ok(part)
 }
 
 /// Where the parameters of a model, or of what one rank has of it, lie in its buckets, and what its blocks need besides them.

@@ -274,8 +274,8 @@ impl Gpus {
     }
 
     /// Lets neighbours connect, which NCCL does when they first send something, and for which it holds up the thread that asks
-    /// until the other asks too: now, where no other work waits behind it. And those that share blocks, which wait for each
-    /// other in all that follows.
+    /// until the other asks too: now, where no other work waits behind it. And those that share blocks: what an all-reduce of
+    /// so few values needs; NCCL chooses another way for many, and connects it when that is first gone.
     fn greet(&self, near: &CubeTensor) {
         if let Some(tensor) = &self.tensor {
             let values = cuda::empty(near, [8], DType::F32);
@@ -322,6 +322,29 @@ impl Gpus {
     pub fn add_up(&self, collective: cuda::Collective, from: &CubeTensor, to: &CubeTensor) -> Sum {
         let inner = self.inner.start(collective, from, to);
         Sum(inner, self.outer.as_ref().map(|outer| outer.start(cuda::Collective::AllReduce, to, to)))
+    }
+
+    /// Whether other ranks have the same shard.
+    pub fn has_copies(&self) -> bool {
+        self.outer.is_some()
+    }
+
+    /// Gives all ranks that have the same `values` as this one, with the same part of the blocks, the bits of the first of them:
+    /// those that share one copy where `everywhere`, else those that have the same shard. It is a sum of them and of
+    /// zeros, which is the same in any order. Nothing where there are no others.
+    ///
+    /// # Panics
+    /// As [`Communicator::start`].
+    #[track_caller]
+    pub fn level(&self, values: &CubeTensor, everywhere: bool) -> Option<Ticket> {
+        let alike = if everywhere { Some(&self.inner) } else { self.outer.as_ref() };
+        let alike = alike.filter(|alike| alike.world() > 1)?;
+        if alike.rank() > 0 {
+            let mut work = Work::near(values);
+            work.zero(values);
+            work.submit();
+        }
+        Some(alike.start(cuda::Collective::AllReduce, values, values))
     }
 
     /// The ranks that share each block with this one.
