@@ -146,14 +146,15 @@ fn every_stage_that_decides_on_documents_is_reported_and_reviewed() {
         assert!(line.starts_with("http://"), "{stage}: {line}");
     }
 
-    // Of two documents that both `filter` and `mix` kept, one is marked at both, the other at `mix` alone.
+    // Of two documents that every stage kept, one is marked at `filter` and `mix`, the other at `ingest` and `mix`.
     let sql = "select i.id, i.source from mix m join ingest i on m.ordinal = i.ordinal order by i.id limit 2";
     let kept = json_rows(&text(fulgurite().arg("sql").arg(&run).args([sql, "--json"])));
     let mark = |of: usize, stage: &str, said: &str| {
         let (id, source) = (&kept[of]["id"], &kept[of]["source"]);
         serde_json::json!({ "id": id, "stage": stage, "rule": null, "source": source, "mark": said })
     };
-    let marks = [mark(0, "filter", "keep"), mark(0, "mix", "drop"), mark(1, "mix", "drop")];
+    let stand = [mark(0, "filter", "keep"), mark(1, "ingest", "keep")];
+    let marks = [&stand[0], &stand[1], &mark(0, "mix", "drop"), &mark(1, "mix", "drop")];
     std::fs::create_dir_all(run.join("review")).unwrap();
     std::fs::write(run.join("review/marks.jsonl"), marks.map(|mark| format!("{mark}\n")).concat()).unwrap();
 
@@ -174,7 +175,7 @@ fn every_stage_that_decides_on_documents_is_reported_and_reviewed() {
         (0, &serde_json::Value::Null, 0)
     );
 
-    // What was marked at `mix` alone is unmarked where it is offered now, and in the figures of its own stage.
+    // What `filter` kept is marked where it was marked at `filter`, whatever other stages kept it, and figures are of one stage each.
     let figures: serde_json::Value =
         serde_json::from_str(&text(fulgurite().arg("review").arg(&run).args(["--summary", "--json"]))).unwrap();
     let figures = figures.as_array().unwrap();
@@ -188,7 +189,7 @@ fn every_stage_that_decides_on_documents_is_reported_and_reviewed() {
     let get = |path: &str| -> serde_json::Value {
         serde_json::from_str(&ask(address, &format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n"))).unwrap()
     };
-    assert_eq!(get("/marks")["marks"], serde_json::json!([mark(0, "filter", "keep")]));
+    assert_eq!(get("/marks")["marks"], serde_json::json!(stand));
     let documents = get("/documents");
     let documents = documents.as_array().unwrap();
     for kept in &kept {
